@@ -1,0 +1,1 @@
+"""Language-model pretraining in pure JAX: four objectives, one trunk."""

@@ -1,0 +1,70 @@
+"""The documents of a store as one long stream, never held in memory."""
+
+import numpy as np
+
+from lmjax.data.examples import draws
+from lmjax.data.examples.source import Store, sentences
+
+
+class Concatenation:
+    """Documents in the order drawn for (seed, split, epoch), one `eod` token with each.
+
+    Attributes:
+      starts: int64 [documents + 1], where each document begins in the stream, its
+        `eod` included; the last entry is the length of the stream.
+      order: int64 [documents], which document of the store comes where; empty documents
+        are left out and not counted.
+    """
+
+    def __init__(
+        self, store: Store, eod: int, *, eod_first: bool, seed: int, split: str, epoch: int
+    ) -> None:
+        """Lays out the stream; `eod_first` puts the token before the document, else after."""
+        self._tokens = np.asarray(store.tokens)
+        self._eod, self._eod_first = eod, eod_first
+        self._bounds, self._documents = sentences(store)
+        offsets = self._bounds[self._documents]
+        self.order = draws.generator(seed, split, epoch).permutation(len(offsets) - 1)
+        sizes = np.diff(offsets)[self.order] + 1
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        # Stream position minus this is the position in the store.
+        self._shift = self.starts[:-1] + eod_first - offsets[:-1][self.order]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def owners(self, start: int, stop: int) -> np.ndarray:
+        """Returns int64 [stop - start]: which document of `order` holds each position."""
+        low, high = np.searchsorted(self.starts, (start, stop - 1), side="right") - 1
+        inner = np.searchsorted(
+            self.starts[low + 1 : high + 1], np.arange(start, stop), side="right"
+        )
+        return low + inner
+
+    def read(self, start: int, stop: int, owners: np.ndarray | None = None) -> np.ndarray:
+        """Returns the tokens of the positions from start to stop: int32 [stop - start]."""
+        if owners is None:
+            owners = self.owners(start, stop)
+        positions = np.arange(start, stop)
+        # At the place of an `eod` the index is one off the document; any token will do.
+        text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(np.int32)
+        if self._eod_first:
+            text[positions == self.starts[owners]] = self._eod
+        else:
+            text[positions + 1 == self.starts[owners + 1]] = self._eod
+        return text
+
+    def sentence_starts(self) -> np.ndarray:
+        """Returns int64 [sentences]: where sentences begin; an `eod` after belongs to the last."""
+        counts = np.diff(self._documents)[self.order]
+        before = np.cumsum(counts) - counts
+        index = np.arange(counts.sum()) + np.repeat(
+            self._documents[:-1][self.order] - before, counts
+        )
+        return self._bounds[index] + np.repeat(self._shift, counts)
+
+
+def stream_length(store: Store) -> int:
+    """Returns the length of the stream of any order: all tokens and one per document."""
+    offsets = np.unique(store.document_token_offsets)
+    return int(offsets[-1] - offsets[0]) + len(offsets) - 1

@@ -1,0 +1,139 @@
+"""Pairs of segments as ELECTRA was trained on: no label, both from one text.
+
+The algorithm is that of google-research/electra, build_pretraining_dataset.py
+(`ExampleBuilder`).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from lmjax.data.examples import draws
+from lmjax.data.examples.source import (
+    Row,
+    Specials,
+    Store,
+    check_length,
+    check_probability,
+    check_rows,
+    chunk_ends,
+    pair_row,
+    sentences,
+)
+
+_SHORT, _TARGET, _SINGLE, _COIN = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElectraPairs:
+    """[CLS] A [SEP] B [SEP], or [CLS] A [SEP], from sentences that follow each other.
+
+    Sentences gather until they hold the target length; a document's end closes an
+    example early. A sentence joins A while it fits in half of the target; the first one
+    that does not still joins A with probability 0.5, else it opens B. As in the original, a
+    later sentence that is short enough to fit in A still returns to A, which reorders
+    the text a little. What exceeds `length` is lost. The original draws the target for
+    the next example, and so always makes the first example of a file full; here every
+    example draws its own.
+
+    Attributes:
+      length: tokens of a row, specials and padding included.
+      short_probability: probability of a target length uniform from 5 to `length`.
+      single_segment_probability: probability of an example without B.
+    """
+
+    length: int
+    short_probability: float = 0.05
+    single_segment_probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_length(self.length, 5, "[CLS] A [SEP] B [SEP]")
+        check_probability("short_probability", self.short_probability)
+        check_probability("single_segment_probability", self.single_segment_probability)
+
+    def source(
+        self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
+    ) -> "ElectraSource":
+        """Draws the table of all examples; see `lmjax.data.examples.source.Examples`.
+
+        Raises:
+          ConfigError: the corpus gives fewer examples than `rows`.
+        """
+        source = ElectraSource(self, store, vocabulary, draws.root(seed, split))
+        check_rows(len(source), rows)
+        return source
+
+
+class ElectraSource:
+    """Rows of tokens, segments, documents and positions."""
+
+    ordered = False
+
+    def __init__(
+        self, form: ElectraPairs, store: Store, vocabulary: Specials, root: np.ndarray
+    ) -> None:
+        self._form, self._vocabulary = form, vocabulary
+        self._tokens = np.asarray(store.tokens)
+        self._bounds, documents = sentences(store)
+        self._first, self._stop, self._target, keys = _chunks(form, self._bounds, documents, root)
+        self._single = draws.uniform(keys, _SINGLE) < form.single_segment_probability
+        self._coin = draws.uniform(keys, _COIN) < 0.5
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, index: int) -> Row:
+        index %= len(self)
+        bounds = self._bounds[self._first[index] : self._stop[index] + 1]
+        text = self._tokens[bounds[0] : bounds[-1]]
+        length = self._form.length
+        if self._single[index]:
+            first, second = text, text[:0]
+        else:
+            sizes = np.diff(bounds)
+            aim = (int(self._target[index]) - 3) // 2
+            in_first = np.repeat(split_sentences(sizes, aim, bool(self._coin[index])), sizes)
+            first, second = text[in_first], text[~in_first]
+        first = first[: length - 2]
+        second = second[: max(0, length - len(first) - 3)]
+        return pair_row(first, second, length, self._vocabulary)
+
+
+def split_sentences(sizes: np.ndarray, aim: int, coin: bool) -> np.ndarray:
+    """Returns bool [sentences]: which sentences, of `sizes` tokens, go to the first segment.
+
+    One coin is enough: a sentence that overflows the first segment either fills it, or
+    opens the second, and after both the coin is never asked again.
+    """
+    in_first = np.zeros(len(sizes), bool)
+    first = second = 0
+    for i, size in enumerate(sizes.tolist()):
+        if not first or first + size < aim or (not second and first < aim and coin):
+            in_first[i] = True
+            first += size
+        else:
+            second += size
+    return in_first
+
+
+def _chunks(
+    form: ElectraPairs, bounds: np.ndarray, documents: np.ndarray, root: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns first and last + 1 sentence, target length and key of every example, each [n]."""
+    lane = np.arange(len(documents) - 1)
+    keys = draws.fold_in(root, lane)
+    cursor, limit = documents[:-1], documents[1:]
+    found = [(lane[:0], cursor[:0], cursor[:0], cursor[:0], keys[:0])]
+    number = 0
+    while len(lane):
+        chunk = draws.fold_in(keys, number)
+        short = draws.uniform(chunk, _SHORT) < form.short_probability
+        target = np.where(short, draws.integers(chunk, _TARGET, 5, form.length), form.length)
+        stop = chunk_ends(bounds, cursor, target, limit)
+        found.append((lane, cursor, stop, target, chunk))
+        more = stop < limit
+        lane, cursor, limit, keys = lane[more], stop[more], limit[more], keys[more]
+        number += 1
+    lane, first, last, target, chunk = map(np.concatenate, zip(*found, strict=True))
+    order = np.argsort(lane, kind="stable")
+    return first[order], last[order], target[order], chunk[order]

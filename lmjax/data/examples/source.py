@@ -1,0 +1,148 @@
+"""What the forms of examples share: their interface, and reading sentences of a store."""
+
+from typing import Protocol
+
+import numpy as np
+
+from lmjax.errors import ConfigError
+
+Row = dict[str, np.ndarray]
+
+
+class Store(Protocol):
+    """The part of a token store that examples read; it holds no special token."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """uint16 or uint32 [tokens]."""
+
+    @property
+    def sentence_offsets(self) -> np.ndarray:
+        """int64 [sentences + 1] into tokens."""
+
+    @property
+    def document_offsets(self) -> np.ndarray:
+        """int64 [documents + 1] into sentences."""
+
+    @property
+    def document_token_offsets(self) -> np.ndarray:
+        """int64 [documents + 1] into tokens."""
+
+
+class Specials(Protocol):
+    """The part of a vocabulary that examples read: ids of the special tokens."""
+
+    @property
+    def pad(self) -> int: ...
+    @property
+    def cls(self) -> int: ...
+    @property
+    def sep(self) -> int: ...
+    @property
+    def eod(self) -> int: ...
+
+
+class Source(Protocol):
+    """Random access to rows. Row i is a pure function of (store, settings, seed, i).
+
+    `len(source)` rows make an epoch; row i >= len(source) belongs to the epoch
+    i // len(source), for which a source may have drawn anew. `ordered` says that rows
+    i, i + batch, i + 2 * batch, ... continue one another, so that they must not be shuffled.
+    """
+
+    ordered: bool
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class Examples(Protocol):
+    """A form of examples: a frozen dataclass of settings that makes a source."""
+
+    length: int
+
+    def source(
+        self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
+    ) -> Source:
+        """Makes the source; `rows` is the number of rows of a global batch."""
+
+
+def sentences(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sentences and documents of a store, the empty ones left out.
+
+    Returns:
+      bounds: int64 [sentences + 1]; sentence s is tokens[bounds[s]:bounds[s + 1]].
+      documents: int64 [documents + 1]; document d is the sentences documents[d] up to
+        documents[d + 1].
+    """
+    bounds = np.unique(store.sentence_offsets)
+    documents = np.searchsorted(bounds, np.unique(store.document_token_offsets))
+    return bounds, documents
+
+
+def chunk_ends(
+    bounds: np.ndarray, first: np.ndarray, target: np.ndarray | int, limit: np.ndarray
+) -> np.ndarray:
+    """Returns where chunks end that take sentences until they hold `target` tokens.
+
+    Args:
+      bounds: int64 [sentences + 1] into tokens.
+      first: int64 [n], first sentence of each chunk.
+      target: int64 [n] or int, >= 1.
+      limit: int64 [n], one past the last sentence the chunk may take.
+
+    Returns:
+      int64 [n], one past the last sentence taken; every chunk takes at least one.
+    """
+    return np.minimum(np.searchsorted(bounds, bounds[first] + target), limit)
+
+
+def check_length(length: int, least: int, why: str) -> None:
+    if length < least:
+        raise ConfigError(f"length: {length} is too short; {why} needs at least {least}")
+
+
+def check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}: {value} is no probability; give a number from 0 to 1")
+
+
+def check_rows(have: int, rows: int) -> None:
+    """Raises a ConfigError unless the corpus gives one batch."""
+    if have < rows:
+        raise ConfigError(
+            f"config.training.batch_size: the corpus has {have} examples of this length, fewer "
+            f"than a batch of {rows}; give a smaller batch_size or a larger corpus"
+        )
+
+
+def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Specials) -> Row:
+    """Lays out [CLS] first [SEP] second [SEP] padding; without second, [CLS] first [SEP].
+
+    Args:
+      first: [n] token ids.
+      second: [m] token ids, m may be 0.
+
+    Returns:
+      tokens, segments, documents, positions: int32 [length].
+    """
+    tokens = np.full(length, vocabulary.pad, np.int32)
+    segments = np.zeros(length, np.int32)
+    documents = np.zeros(length, np.int32)
+    end = len(first) + 2
+    tokens[0] = vocabulary.cls
+    tokens[1 : end - 1] = first
+    tokens[end - 1] = vocabulary.sep
+    if len(second):
+        start, end = end, end + len(second) + 1
+        tokens[start : end - 1] = second
+        tokens[end - 1] = vocabulary.sep
+        segments[start:end] = 1
+    documents[:end] = 1
+    positions = np.arange(length, dtype=np.int32)
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "documents": documents,
+        "positions": positions,
+    }

@@ -1,0 +1,136 @@
+"""Batches, from a source of rows, on grain."""
+
+from typing import Any
+
+import grain
+
+from lmjax.data.examples.source import Examples, Row, Source, Specials, Store
+from lmjax.errors import ConfigError
+
+
+class Loader:
+    """An endless iterator over this process's rows of every global batch.
+
+    The global batch i is a pure function of (store, examples, batch_size, seed, split, i),
+    whatever the number of processes and wherever the run was resumed; process p has its
+    rows [p * batch_size / process_count, (p + 1) * batch_size / process_count). Every epoch
+    is shuffled anew over the whole corpus, except the contiguous streams of
+    `SegmentStream`; a batch may hold the end of one epoch and the start of the next.
+
+    A batch is a dict of int32 arrays, leading axis batch_size / process_count; which
+    arrays depends on the form of the examples.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        store: Store,
+        vocabulary: Specials,
+        *,
+        batch_size: int,
+        seed: int,
+        split: str = "train",
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        """Prepares the examples.
+
+        Args:
+          batch_size: rows of a global batch.
+          seed: in [0, 2**32).
+          split: 'train', 'validation', ...: the same seed draws differently for each.
+          shuffle: whether rows are shuffled. Without it batches go through the source in
+            order; with one seed they are the same in every run, which is what evaluation
+            wants.
+
+        Raises:
+          ConfigError: a field out of range, or a corpus that gives less than one batch.
+        """
+        if batch_size < 1:
+            raise ConfigError(
+                f"config.training.batch_size: {batch_size} is not positive; give >= 1"
+            )
+        if batch_size % process_count:
+            raise ConfigError(
+                f"config.training.batch_size: {batch_size} rows cannot be shared by "
+                f"{process_count} processes; give a multiple"
+            )
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"config.seed: {seed} is out of range; give 0 to 2**32 - 1")
+        source = examples.source(store, vocabulary, seed=seed, split=split, rows=batch_size)
+        rows: grain.MapDataset = _Rows(source)
+        if shuffle and not source.ordered:
+            rows = rows.seed(seed).shuffle()
+        local = batch_size // process_count
+        rows = _Share(rows.repeat(), batch_size, process_index * local, local)
+        self._batches = rows.batch(local, drop_remainder=True)
+        self._batches_per_epoch = len(source) // batch_size
+        self._next = 0
+        self._iterator: Any = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole global batches of an epoch, at least 1."""
+        return self._batches_per_epoch
+
+    def batch_at(self, index: int) -> Row:
+        """Returns batch `index` without moving the iterator."""
+        return self._batches[index]
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Row:
+        if self._iterator is None:
+            options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+            self._iterator = iter(self._batches[self._next :].to_iter_dataset(options))
+        batch = next(self._iterator)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the position, fit for JSON; it holds for any number of processes."""
+        return {"next_batch": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Moves to a position that `get_state` returned, at once."""
+        self.close()
+        self._next = state["next_batch"]
+
+    def close(self) -> None:
+        """Stops the prefetching threads; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+class _Rows(grain.MapDataset):
+    """A source as grain's dataset, told the true index: grain's own wrapper takes it modulo."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._source[index]
+
+
+class _Share(grain.MapDataset):
+    """Of every `batch_size` rows, the `count` from `first` on."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, first: int, count: int) -> None:
+        super().__init__(parent)
+        self._batch_size, self._first, self._count = batch_size, first, count
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._count)
+        return self._parent[batch * self._batch_size + self._first + row]

@@ -1,0 +1,1 @@
+"""One compiled step and what stands around it: optimizer, mesh, checkpoints, reports."""

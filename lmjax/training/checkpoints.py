@@ -1,0 +1,180 @@
+"""Checkpoints of a run: the latest few, written in the background, never half.
+
+A thin wrapper of orbax. A checkpoint appears under its step only by an atomic rename, so
+a process killed while saving leaves the previous checkpoint as the latest one.
+"""
+
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from lmjax.errors import ConfigError
+
+_STATE = "state"
+_DATA = "data_state"
+
+
+class Checkpoints:
+    """The checkpoints in a directory, as a context manager.
+
+    The state is stored flat, under dotted names such as `params.trunk.embedding`, so that
+    a checkpoint does not depend on the classes the state is made of and a part of it can be
+    read alone.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
+        """Opens or creates `directory` and removes what killed saves have left there.
+
+        Args:
+          directory: holds one subdirectory a step.
+          keep: how many of the latest checkpoints stay.
+        """
+        if keep < 1:
+            raise ConfigError(f"config.training.checkpoints_to_keep: {keep} is not positive")
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(directory).absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._current: set[int] = set()  # steps on the disk that are of this very run
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data_state: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to save; returns once the arrays are copied, so they may be donated.
+
+        Saving a step twice does nothing the second time. A checkpoint of the same step
+        that an earlier run left, later than the one this run was restored from, is replaced.
+
+        Args:
+          step: updates made.
+          state: pytree of jax arrays; None stands for nothing.
+          data_state: position in the data, plain JSON.
+          metrics: stored beside it, plain numbers.
+        """
+        if step in self._current:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {_STATE: _flatten(state)},
+            force=True,
+            overwrite=step in self.steps(),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            custom_metadata={_DATA: dict(data_state)},
+        )
+        self._current.add(step)
+
+    def restore(
+        self, step: int | None, abstract_state: Any, partial: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reads a checkpoint onto any mesh.
+
+        Args:
+          step: which one; None takes the latest.
+          abstract_state: pytree of ShapeDtypeStructs whose shardings say where the arrays
+            go (or of arrays, whose own shardings do).
+          partial: take what `abstract_state` names and leave the rest, such as
+            `{"params": ...}` alone.
+
+        Returns:
+          The state, of the structure of `abstract_state`, and the data state.
+
+        Raises:
+          ConfigError: no such checkpoint, or its tensors are not those of `abstract_state`.
+        """
+        self.wait()
+        if step is None:
+            step = self.latest_step()
+        directory = self._checkpointer.directory
+        if step is None or step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise ConfigError(f"--workdir: {which} in {directory}; steps there: {known}")
+        wanted = {name: _placed(leaf) for name, leaf in _flatten(abstract_state).items()}
+        described = self._checkpointer.checkpointables_metadata(step)
+        _check_same_tensors(wanted, described.metadata[_STATE], f"{directory}/{step}", partial)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = partial
+        with context:
+            loaded = ocp.load_checkpointables(f"{directory}/{step}", {_STATE: wanted})[_STATE]
+        self._current = {known for known in self.steps() if known <= step}
+        treedef = jax.tree.structure(abstract_state)
+        state = jax.tree.unflatten(treedef, [loaded[name] for name in wanted])
+        return state, described.custom_metadata[_DATA]
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, ascending; with the one being saved."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def wait(self) -> None:
+        """Returns when the save in progress is on the disk; raises what went wrong in it."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits and releases the threads. Leaving without it may lose the last save."""
+        self._checkpointer.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Dotted path -> leaf, in the order of the leaves."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _check_same_tensors(
+    wanted: Mapping[str, Any], stored: Mapping[str, Any], where: str, partial: bool
+) -> None:
+    """Raises ConfigError naming the first tensor that differs."""
+    remedy = "it belongs to another config; restore it under its own, or use another --workdir"
+    for name, leaf in wanted.items():
+        if name not in stored:
+            raise ConfigError(f"config.model: checkpoint {where} has no tensor '{name}'; {remedy}")
+        shape, kept = _stored_shape(leaf), tuple(stored[name].shape)
+        if shape != kept:
+            raise ConfigError(
+                f"config.model: tensor '{name}' is {list(kept)} in checkpoint {where} and "
+                f"{list(shape)} in this config; {remedy}"
+            )
+    extra = [name for name in stored if name not in wanted]
+    if extra and not partial:
+        raise ConfigError(
+            f"config.model: checkpoint {where} has a tensor '{extra[0]}' "
+            f"that this config has not; {remedy}"
+        )
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The leaf as a shape with a sharding; without one it goes to the first device."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _stored_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape a leaf has on the disk, where typed random keys are plain integers."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return tuple(jax.eval_shape(jax.random.key_data, leaf).shape)
+    return tuple(leaf.shape)

@@ -1,0 +1,272 @@
+"""Optimizers as the papers had them, and the rule that says which parameters decay."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from lmjax.errors import ConfigError
+from lmjax.training.schedules import (
+    Schedule,
+    ScheduleName,
+    check_schedule,
+    make_schedule,
+)
+
+OptimizerName = Literal["adamw", "lamb", "adafactor", "lion", "muon"]
+DecayRule = Literal["papers", "matrices", "all", "none"]
+
+# Rank of the parameters of one layer; a stack of layers has its own axis in front.
+_RANK = {"kernel": 2, "embedding": 2, "bias": 1, "scale": 1}
+# XLNet's biases of relative attention: they hold "bias" in their names and decay all the
+# same (xlnet model_utils.py, AdamWeightDecayOptimizer.include_in_weight_decay).
+_DECAYED_BIASES = ("content_bias", "position_bias", "segment_bias")
+# Kernels thinner than this are the heads of a few classes: Adam's, not Muon's.
+_MUON_MIN_SIZE = 16
+# RMS of an AdamW update, to which Muon's is matched (Liu et al. 2025, section 2.2).
+_MUON_RMS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer with its schedule. The defaults are BERT's (Devlin et al. 2019, A.2).
+
+    Attributes:
+      learning_rate: the peak of the schedule.
+      name: `adamw`; `lamb` (You et al. 2020); `adafactor` (Shazeer and Stern 2018, with
+        steps relative to the parameters' scale); `lion` (Chen et al. 2023; take b2 = 0.99
+        and a learning rate 3 to 10 times smaller); `muon` (Jordan 2024, for the kernels,
+        scaled as AdamW's updates are, with AdamW for all else).
+      schedule: see `schedules.make_schedule`; so too the three fields that follow it.
+      b1, b2: decay of the first and second moment (adamw, lamb, lion, muon's AdamW).
+      epsilon: added to the root of the second moment, outside of the root.
+      bias_correction: divide the moments by 1 - b^t. BERT, XLNet and ELECTRA do not; GPT
+        and LAMB do. It matters in short fine-tuning runs (Mosbach et al. 2021).
+      weight_decay: added to the update as weight_decay * parameter, before the learning rate.
+      decay: which parameters decay. `papers`: all but norms and biases, embeddings and
+        XLNet's attention biases included; `matrices`: kernels and tables of embeddings
+        only (nanoGPT's "at least two axes"); `all`; `none`.
+      clip_norm: largest global norm of the gradient; 0 does not clip.
+      momentum: Muon's.
+    """
+
+    learning_rate: float
+    name: OptimizerName = "adamw"
+    schedule: ScheduleName = "linear"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+    decay_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-6
+    bias_correction: bool = False
+    weight_decay: float = 0.01
+    decay: DecayRule = "papers"
+    clip_norm: float = 1.0
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        for field, literal in (("name", OptimizerName), ("decay", DecayRule)):
+            value, known = getattr(self, field), typing.get_args(literal)
+            if value not in known:
+                raise ConfigError(f"{field}: '{value}' is not one of {', '.join(known)}")
+        check_schedule(
+            self.schedule,
+            self.learning_rate,
+            self.warmup_steps,
+            self.final_ratio,
+            self.decay_fraction,
+        )
+        for field in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"{field}: {getattr(self, field)} is not in [0, 1)")
+        if not self.epsilon > 0:
+            raise ConfigError(f"epsilon: {self.epsilon} is not positive")
+        for field in ("weight_decay", "clip_norm"):
+            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
+                raise ConfigError(f"{field}: {getattr(self, field)} is negative; 0 turns it off")
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params_shapes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """The gradient transformation, and the schedule inside it for reports.
+
+    Order: clip the global norm, scale by the moments, add the decay, (LAMB: times the trust
+    ratio,) times -learning rate.
+    Kernels of a stack of layers, [layers, in, out], are treated layer by layer wherever
+    an optimizer looks at a whole tensor (LAMB, Adafactor, Muon).
+
+    Args:
+      config: which optimizer.
+      steps: updates of the whole run, the N of the schedule.
+      params_shapes: nested dict of arrays or ShapeDtypeStructs, as `jax.eval_shape` gives.
+    """
+    schedule = make_schedule(
+        config.schedule,
+        config.learning_rate,
+        steps,
+        config.warmup_steps,
+        config.final_ratio,
+        config.decay_fraction,
+    )
+    parts = [_rescale(config, params_shapes)]
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay and config.decay != "none":
+        mask = decay_mask(params_shapes, config.decay)
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask))
+    if config.name == "lamb":
+        # The ratio is of update and decay together. Norms and biases take none, as in the
+        # authors' lamb_optimizer.py.
+        adapted = decay_mask(params_shapes, "papers")
+        parts.append(_layer_by_layer(optax.scale_by_trust_ratio(), params_shapes, only=adapted))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts), schedule
+
+
+def decay_mask(params: Any, rule: DecayRule) -> Any:
+    """Tree of bools like `params`: does the parameter decay under `rule`?"""
+
+    def decays(path: tuple[str, ...], leaf: Any) -> bool:
+        name = path[-1]
+        if rule in ("all", "none"):
+            return rule == "all"
+        if rule == "papers":
+            bias = name == "bias" or (name.endswith("_bias") and name not in _DECAYED_BIASES)
+            return not bias and name != "scale"
+        # By name before rank: a stack of layers gives its biases two axes.
+        if name == "bias" or name == "scale" or name.endswith("_bias"):
+            return False
+        return leaf.ndim >= 2
+
+    return _map_named(decays, params)
+
+
+def ema_update(ema: Any, params: Any, decay: float) -> Any:
+    """Exponential moving average of the parameters: decay * ema + (1 - decay) * params."""
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, params)
+
+
+class UncorrectedAdamState(NamedTuple):
+    """First and second moments, each like the parameters."""
+
+    mu: Any
+    nu: Any
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
+    """m / (sqrt(v) + epsilon), moments from zero and not corrected (BERT, optimization.py)."""
+
+    def init(params: Any) -> UncorrectedAdamState:
+        return UncorrectedAdamState(
+            mu=jax.tree.map(jnp.zeros_like, params),
+            nu=jax.tree.map(jnp.zeros_like, params),
+        )
+
+    def update(
+        gradients: Any, state: UncorrectedAdamState, params: Any = None
+    ) -> tuple[Any, UncorrectedAdamState]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return updates, UncorrectedAdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _rescale(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
+    """The optimizer proper, before decay and learning rate."""
+    if config.name == "lion":
+        return optax.scale_by_lion(config.b1, config.b2)
+    if config.name == "adafactor":
+        # optax.adafactor's parts, but for its decay, which is not times the learning rate.
+        adafactor = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        )
+        return _layer_by_layer(adafactor, params)
+    make_adam = optax.scale_by_adam if config.bias_correction else scale_by_uncorrected_adam
+    adam = make_adam(config.b1, config.b2, config.epsilon)
+    if config.name == "muon":
+        return _muon(config, adam, params)
+    return adam
+
+
+def _muon(
+    config: OptimizerConfig, adam: optax.GradientTransformation, params: Any
+) -> optax.GradientTransformation:
+    """Orthogonalised momentum for the kernels, `adam` for tables, norms, biases and heads."""
+
+    def dimensions(tree: Any) -> Any:
+        # Axes before the last two, the layers of a stack, are a batch of matrices.
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), tree)
+
+    def label(path: tuple[str, ...], leaf: Any) -> str:
+        matrix = path[-1] == "kernel" and leaf.ndim >= 2 and min(leaf.shape[-2:]) >= _MUON_MIN_SIZE
+        return "muon" if matrix else "adam"
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=dimensions),
+        _scale_to_rms(_MUON_RMS),
+    )
+    return optax.partition({"muon": muon, "adam": adam}, _map_named(label, params))
+
+
+def _scale_to_rms(rms: float) -> optax.GradientTransformation:
+    """Scales orthogonal matrices [..., in, out], of RMS 1/sqrt(max(in, out)), to `rms`."""
+
+    def scale(update: jax.Array) -> jax.Array:
+        return update * (rms * math.sqrt(max(update.shape[-2:])))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+
+
+def _layer_by_layer(
+    transformation: optax.GradientTransformation, params: Any, only: Any = None
+) -> optax.GradientTransformation:
+    """`transformation`, seeing each layer of a stack as a parameter of its own.
+
+    Args:
+      transformation: any that treats parameters one by one.
+      params: tree of shapes.
+      only: tree of bools; parameters marked False pass unchanged. None marks all True.
+    """
+
+    def label(path: tuple[str, ...], leaf: Any) -> str:
+        stacked = leaf.ndim > _RANK.get(path[-1], leaf.ndim)
+        return f"{leaf.shape[0]} layers" if stacked else "single"
+
+    labels = _map_named(label, params)
+    if only is not None:
+        labels = jax.tree.map(lambda name, yes: name if yes else "unchanged", labels, only)
+    transformations = {
+        name: _vmap(transformation) if name.endswith("layers") else transformation
+        for name in set(jax.tree.leaves(labels))
+    }
+    transformations["unchanged"] = optax.identity()
+    return optax.partition(transformations, labels)
+
+
+def _vmap(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Maps a transformation over the leading axis of all parameters."""
+    return optax.GradientTransformation(
+        jax.vmap(transformation.init), jax.vmap(transformation.update)
+    )
+
+
+def _map_named(function: Callable[[tuple[str, ...], Any], Any], tree: Any) -> Any:
+    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
+
+    def call(path: Any, leaf: Any) -> Any:
+        return function(tuple(str(getattr(key, "key", key)) for key in path), leaf)
+
+    return jax.tree_util.tree_map_with_path(call, tree)

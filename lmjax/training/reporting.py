@@ -1,0 +1,380 @@
+"""What a run leaves behind and shows: its directory, metrics, progress, plots."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import rich.console
+import rich.progress
+
+from lmjax.errors import ConfigError
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml-collections",
+    "numpy",
+    "grain",
+    "tensorflow-datasets",
+    "tokenizers",
+)
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class RunDirectory:
+    """A directory that belongs to one config.
+
+    Attributes:
+      path: the directory.
+      checkpoints: where its checkpoints go; made by whoever writes them.
+      continued: whether the directory held this run already.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        config: ml_collections.ConfigDict,
+        may_change: Sequence[str] = (),
+    ):
+        """Takes the directory for `config`, or finds that it is its own already.
+
+        Writes config.json (the resolved config) and versions.json. With several processes
+        only the first writes.
+
+        Args:
+          path: made when missing.
+          config: plain values.
+          may_change: dotted fields such as `training.steps` that may differ from those the
+            run was begun with.
+
+        Raises:
+          ConfigError: the directory belongs to another config, or cannot be written to.
+            Nothing is touched then.
+        """
+        self.path = pathlib.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        # Through JSON, so that it compares equal to what is read back.
+        resolved = json.loads(json.dumps(config.to_dict()))
+        self._refuse_unusable()
+        begun_with = self._read_config()
+        self.continued = begun_with is not None
+        if begun_with is not None:
+            self._refuse_other_config(_dotted(begun_with), _dotted(resolved), may_change)
+        if jax.process_index() == 0:
+            self._write("config.json", resolved)
+            self._write("versions.json", versions())
+
+    def _refuse_unusable(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--workdir: '{self.path}' is a file; give a directory")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir: cannot make '{self.path}' ({error.strerror}); use another --workdir"
+            ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise ConfigError(f"--workdir: '{self.path}' is not writable; use another --workdir")
+
+    def _read_config(self) -> dict[str, Any] | None:
+        file = self.path / "config.json"
+        if not file.exists():
+            for name in ("checkpoints", "metrics.jsonl"):
+                if (self.path / name).exists():
+                    raise ConfigError(
+                        f"--workdir: '{self.path}' holds {name} but no config.json; "
+                        "use another --workdir"
+                    )
+            return None
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ConfigError(
+                f"--workdir: '{file}' is no JSON ({error}); use another --workdir"
+            ) from error
+
+    def _refuse_other_config(
+        self, old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str]
+    ) -> None:
+        missing = "(absent)"
+        differing = [
+            name
+            for name in sorted({*old, *new})
+            if old.get(name, missing) != new.get(name, missing) and name not in may_change
+        ]
+        if differing:
+            shown = ", ".join(
+                f"config.{name}: {new.get(name, missing)!r}, was {old.get(name, missing)!r}"
+                for name in differing[:3]
+            )
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"{shown}{more}: '{self.path}' belongs to a run of another config; "
+                "use another --workdir"
+            )
+
+    def _write(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+        _write_atomically(self.path / name, text)
+
+
+def versions() -> dict[str, Any]:
+    """Everything about the programs and the machine that could explain a number."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["git_commit"] = _git_commit()
+    found["device_kind"] = jax.devices()[0].device_kind
+    found["device_count"] = jax.device_count()
+    found["process_count"] = jax.process_count()
+    found["started"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return found
+
+
+class MetricsWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard's event files.
+
+    One JSON object a line: step, split, time (seconds since 1970) and the metrics; null
+    where a number was not finite.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, step: int = 0):
+        """Opens the files of a run that goes on from `step`.
+
+        Lines of later steps, which a killed run wrote after its last checkpoint, are
+        dropped, so that the file has every step once; from step 0 all lines are.
+
+        Args:
+          directory: the run's.
+          step: updates made when the restored checkpoint was saved; 0 for a new run.
+        """
+        self._file = None
+        if jax.process_index() != 0:
+            return
+        from tensorboardX import SummaryWriter  # slow to import
+
+        path = pathlib.Path(directory) / "metrics.jsonl"
+        if path.exists():
+            kept = [_encode(line) for line in read_metrics(path) if line["step"] <= step and step]
+            _write_atomically(path, "".join(kept))
+        # Line buffered: a killed process loses no line it has written.
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else 0)
+
+    def write(self, step: int, metrics: Mapping[str, Any], split: str = "train") -> None:
+        """Writes one line. Numbers may be jax arrays; that waits for them."""
+        if self._file is None:
+            return
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._file.write(_encode({"step": step, "split": split, "time": time.time(), **numbers}))
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, or of the one in the directory `path`; null as NaN.
+
+    A last line that a killed process left unfinished is passed over.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        path = path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise
+        found.append({name: math.nan if v is None else v for name, v in values.items()})
+    return found
+
+
+class TrainingProgress:
+    """Shows how far training is: a bar on a terminal, else a line every 15 seconds.
+
+    Writes to stderr, from the first process only.
+    """
+
+    def __init__(self, total: int, description: str, start: int = 0):
+        """Shows `start` of `total` steps; the time left is reckoned from the steps since."""
+        self._total, self._description = total, description
+        self._start, self._step = start, start
+        self._began = self._last_line = time.monotonic()
+        self._quiet = jax.process_index() != 0
+        console = rich.console.Console(stderr=True)
+        self._bar: rich.progress.Progress | None = None
+        if console.is_terminal and not self._quiet:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.fields[report]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(description, total=total, completed=start, report="")
+
+    def update(
+        self,
+        step: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+    ) -> None:
+        """Reports that `step` updates are made."""
+        self._step = step
+        if self._quiet:
+            return
+        now = time.monotonic()
+        report = self._report(now, loss, tokens_per_second)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, report=report)
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES or step == self._total:
+            self._last_line = now
+            line = f"{self._description}: step {step}/{self._total}  {report}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def _report(self, now: float, loss: float | None, tokens_per_second: float | None) -> str:
+        parts = []
+        if loss is not None:
+            parts.append(f"loss {loss:.4f}")
+        if tokens_per_second is not None:
+            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+        done = self._step - self._start
+        if done > 0:
+            left = round((now - self._began) / done * (self._total - self._step))
+            parts.append(f"{datetime.timedelta(seconds=left)} left")
+        return "  ".join(parts)
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def plot_curves(
+    path: str | pathlib.Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    baselines: Mapping[str, float] = types.MappingProxyType({}),
+) -> None:
+    """Draws named curves into a PNG file.
+
+    Args:
+      path: of the file.
+      curves: name -> (x, y), equally long.
+      xlabel: what x is, with its unit.
+      ylabel: what y is, with its unit.
+      baselines: name -> level, dashed; one named as a curve takes that curve's colour.
+    """
+    # Without pyplot, whose global figures would outlive the call. Slow to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colors = {}
+    for name, (x, y) in curves.items():
+        (line,) = axes.plot(x, y, label=name, linewidth=1.8)
+        colors[name] = line.get_color()
+    for name, level in baselines.items():
+        label = None if name in curves else name
+        color = colors.get(name, "0.4")
+        axes.axhline(level, linestyle="--", linewidth=1.1, color=color, label=label)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    figure.savefig(str(path), dpi=150)
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> dotted name -> value."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this file is tracked in, `+` for local changes; else None."""
+    here = pathlib.Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

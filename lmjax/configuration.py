@@ -72,14 +72,19 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
         raise ConfigError(f"{where}.{error}") from error
 
 
-def build_typed(mapping: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Builds the dataclass that `mapping['type']` names by import path."""
+def resolve_type(mapping: Mapping[str, Any], where: str) -> type:
+    """The dataclass that `mapping['type']` names by import path."""
     if "type" not in mapping:
         raise ConfigError(f"{where}.type: missing; name a class by its import path")
     cls = resolve(mapping["type"], f"{where}.type")
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}.type: '{mapping['type']}' is not a dataclass")
-    return build(cls, mapping, where, **given)
+    return cls
+
+
+def build_typed(mapping: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Builds the dataclass that `mapping['type']` names by import path."""
+    return build(resolve_type(mapping, where), mapping, where, **given)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -1,0 +1,1 @@
+"""Configs: plain data, one file a family; `--config=configs/FILE.py:SIZE`."""

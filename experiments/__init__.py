@@ -1,0 +1,1 @@
+"""Programs that one runs: thin, they parse, call and print."""

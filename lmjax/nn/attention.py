@@ -1,0 +1,86 @@
+"""Scaled dot-product and multi-head self-attention (Vaswani et al. 2017 §3.2)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.layers import Dense, contract
+from lmjax.nn.trunk import TransformerConfig
+
+# Finite, so that a row in which everything is masked gives a mean and not NaN.
+MASKED_SCORE = -1e30
+
+PROBABILITIES, OUTPUT = 1, 2  # dropout sites
+
+
+def attention_weights(
+    scores: jax.Array, mask: jax.Array, rate: float, seeds: Seeds | None
+) -> jax.Array:
+    """Softmax in float32 of `scores` [batch, heads, queries, keys] where `mask` allows.
+
+    mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights.
+    """
+    scores = jnp.where(mask[:, None], scores.astype(jnp.float32), MASKED_SCORE)
+    return dropout(jax.nn.softmax(scores, axis=-1), rate, seeds, PROBABILITIES)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    *,
+    rate: float = 0.0,
+    seeds: Seeds | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """softmax(query key^T / sqrt(head_dim)) value.
+
+    Args:
+      query: [batch, queries, heads, head_dim].
+      key: [batch, keys, heads, head_dim]; value likewise.
+      mask: boolean, True = may attend, broadcasts to [batch, queries, keys].
+      rate: dropout on the weights, independent for each example and head.
+      dtype: of the operands of the products.
+
+    Returns:
+      [batch, queries, heads, head_dim] float32.
+    """
+    scores = contract("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, dtype)
+    weights = attention_weights(scores, mask, rate, seeds)
+    return contract("bhqk,bkhd->bqhd", weights, value, dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases: [batch, length, hidden_size] -> the same."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, seeds: Seeds | None) -> jax.Array:
+        c = self.config
+
+        def heads(name: str) -> jax.Array:
+            y = Dense(
+                c.heads * c.head_size, c.initializer(), dtype=c.compute_dtype, name=name
+            )(x)
+            return y.reshape(*x.shape[:-1], c.heads, c.head_size)
+
+        context = attention(
+            heads("query"),
+            heads("key"),
+            heads("value"),
+            mask,
+            rate=c.attention_dropout,
+            seeds=seeds,
+            dtype=c.compute_dtype,
+        )
+        output = Dense(
+            c.hidden_size,
+            c.residual_initializer(),
+            dtype=c.compute_dtype,
+            name="output",
+        )
+        y = output(context.reshape(*x.shape[:-1], -1))
+        return dropout(y, c.dropout, seeds, OUTPUT)

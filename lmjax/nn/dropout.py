@@ -1,0 +1,108 @@
+"""Dropout whose mask is a hash of (seed, step, example, site, index).
+
+A mask is recomputed in the backward pass, never stored, and costs a few integer
+operations that fuse into their neighbours. Because every example carries its own
+seed, the mask of an example does not depend on how the batch is split over devices
+or micro-batches, nor on where a run was interrupted.
+"""
+
+import functools
+from typing import Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_GOLDEN = np.uint32(0x9E3779B9)
+
+
+@flax.struct.dataclass
+class Seeds:
+    """What the dropout masks of one step derive from.
+
+    Attributes:
+      examples: [batch] uint32, one seed an example.
+      step: [] uint32, for what the whole batch shares.
+    """
+
+    examples: jax.Array
+    step: jax.Array
+
+    @classmethod
+    def of(cls, example_keys: jax.Array, step_key: jax.Array) -> Self:
+        """Seeds from typed PRNG keys, `example_keys` of shape [batch]."""
+        bits = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(example_keys)
+        return cls(examples=bits, step=jax.random.bits(step_key, (), jnp.uint32))
+
+    def fold(self, salt: jax.Array | int) -> Self:
+        """Seeds of a part: a layer by its index, a site within it by a constant."""
+        salt = jnp.asarray(salt, jnp.uint32) * _GOLDEN + np.uint32(1)
+        return self.replace(
+            examples=_mix(self.examples + salt), step=_mix(self.step + salt)
+        )
+
+
+def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
+    """Zeroes each element of `x` with probability `rate`, scales the rest by 1/(1-rate).
+
+    Args:
+      x: [batch, ...] float.
+      rate: probability of a zero, in [0, 1).
+      seeds: None leaves `x` as it is (evaluation).
+      salt: tells this site from the others of its layer.
+    """
+    if seeds is None or rate == 0.0:
+        return x
+    return _dropout(x, seeds.fold(salt).examples, rate)
+
+
+def shared_dropout(
+    x: jax.Array, rate: float, seeds: Seeds | None, salt: int
+) -> jax.Array:
+    """`dropout` for `x` without a batch axis: one mask for the whole batch."""
+    if seeds is None or rate == 0.0:
+        return x
+    return _dropout(x[None], seeds.fold(salt).step[None], rate)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dropout(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
+    return _apply(x, seeds, rate)
+
+
+def _forward(
+    x: jax.Array, seeds: jax.Array, rate: float
+) -> tuple[jax.Array, jax.Array]:
+    return _apply(x, seeds, rate), seeds
+
+
+def _backward(
+    rate: float, seeds: jax.Array, g: jax.Array
+) -> tuple[jax.Array, np.ndarray]:
+    return _apply(g, seeds, rate), np.zeros(seeds.shape, jax.dtypes.float0)
+
+
+_dropout.defvjp(_forward, _backward)
+
+
+def _apply(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
+    index = jnp.zeros((1, *x.shape[1:]), jnp.uint32)
+    stride = 1
+    for axis in range(x.ndim - 1, 0, -1):
+        index = index + jax.lax.broadcasted_iota(
+            jnp.uint32, index.shape, axis
+        ) * np.uint32(stride)
+        stride *= x.shape[axis]
+    bits = _mix(_mix(index * _GOLDEN) ^ seeds.reshape(-1, *[1] * (x.ndim - 1)))
+    keep = bits >= np.uint32(round(rate * 2**32))
+    return jnp.where(
+        keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype)
+    )
+
+
+def _mix(h: jax.Array) -> jax.Array:
+    """A bijective hash of uint32 with low bias (C. Wellons' lowbias32 constants)."""
+    h = (h ^ (h >> 16)) * np.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)
+    return h ^ (h >> 16)

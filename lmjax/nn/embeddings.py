@@ -1,0 +1,109 @@
+"""What turns token ids into the trunk's input, and hidden states back into logits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, contract, embedding_lookup
+from lmjax.nn.trunk import TransformerConfig
+
+EMBEDDING = 5  # dropout site
+
+
+class Table(nn.Module):
+    """An embedding table [rows, features] that can be read and, when tied, decoded with."""
+
+    rows: int
+    features: int
+    config: TransformerConfig
+    std: float = 0.0  # 0: the trunk's
+
+    def setup(self) -> None:
+        if self.std:
+            initializer = nn.initializers.normal(self.std)
+        else:
+            initializer = self.config.initializer()
+        self.embedding = self.param(
+            "embedding", initializer, (self.rows, self.features), jnp.float32
+        )
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids [...] -> [..., features]; an id outside of the table gives NaN."""
+        return embedding_lookup(self.embedding, ids)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """Scores of every row: [..., features] -> [..., rows], float32."""
+        flat = x.reshape(-1, x.shape[-1])
+        scores = contract("nd,vd->nv", flat, self.embedding, self.config.compute_dtype)
+        return scores.reshape(*x.shape[:-1], self.rows)
+
+
+class TextEmbeddings(nn.Module):
+    """Token + position + segment embeddings, with layer norm and dropout as in BERT.
+
+    Attributes:
+      features: embedding size (ELECTRA's may differ from the trunk's hidden size).
+      max_length: rows of the position table.
+      segment_types: rows of the segment table; 0 = none (GPT).
+      norm: layer normalisation of the sum (BERT yes, GPT no).
+      position_std: initial std of positions where it differs (GPT-2: 0.01); 0 = the trunk's.
+    """
+
+    config: TransformerConfig
+    vocab_size: int
+    features: int
+    max_length: int
+    segment_types: int
+    norm: bool
+    position_std: float = 0.0
+
+    def setup(self) -> None:
+        c = self.config
+        self.token = Table(self.vocab_size, self.features, c)
+        self.position = Table(self.max_length, self.features, c, std=self.position_std)
+        if self.segment_types:
+            self.segment = Table(self.segment_types, self.features, c)
+        if self.norm:
+            self.embedding_norm = LayerNorm(c.layer_norm_epsilon)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        seeds: Seeds | None,
+    ) -> jax.Array:
+        """tokens, segments, positions: [batch, length] int -> [batch, length, features]."""
+        x = self.token(tokens) + self.position(positions)
+        if self.segment_types:
+            x = x + self.segment(segments)
+        if self.norm:
+            x = self.embedding_norm(x)
+        return dropout(x, self.config.dropout, seeds, EMBEDDING)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[..., features] -> logits [..., vocab_size] with the token table."""
+        return self.token.decode(x)
+
+
+class PredictionTransform(nn.Module):
+    """dense -> activation -> layer norm before the tied decoder (BERT's masked LM head)."""
+
+    config: TransformerConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = Dense(self.features, c.initializer(), dtype=c.compute_dtype, name="dense")(
+            x
+        )
+        return LayerNorm(c.layer_norm_epsilon, name="norm")(
+            ACTIVATIONS[c.activation](x)
+        )
+
+
+def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rows of x [batch, length, features] at positions [batch, n] -> [batch, n, features]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,0 +1,137 @@
+"""Feed-forward, residual sublayers, the block, and the stack of blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.nn.attention import SelfAttention
+from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm
+from lmjax.nn.trunk import TransformerConfig
+
+ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
+
+
+class FeedForward(nn.Module):
+    """dense -> activation -> dense: [..., hidden_size] -> the same (Vaswani et al. §3.3)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seeds: Seeds | None) -> jax.Array:
+        c = self.config
+        inner = Dense(
+            c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="inner"
+        )
+        outer = Dense(
+            c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer"
+        )
+        y = ACTIVATIONS[c.activation](inner(x))
+        y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
+        return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
+
+
+def sublayer(
+    config: TransformerConfig,
+    norm: LayerNorm,
+    x: jax.Array,
+    f: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """norm(x + f(x)) for a post-norm trunk, x + f(norm(x)) for a pre-norm one."""
+    if config.norm == "post":
+        return norm(x + f(x))
+    return x + f(norm(x))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each a residual sublayer.
+
+    carry: [batch, length, hidden_size]; `layer` is the index of the block.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        layer: jax.Array,
+        per_layer: None,
+        mask: jax.Array,
+        seeds: Seeds | None,
+    ) -> tuple[jax.Array, None]:
+        c = self.config
+        if seeds is not None:
+            seeds = seeds.fold(layer)
+        attend = SelfAttention(c, name="attention")
+        feed_forward = FeedForward(c, name="feed_forward")
+        attention_norm = LayerNorm(c.layer_norm_epsilon, name="attention_norm")
+        feed_forward_norm = LayerNorm(c.layer_norm_epsilon, name="feed_forward_norm")
+        x = sublayer(c, attention_norm, x, lambda y: attend(y, mask, seeds))
+        x = sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds))
+        return x, None
+
+
+class Layers(nn.Module):
+    """`config.layers` blocks, one after the other, scanned or unrolled.
+
+    Attributes:
+      block: module class called as `block(config)(carry, layer, per_layer, *shared)`,
+        which returns (carry, output).
+    """
+
+    config: TransformerConfig
+    block: Any
+
+    @nn.compact
+    def __call__(self, carry: Any, per_layer: Any, *shared: Any) -> tuple[Any, Any]:
+        """Runs the blocks.
+
+        Args:
+          carry: what a block hands to the next.
+          per_layer: pytree of arrays with a leading axis [layers], or None.
+          *shared: the same for every block.
+
+        Returns:
+          (carry, outputs stacked on a leading axis [layers]).
+        """
+        c = self.config
+        block = (
+            nn.remat(self.block, prevent_cse=not c.scan_layers)
+            if c.remat
+            else self.block
+        )
+        indices = jnp.arange(c.layers, dtype=jnp.uint32)
+        if c.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, *[nn.broadcast] * len(shared)),
+                length=c.layers,
+            )
+            return scanned(c, name="layers")(carry, indices, per_layer, *shared)
+        outputs = []
+        for i in range(c.layers):
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+            carry, output = block(c, name=f"layer_{i}")(
+                carry, indices[i], mine, *shared
+            )
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+class Stack(nn.Module):
+    """The trunk: [batch, length, hidden_size] -> the same, with the final norm of 'pre'."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, seeds: Seeds | None) -> jax.Array:
+        x, _ = Layers(self.config, Block, name="blocks")(x, None, mask, seeds)
+        if self.config.norm == "pre":
+            x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)
+        return x

@@ -1,0 +1,106 @@
+"""The settings of a Transformer trunk, the same for every model and objective."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lmjax.errors import ConfigError
+from lmjax.nn.layers import Activation, Initializer, truncated_normal
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of Transformer blocks.
+
+    Attributes:
+      layers, hidden_size, heads, intermediate_size: L, H, A and the feed-forward size.
+      head_dim: size of a head; 0 = hidden_size / heads.
+      activation: of the feed-forward layer; 'gelu' is the error-function form.
+      norm: 'post' normalises after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
+        before each sublayer and once at the end (GPT-2).
+      layer_norm_epsilon: 1e-12 in BERT, XLNet and ELECTRA, 1e-5 in GPT-2.
+      dropout: on embeddings and on each sublayer's output.
+      attention_dropout: on the attention weights.
+      activation_dropout: after the activation (XLNet).
+      initial_distribution, initial_std: of all kernels and embeddings.
+      scale_residual_init: divides the initial std of each sublayer's last kernel by
+        sqrt(2 layers) (GPT-2 §2.3).
+      dtype: of the operands of matrix products; parameters, softmax, normalisation and
+        loss are float32 always.
+      scan_layers: one compiled block for all layers, parameters stacked on a leading
+        axis: compile time does not grow with depth. Off is faster on CPU.
+      remat: recompute a block's activations in the backward pass.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    intermediate_size: int
+    head_dim: int = 0
+    activation: Activation = "gelu_tanh"
+    norm: Literal["post", "pre"] = "post"
+    layer_norm_epsilon: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    initial_distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
+    initial_std: float = 0.02
+    scale_residual_init: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = False
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden_size", "heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}: must be at least 1, got {getattr(self, name)}"
+                )
+        if self.head_dim < 0:
+            raise ConfigError(f"head_dim: must not be negative, got {self.head_dim}")
+        if not self.head_dim and self.hidden_size % self.heads:
+            raise ConfigError(
+                f"heads: {self.heads} heads do not divide hidden_size={self.hidden_size};"
+                " choose a divisor or set head_dim"
+            )
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(
+                    f"{name}: must lie in [0, 1), got {getattr(self, name)}"
+                )
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.heads
+
+    @property
+    def compute_dtype(self) -> Any:
+        return jnp.dtype(self.dtype)
+
+    def initializer(self) -> Initializer:
+        if self.initial_distribution == "truncated_normal":
+            return truncated_normal(self.initial_std)
+        return nn.initializers.normal(self.initial_std)
+
+    def residual_initializer(self) -> Initializer:
+        if not self.scale_residual_init:
+            return self.initializer()
+        scaled = dataclasses.replace(
+            self, initial_std=self.initial_std * (2 * self.layers) ** -0.5
+        )
+        return scaled.initializer()
+
+    def forward_flops(self, queries: float, keys: float) -> float:
+        """FLOPs of the matrix products of one forward pass of one example.
+
+        A product of [m, k] and [k, n] counts 2 m k n.
+
+        Args:
+          queries: rows that go through the blocks.
+          keys: rows that a query attends to. Masked pairs are computed, so they count.
+        """
+        width = self.heads * self.head_size
+        per_row = 2 * self.hidden_size * (4 * width + 2 * self.intermediate_size)
+        return self.layers * queries * (per_row + 4 * keys * width)

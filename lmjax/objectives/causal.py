@@ -1,0 +1,60 @@
+"""Causal language modelling: GPT's objective."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.errors import ConfigError
+from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.nn.dropout import Seeds
+from lmjax.nn.masks import causal, same_document
+from lmjax.objectives.base import Batch, Objective, Scored, token_scores, weighted_sum
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class CausalLM(Objective):
+    """Each token from those before it in its document (Radford et al. 2018 eq. 1).
+
+    Attributes:
+      z_loss: weight of the mean square of the log normaliser, which keeps logits from
+        drifting (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
+    """
+
+    model: GptConfig
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ConfigError(f"z_loss: must not be negative, got {self.z_loss}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"z_loss": self.z_loss}
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        return Gpt(self.model).init(key, *self._inputs(batch))["params"]
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        logits = Gpt(self.model).apply({"params": params}, *self._inputs(batch), seeds)
+        # The last position has nothing to predict, nor has a document's last token.
+        logits, targets, documents = (
+            logits[:, :-1],
+            batch["tokens"][:, 1:],
+            batch["documents"],
+        )
+        weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
+        terms, metrics = token_scores("lm", logits, targets, weights, self.vocabulary)
+        if self.z_loss:
+            log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+            terms["z_loss"] = weighted_sum(jnp.square(log_z), weights)
+        return Scored(terms, metrics)
+
+    def forward_flops(self, length: int) -> float:
+        head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
+        return self.model.trunk.forward_flops(length, length) + head
+
+    def _inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        mask = same_document(batch["documents"]) & causal(batch["tokens"].shape[1])
+        return batch["tokens"], batch["positions"], mask

@@ -1,0 +1,96 @@
+"""Which tokens XLNet predicts, and in which order: one part of one example.
+
+A transcription of `_sample_mask` and `_local_perm` of the authors' data_utils.py into
+code that runs on the device; Yang et al. 2019 §2.3, §2.6 and App. A.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def choose_targets(
+    key: jax.Array,
+    starts_word: jax.Array,
+    count: int,
+    *,
+    spans: bool,
+    max_ngram: int,
+    alpha: int,
+) -> jax.Array:
+    """Exactly `count` positions of a part, as n-grams or as single tokens.
+
+    An n-gram is n pieces (the authors' code tests the start of a word only where the
+    n-gram begins; xlnet issue 220 calls this unintended but working). n is drawn with
+    p ~ 1/n; a context of alpha * n tokens is laid around it at a random offset; the
+    n-gram moves right to a start of a word, and the next context begins where this one
+    ends. What the n-grams leave of the quota is filled with single tokens uniformly.
+
+    Args:
+      starts_word: [size] bool.
+
+    Returns:
+      [size] bool.
+    """
+    size = starts_word.shape[0]
+    index = jnp.arange(size)
+    for_spans, for_rest = jax.random.split(key)
+    masked = jnp.zeros(size, bool)
+    if spans:
+        # Where the first start of a word at or after a position is; `size` = nowhere.
+        next_start = jax.lax.cummin(jnp.where(starts_word, index, size), reverse=True)
+        log_p = -jnp.log(jnp.arange(1.0, max_ngram + 1))
+
+        def draw(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            masked, cursor, taken, open_ = state
+            for_n, for_offset = jax.random.split(jax.random.fold_in(for_spans, i))
+            n = jnp.minimum(1 + jax.random.categorical(for_n, log_p), count - taken)
+            context = n * alpha
+            left = jax.random.randint(for_offset, (), 0, jnp.maximum(context, 1))
+            at = cursor + left
+            begin = jnp.where(at < size, next_start[jnp.minimum(at, size - 1)], size)
+            end = begin + n
+            # An n-gram that reaches the end of the part is given up, and so is the rest.
+            open_ &= (taken < count) & (cursor < size) & (end < size)
+            masked |= open_ & (index >= begin) & (index < end)
+            taken += jnp.where(open_, n, 0)
+            cursor = jnp.where(open_, end + context - left, cursor)
+            return masked, cursor, taken, open_
+
+        # Each n-gram with its context spans at least alpha + 1 tokens.
+        draws = min(count, size // (alpha + 1) + 1)
+        state = (masked, jnp.int32(0), jnp.int32(0), jnp.bool_(True))
+        masked = jax.lax.fori_loop(0, draws, draw, state)[0]
+    priority = jnp.where(masked, -1.0, jax.random.uniform(for_rest, (size,)))
+    return jnp.argsort(jnp.argsort(priority)) < count
+
+
+def factorization_order(key: jax.Array, size: int, perm_size: int) -> jax.Array:
+    """The place of each position in the order: [size] int, a permutation.
+
+    Blocks of `perm_size` come one after the other, each permuted alike (the authors
+    shuffle one block and repeat it).
+    """
+    order = jax.random.permutation(key, perm_size)
+    blocks = jnp.arange(0, size, perm_size)
+    return (blocks[:, None] + order[None, :]).reshape(size)
+
+
+def order_perm_mask(
+    order: jax.Array, is_masked: jax.Array, functional: jax.Array
+) -> jax.Array:
+    """Who must not see whom under a factorisation order. -> perm_mask [size, size] bool.
+
+    Tokens that are neither masked nor functional come first: all see them, and they see
+    no other kind. A target sees what comes before it in the order, itself not; functional
+    tokens (SEP, CLS) stand in the order too, see themselves and are never targets.
+
+    Args:
+      order: [size] int, place in the order.
+      is_masked: [size] bool.
+      functional: [size] bool.
+    """
+    plain = ~is_masked & ~functional
+    place = jnp.where(plain, -1, order)
+    targets = ~plain & ~functional
+    own_place = jnp.where(targets, place, place + 1)
+    return (own_place[:, None] <= place[None, :]) & ~plain[None, :]

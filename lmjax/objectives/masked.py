@@ -1,0 +1,135 @@
+"""Masked language modelling with sentence prediction: BERT's objective."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import ConfigError
+from lmjax.models.bert import BertConfig, BertForPreTraining
+from lmjax.nn.dropout import Seeds
+from lmjax.nn.masks import same_document
+from lmjax.objectives.base import (
+    Batch,
+    Objective,
+    Scored,
+    cross_entropy,
+    token_scores,
+    weighted_sum,
+)
+from lmjax.objectives.masking import Masking, choose, prediction_count, replace
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MaskedLM(Objective):
+    """BERT (Devlin et al. 2018 §3.1): mean masked-LM loss + mean sentence loss.
+
+    The masks are drawn anew in every step (RoBERTa's dynamic masking; the authors' data
+    has as many maskings as duplicates).
+
+    Attributes:
+      mask_rate: share of the tokens, specials counted, to predict.
+      max_predictions: prediction slots of an example (max_predictions_per_seq).
+      masking: 'token', 'whole_word' or 'span'.
+      mask_fraction, random_fraction: of the chosen, become [MASK] or a random token; the
+        rest stay as they are.
+      sentence_prediction: score `label` of the batch with the sentence head: NSP or SOP,
+        as the examples are made.
+    """
+
+    model: BertConfig
+    mask_rate: float = 0.15
+    max_predictions: int = 20
+    masking: Masking = "token"
+    mask_fraction: float = 0.8
+    random_fraction: float = 0.1
+    sentence_prediction: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mask_rate <= 1.0:
+            raise ConfigError(f"mask_rate: must lie in (0, 1], got {self.mask_rate}")
+        if self.max_predictions < 1:
+            raise ConfigError(
+                f"max_predictions: must be at least 1, got {self.max_predictions}"
+            )
+        if self.mask_fraction < 0 or self.random_fraction < 0:
+            raise ConfigError("mask_fraction: fractions must not be negative")
+        if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
+            raise ConfigError("mask_fraction: mask_fraction + random_fraction exceed 1")
+
+    @property
+    def network(self) -> BertForPreTraining:
+        return BertForPreTraining(self.model, sentence_head=self.sentence_prediction)
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        return self.network.init(key, *self._inputs(batch))["params"]
+
+    def corrupt(self, key: jax.Array, example: Batch) -> Batch:
+        """Adds `target_positions`, `targets`, `target_weights` [max_predictions]."""
+        for_choice, for_tokens = jax.random.split(key)
+        tokens, real = example["tokens"], example["documents"] > 0
+        vocabulary = self.vocabulary
+        chosen = choose(
+            for_choice,
+            self.masking,
+            candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
+            starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
+            count=prediction_count(real.sum(), self.mask_rate, self.max_predictions),
+            slots=self.max_predictions,
+        )
+        masked = replace(
+            for_tokens,
+            tokens,
+            chosen,
+            mask_token=vocabulary.mask,
+            vocab_size=vocabulary.size,
+            mask_fraction=self.mask_fraction,
+            random_fraction=self.random_fraction,
+        )
+        return {
+            **example,
+            "tokens": masked,
+            "target_positions": chosen.positions,
+            "targets": tokens[chosen.positions],
+            "target_weights": chosen.weights,
+        }
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        logits, sentence_logits = self.network.apply(
+            {"params": params}, *self._inputs(batch), seeds
+        )
+        terms, metrics = token_scores(
+            "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
+        )
+        if self.sentence_prediction:
+            label = batch["label"]
+            ones = jnp.ones(label.shape)
+            terms["sentence"] = weighted_sum(
+                cross_entropy(sentence_logits, label), ones
+            )
+            hits = jnp.argmax(sentence_logits, -1) == label
+            metrics["sentence_accuracy"] = weighted_sum(hits, ones)
+        return Scored(terms, metrics)
+
+    def forward_flops(self, length: int) -> float:
+        trunk, n = self.model.trunk, min(self.max_predictions, length)
+        hidden = trunk.hidden_size
+        head = 2 * n * hidden * (hidden + self.model.vocab_size)
+        pooler = 2 * hidden * (hidden + 2) if self.sentence_prediction else 0
+        return trunk.forward_flops(length, length) + head + pooler
+
+    def _inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+        if self.sentence_prediction and "label" not in batch:
+            raise ConfigError(
+                "config.objective.sentence_prediction: these examples have no sentence label;"
+                " set it to False, or use SegmentPairs with next_sentence='nsp' or 'sop'"
+            )
+        return (
+            batch["tokens"],
+            batch["segments"],
+            batch["positions"],
+            same_document(batch["documents"]),
+            batch["target_positions"],
+        )

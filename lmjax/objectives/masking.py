@@ -1,0 +1,192 @@
+"""Choosing what to mask, on the device, for one example."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Masking = Literal["token", "whole_word", "span"]
+
+# SpanBERT (Joshi et al. 2020 §3.1): span lengths in words, Geo(0.2) clipped at 10.
+SPAN_LENGTHS = np.arange(1, 11)
+SPAN_PROBABILITIES = 0.8 ** np.arange(10) / np.sum(0.8 ** np.arange(10))
+
+
+class Chosen(NamedTuple):
+    """Positions to predict, in a fixed number of slots.
+
+    Attributes:
+      positions: [slots] int32, ascending; 0 in slots that are not used.
+      weights: [slots] float32, 1 in used slots.
+      groups: [slots] int32, equal for positions whose corruption is drawn together.
+    """
+
+    positions: jax.Array
+    weights: jax.Array
+    groups: jax.Array
+
+
+def prediction_count(length: jax.Array, rate: float, slots: int) -> jax.Array:
+    """min(slots, max(1, round(length * rate))), ties to even as Python's round.
+
+    `create_masked_lm_predictions` of the authors' create_pretraining_data.py; `length`
+    counts the special tokens, padding not.
+    """
+    return jnp.clip(jnp.round(length * rate), 1, slots).astype(jnp.int32)
+
+
+def choose(
+    key: jax.Array,
+    masking: Masking,
+    candidates: jax.Array,
+    starts_word: jax.Array,
+    count: jax.Array,
+    slots: int,
+) -> Chosen:
+    """Chooses `count` candidates (fewer where there are fewer).
+
+    Args:
+      masking: 'token' (BERT), 'whole_word' (all pieces of a word or none, BERT's 2019
+        release) or 'span' (SpanBERT).
+      candidates: [length] bool, positions that may be chosen.
+      starts_word: [length] bool, the token begins a word.
+      count: [] int, the quota.
+      slots: the static bound of `count`.
+    """
+    if masking == "token":
+        taken = choose_tokens(key, candidates, count)
+        groups = jnp.arange(candidates.shape[0])
+    else:
+        # A candidate after anything that is none begins a word too.
+        before = jnp.concatenate([jnp.zeros(1, bool), candidates[:-1]])
+        words = jnp.cumsum(candidates & (starts_word | ~before)) - 1
+        if masking == "whole_word":
+            taken = choose_words(key, candidates, words, count)
+            groups = jnp.arange(candidates.shape[0])  # 80/10/10 is drawn for each piece
+        else:
+            taken, groups = choose_spans(key, candidates, words, count, slots)
+    return to_slots(taken, groups, slots)
+
+
+def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:
+    """Packs the positions where `taken` [length] holds into `slots` ascending slots."""
+    order = jnp.argsort(~taken, stable=True)[:slots]
+    used = taken[order]
+    positions = jnp.where(used, order, 0).astype(jnp.int32)
+    return Chosen(positions, used.astype(jnp.float32), groups[order].astype(jnp.int32))
+
+
+def choose_tokens(key: jax.Array, candidates: jax.Array, count: jax.Array) -> jax.Array:
+    """Each set of `count` candidates is as likely as any other. -> [length] bool."""
+    return candidates & (_ranks(key, candidates) < count)
+
+
+def choose_words(
+    key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Whole words in random order; one that would overflow the quota is passed over.
+
+    words: [length] int, the index of the word a candidate belongs to.
+    """
+    length = candidates.shape[0]
+    sizes = jnp.zeros(length, jnp.int32).at[words].add(candidates.astype(jnp.int32))
+    order = jnp.argsort(_ranks(key, sizes > 0))
+
+    def visit(taken: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = sizes[word]
+        take = (size > 0) & (taken + size <= count)
+        return taken + jnp.where(take, size, 0), take
+
+    _, takes = jax.lax.scan(visit, jnp.int32(0), order)
+    chosen = jnp.zeros(length, bool).at[order].set(takes)
+    return candidates & chosen[words]
+
+
+def choose_spans(
+    key: jax.Array,
+    candidates: jax.Array,
+    words: jax.Array,
+    count: jax.Array,
+    slots: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Spans of whole words until the quota is spent; the last one is cut to fit.
+
+    Joshi et al. 2020 §3.1 and the authors' PairWithSpanMaskingScheme: a length from the
+    clipped geometric distribution, an anchor drawn from what is not masked yet, from the
+    start of its word to the right; stops at what cannot be masked.
+
+    Returns:
+      taken [length] bool, and the index of the span each position belongs to.
+    """
+    length = candidates.shape[0]
+    index = jnp.arange(length)
+    count = jnp.minimum(count, candidates.sum())
+
+    def draw(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        key, taken, spans, number = state
+        key, for_length, for_anchor = jax.random.split(key, 3)
+        size = jax.random.choice(
+            for_length, SPAN_LENGTHS, p=jnp.asarray(SPAN_PROBABILITIES)
+        )
+        free = candidates & ~taken
+        anchor = jnp.argmax(jax.random.uniform(for_anchor, (length,)) * free)
+        first_word = words[anchor]
+        in_span = free & (words >= first_word) & (words < first_word + size)
+        # Words count candidates only; what lies between two of them ends the span.
+        gaps = jnp.cumsum(~candidates)
+        in_span &= gaps == gaps[anchor]
+        in_span &= jnp.cumsum(in_span) <= count - taken.sum()
+        return key, taken | in_span, jnp.where(in_span, number, spans), number + 1
+
+    def unspent(state: tuple[jax.Array, ...]) -> jax.Array:
+        _, taken, _, number = state
+        return (taken.sum() < count) & (number < slots)
+
+    state = (key, jnp.zeros(length, bool), index + slots, jnp.int32(0))
+    _, taken, spans, _ = jax.lax.while_loop(unspent, draw, state)
+    return taken, spans
+
+
+def replace(
+    key: jax.Array,
+    tokens: jax.Array,
+    chosen: Chosen,
+    *,
+    mask_token: int,
+    vocab_size: int,
+    mask_fraction: float,
+    random_fraction: float,
+) -> jax.Array:
+    """Puts [MASK], a random token or the token itself at the chosen positions.
+
+    Devlin et al. 2018 App. C.2: 80% / 10% / 10%. The random token is uniform over the
+    whole vocabulary, special tokens and the original included, as in the authors' code.
+
+    Args:
+      tokens: [length] int.
+
+    Returns:
+      [length] int.
+    """
+    for_kind, for_token = jax.random.split(key)
+    length = tokens.shape[0]
+    # One draw a group; groups are smaller than length + slots.
+    draws = jax.random.uniform(for_kind, (length + chosen.positions.shape[0],))
+    kind = draws[chosen.groups]
+    original = tokens[chosen.positions]
+    random = jax.random.randint(for_token, original.shape, 0, vocab_size)
+    new = jnp.where(
+        kind < mask_fraction,
+        mask_token,
+        jnp.where(kind < mask_fraction + random_fraction, random, original),
+    )
+    # Unused slots point past the end, where a scatter drops them.
+    where = jnp.where(chosen.weights > 0, chosen.positions, length)
+    return tokens.at[where].set(new.astype(tokens.dtype), mode="drop")
+
+
+def _ranks(key: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Rank of each candidate in a random order; the others come after them. [length] int."""
+    priority = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
+    return jnp.argsort(jnp.argsort(priority))

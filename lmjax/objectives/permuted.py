@@ -1,0 +1,173 @@
+"""Permutation language modelling: XLNet's objective."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import ConfigError
+from lmjax.models.xlnet import Xlnet, XlnetConfig
+from lmjax.nn.dropout import Seeds
+from lmjax.nn.masks import permutation, same_document
+from lmjax.objectives.base import Batch, Objective, Scored, token_scores
+from lmjax.objectives.factorization import (
+    choose_targets,
+    factorization_order,
+    order_perm_mask,
+)
+from lmjax.objectives.masking import to_slots
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PermutedLM(Objective):
+    """XLNet (Yang et al. 2019 eq. 3 and 5): targets in a random factorisation order.
+
+    An example of `length` is cut in two parts, the first `reuse_length` tokens and the
+    rest (or one part, when reuse_length = 0), each with its own targets and order; the
+    second part sees all of the first, the first nothing of the second. This is the
+    authors' data_utils.py, done on the device.
+
+    Attributes:
+      num_predict: targets of an example; 85 of 512 in the paper (K = 6). Shared between
+        the parts, the first takes the odd one.
+      reuse_length: tokens of the first part, whose states become memory (reuse_len).
+      perm_size: positions permuted together; parts longer than it are ordered block
+        after block, each by the same permutation (perm_size); 0 = the whole part.
+      spans: choose n-grams, p(n) ~ 1/n for n = 1..max_ngram, in a context of
+        alpha * n tokens; False: single tokens uniformly (Table 6, row 6).
+      max_ngram, alpha: 5 and 6 in the paper (beta = 1).
+    """
+
+    model: XlnetConfig
+    num_predict: int = 85
+    reuse_length: int = 0
+    perm_size: int = 0
+    spans: bool = True
+    max_ngram: int = 5
+    alpha: int = 6
+
+    def __post_init__(self) -> None:
+        if self.num_predict < 1:
+            raise ConfigError(
+                f"num_predict: must be at least 1, got {self.num_predict}"
+            )
+        if self.max_ngram < 1 or self.alpha < 1:
+            raise ConfigError("max_ngram: max_ngram and alpha must be at least 1")
+        if self.reuse_length < 0 or self.perm_size < 0:
+            raise ConfigError("reuse_length: lengths must not be negative")
+        if self.perm_size and self.reuse_length % self.perm_size:
+            raise ConfigError(
+                f"perm_size: {self.perm_size} does not divide reuse_length={self.reuse_length}"
+            )
+
+    @property
+    def network(self) -> Xlnet:
+        return Xlnet(self.model)
+
+    def parts(self, length: int) -> list[tuple[int, int]]:
+        """(tokens, targets) of each part of an example."""
+        if not self.reuse_length:
+            return [(length, self.num_predict)]
+        second = self.num_predict // 2
+        return [
+            (self.reuse_length, self.num_predict - second),
+            (length - self.reuse_length, second),
+        ]
+
+    def check_length(self, length: int) -> None:
+        for tokens, targets in self.parts(length):
+            if tokens < 1:
+                raise ConfigError(
+                    f"config.objective.reuse_length: {self.reuse_length} leaves nothing of"
+                    f" examples of config.data.examples.length={length}"
+                )
+            if targets >= tokens:
+                raise ConfigError(
+                    f"config.objective.num_predict: {targets} targets do not fit into a part of"
+                    f" {tokens} tokens; about a sixth of the length is usual"
+                )
+            if self.perm_size and tokens % self.perm_size:
+                raise ConfigError(
+                    f"config.objective.perm_size: {self.perm_size} does not divide a part of"
+                    f" {tokens} tokens"
+                )
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        mems = self.init_mems(batch["tokens"].shape[0])
+        return self.network.init(key, *self._inputs(batch, mems))["params"]
+
+    def init_mems(self, batch_size: int) -> Any:
+        return self.network.empty_mems(batch_size)
+
+    def corrupt(self, key: jax.Array, example: Batch) -> Batch:
+        """Adds `perm_mask` [length, length], `target_mapping`, `targets`, `target_weights`.
+
+        `perm_mask` is True where i must not see j; targets are [num_predict].
+        """
+        tokens, real = example["tokens"], example["documents"] > 0
+        vocabulary = self.vocabulary
+        functional = (tokens == vocabulary.sep) | (tokens == vocabulary.cls) | ~real
+        starts_word = jnp.asarray(np.asarray(vocabulary.starts_word))[tokens]
+        length = tokens.shape[0]
+        perm_mask = jnp.zeros((length, length), bool)
+        chosen, begin = [], 0
+        for part, (size, count) in enumerate(self.parts(length)):
+            for_targets, for_order = jax.random.split(jax.random.fold_in(key, part))
+            here = slice(begin, begin + size)
+            is_masked = choose_targets(
+                for_targets,
+                starts_word[here],
+                count,
+                spans=self.spans,
+                max_ngram=self.max_ngram,
+                alpha=self.alpha,
+            )
+            order = factorization_order(for_order, size, self.perm_size or size)
+            blind = order_perm_mask(order, is_masked, functional[here])
+            perm_mask = perm_mask.at[here, here].set(blind)
+            perm_mask = perm_mask.at[here, begin + size :].set(True)
+            chosen.append(is_masked & ~functional[here])
+            begin += size
+        slots = to_slots(jnp.concatenate(chosen), jnp.arange(length), self.num_predict)
+        return {
+            **example,
+            "perm_mask": perm_mask,
+            "target_mapping": slots.positions,
+            "targets": tokens[slots.positions],
+            "target_weights": slots.weights,
+        }
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        variables = {"params": params}
+        output, mems = self.network.apply(variables, *self._inputs(batch, mems), seeds)
+        logits = self.network.apply(variables, output, method="decode")
+        terms, metrics = token_scores(
+            "plm", logits, batch["targets"], batch["target_weights"], self.vocabulary
+        )
+        return Scored(terms, metrics, mems)
+
+    def forward_flops(self, length: int) -> float:
+        """Both streams; keys, values and encoded distances count once a row of them."""
+        trunk, memory = self.model.trunk, self.model.memory_length
+        keys, width = memory + length, trunk.heads * trunk.head_size
+        # forward_flops counts keys and values for each query row: right for the content
+        # stream; the query stream has none, the memory only them.
+        streams = trunk.forward_flops(length + self.num_predict, keys)
+        projections = 2 * trunk.hidden_size * width
+        extra = 2 * (memory - self.num_predict) * projections
+        by_distance = 2 * (length + self.num_predict) * (keys + length) * width
+        head = 2 * self.num_predict * trunk.hidden_size * self.model.vocab_size
+        return streams + trunk.layers * (extra + by_distance) + head
+
+    def _inputs(self, batch: Batch, mems: Any) -> tuple[Any, ...]:
+        return (
+            batch["tokens"],
+            batch["segments"],
+            permutation(batch["perm_mask"]) & same_document(batch["documents"]),
+            mems,
+            batch["target_mapping"],
+            batch.get("direction"),
+            self.reuse_length,
+        )

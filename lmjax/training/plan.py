@@ -1,0 +1,208 @@
+"""A config, read and checked whole before anything is computed."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from lmjax.configuration import build, build_typed, resolve_type
+from lmjax.data.examples import Examples
+from lmjax.data.store import DataConfig
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import ConfigError
+from lmjax.objectives.base import Objective
+from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
+from lmjax.training.optimizers import OptimizerConfig
+
+FIELDS = ("seed", "objective", "model", "data", "optimizer", "training", "mesh")
+
+# What a continued run may change: how long, and how often it looks up. The schedule knows
+# the number of steps, so a longer run continues on the schedule of the longer one.
+MAY_CHANGE = (
+    "training.steps",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.checkpoint_every",
+    "training.checkpoints_to_keep",
+    "mesh.data",
+    "data.cache_dir",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long to train, and when to look up.
+
+    Attributes:
+      steps: updates.
+      batch_size: examples of an update, over all devices and processes.
+      accumulation: micro-batches of an update; loss and gradient do not depend on it.
+      log_every, eval_every, checkpoint_every: in steps. The first and the last step are
+        always evaluated, the last is always saved; 0 = only these.
+      eval_batches: held-out batches of an evaluation, the same every time.
+      checkpoints_to_keep: how many of the latest checkpoints stay.
+      ema_decay: of a moving average of the parameters, evaluated instead of them; 0 = none.
+      max_loss_rise: stop when the mean loss of an interval exceeds this multiple of the
+        lowest so far; 0 = never.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    log_every: int = 50
+    eval_every: int = 0
+    eval_batches: int = 20
+    checkpoint_every: int = 0
+    checkpoints_to_keep: int = 2
+    ema_decay: float = 0.0
+    max_loss_rise: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "eval_batches",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}: must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("eval_every", "checkpoint_every", "max_loss_rise"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"{name}: must not be negative, got {getattr(self, name)}"
+                )
+        if self.checkpoints_to_keep < 1:
+            raise ConfigError("checkpoints_to_keep: must be at least 1")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay: must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run as typed parts.
+
+    `objective` has a stand-in vocabulary until the data is read; `vocab_size` is the
+    config's, 0 for the tokenizer's.
+    """
+
+    seed: int
+    data: DataConfig
+    examples: Examples
+    objective: Objective
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    mesh: jax.sharding.Mesh
+    vocab_size: int
+
+    def objective_for(self, vocabulary: Vocabulary) -> Objective:
+        """The objective over the tokenizer's real vocabulary.
+
+        Raises:
+          ConfigError: the tokenizer has ids that the model's token table has not.
+        """
+        model = self.objective.model
+        if 0 < self.vocab_size < vocabulary.size:
+            raise ConfigError(
+                f"config.model.vocab_size: {self.vocab_size} rows are too few for the"
+                f" tokenizer's {vocabulary.size} tokens; raise it, or 0 takes the tokenizer's"
+            )
+        size = self.vocab_size or vocabulary.size
+        model = dataclasses.replace(model, vocab_size=size)
+        return dataclasses.replace(self.objective, model=model, vocabulary=vocabulary)
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Reads every field of `config`; nothing is computed or written.
+
+    Raises:
+      ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
+        with another.
+    """
+    values = config.to_dict()
+    _check_fields(values)
+    seed = values["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"config.seed: must be an integer >= 0, got {seed!r}")
+    data = dict(values["data"])
+    if "examples" not in data:
+        raise ConfigError("config.data.examples: missing; name a form of examples")
+    examples = build_typed(data.pop("examples"), "config.data.examples")
+    data_config = build(DataConfig, data, "config.data")
+    training = build(TrainingConfig, values["training"], "config.training")
+    optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
+    if optimizer.warmup_steps > training.steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed"
+            f" config.training.steps={training.steps}; shorten the warmup"
+        )
+    wanted = values["model"].get("vocab_size", 0)
+    objective = make_objective(
+        values["objective"],
+        values["model"],
+        wanted or data_config.tokenizer.vocab_size,
+    )
+    objective.check_length(examples.length)
+    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
+    check_batch(training.batch_size, training.accumulation, mesh)
+    return Plan(
+        seed=seed,
+        data=data_config,
+        examples=examples,
+        objective=objective,
+        optimizer=optimizer,
+        training=training,
+        mesh=mesh,
+        vocab_size=wanted,
+    )
+
+
+def make_objective(
+    objective: Mapping[str, Any], model: Mapping[str, Any], vocab_size: int
+) -> Objective:
+    """The objective with a stand-in vocabulary of `vocab_size` tokens.
+
+    Enough to check a config and to count parameters and FLOPs without data.
+    """
+    ones = np.ones(vocab_size, bool)
+    stand_in = Vocabulary(
+        size=vocab_size,
+        pad=0,
+        unk=1,
+        cls=2,
+        sep=3,
+        mask=4,
+        eod=5,
+        special=~ones,
+        starts_word=ones,
+        log_frequency=np.full(vocab_size, -np.log(vocab_size), np.float32),
+    )
+    where = "config.objective"
+    cls = resolve_type(objective, where)
+    if not issubclass(cls, Objective):
+        raise ConfigError(
+            f"{where}.type: '{objective['type']}' is no lmjax.objectives.base.Objective"
+        )
+    model_config = build(typing.get_type_hints(cls)["model"], model, "config.model")
+    model_config = dataclasses.replace(model_config, vocab_size=vocab_size)
+    return build(cls, objective, where, model=model_config, vocabulary=stand_in)
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    for name in FIELDS:
+        if name not in values:
+            raise ConfigError(
+                f"config.{name}: missing; a config has {', '.join(FIELDS)}"
+            )
+    for name in values:
+        if name not in FIELDS:
+            raise ConfigError(
+                f"config.{name}: unknown; a config has {', '.join(FIELDS)}"
+            )

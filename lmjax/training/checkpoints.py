@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from lmjax.errors import ConfigError
@@ -64,7 +65,8 @@ class Checkpoints:
             return
         self._checkpointer.save_checkpointables_async(
             step,
-            {_STATE: _flatten(state)},
+            # orbax refuses arrays without elements; their shape says it all.
+            {_STATE: {name: leaf for name, leaf in _flatten(state).items() if leaf.size}},
             force=True,
             overwrite=step in self.steps(),
             metrics={name: float(value) for name, value in (metrics or {}).items()},
@@ -104,7 +106,13 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = partial
         with context:
-            loaded = ocp.load_checkpointables(f"{directory}/{step}", {_STATE: wanted})[_STATE]
+            loaded = ocp.load_checkpointables(
+                f"{directory}/{step}",
+                {_STATE: {name: leaf for name, leaf in wanted.items() if leaf.size}},
+            )[_STATE]
+        for name, leaf in wanted.items():
+            if not leaf.size:
+                loaded[name] = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         self._current = {known for known in self.steps() if known <= step}
         treedef = jax.tree.structure(abstract_state)
         state = jax.tree.unflatten(treedef, [loaded[name] for name in wanted])
@@ -151,6 +159,8 @@ def _check_same_tensors(
     """Raises ConfigError naming the first tensor that differs."""
     remedy = "it belongs to another config; restore it under its own, or use another --workdir"
     for name, leaf in wanted.items():
+        if name not in stored and not leaf.size:
+            continue
         if name not in stored:
             raise ConfigError(f"config.model: checkpoint {where} has no tensor '{name}'; {remedy}")
         shape, kept = _stored_shape(leaf), tuple(stored[name].shape)

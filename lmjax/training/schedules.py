@@ -61,10 +61,10 @@ def make_schedule(
     check_schedule(name, learning_rate, warmup_steps, final_ratio, decay_fraction)
     if steps < 1:
         raise ConfigError(f"config.training.steps: {steps} is not positive")
-    if 0 < steps <= warmup_steps and name not in ("constant", "inverse_sqrt"):
+    if steps < warmup_steps and name not in ("constant", "inverse_sqrt"):
         raise ConfigError(
-            f"config.optimizer.warmup_steps: {warmup_steps} leaves no step to train at full rate; "
-            f"take less than config.training.steps, {steps}"
+            f"config.optimizer.warmup_steps: {warmup_steps} exceeds config.training.steps, "
+            f"{steps}; shorten the warmup"
         )
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:

@@ -22,6 +22,7 @@ class State(NamedTuple):
     params: Any
     opt_state: Any
     ema: Any
+    mems: Any
     key: Any
 
 
@@ -35,7 +36,9 @@ def make_state(seed=0, width=8):
         "head": {"bias": jnp.asarray(draw(4), jnp.bfloat16)},
     }
     opt_state = OPTIMIZER.init(params)
-    return State(jnp.int32(seed), params, opt_state, None, jax.random.key(seed))
+    return State(
+        jnp.int32(seed), params, opt_state, None, jnp.zeros((2, 0, 4)), jax.random.key(seed)
+    )
 
 
 def abstract(state, sharding=None):

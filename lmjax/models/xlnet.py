@@ -96,7 +96,7 @@ class Xlnet(nn.Module):
           hidden states [batch, num_predict or length, hidden_size] after dropout, and
           the memory for the next segment, behind a stop_gradient.
         """
-        c, trunk = self.config, self.config.trunk
+        trunk = self.config.trunk
         batch, length = tokens.shape
         memory_length = 0 if mems is None else mems.shape[2]
         keys = memory_length + length

@@ -20,10 +20,8 @@ class Table(nn.Module):
     std: float = 0.0  # 0: the trunk's
 
     def setup(self) -> None:
-        if self.std:
-            initializer = nn.initializers.normal(self.std)
-        else:
-            initializer = self.config.initializer()
+        own = nn.initializers.normal(self.std) if self.std else None
+        initializer = own or self.config.initializer()
         self.embedding = self.param(
             "embedding", initializer, (self.rows, self.features), jnp.float32
         )

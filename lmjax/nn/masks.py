@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def padding(documents: jax.Array) -> jax.Array:
-    """No one sees padding. documents: [batch, key_length], 0 = padding -> [batch, 1, key_length]."""
+    """No one sees padding. documents: [batch, keys], 0 = padding -> [batch, 1, keys]."""
     return (documents > 0)[:, None, :]
 
 

@@ -169,7 +169,7 @@ def _split(tree: Any, parts: int, axis: int) -> Any:
     """
 
     def split(x: jax.Array) -> jax.Array:
-        shape = x.shape[:axis] + (x.shape[axis] // parts, parts) + x.shape[axis + 1 :]
+        shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
         return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
 
     return jax.tree.map(split, tree)
@@ -180,6 +180,6 @@ def _join(tree: Any, axis: int) -> Any:
 
     def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, 0, axis + 1)
-        return x.reshape(x.shape[:axis] + (-1,) + x.shape[axis + 2 :])
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
     return jax.tree.map(join, tree)

@@ -1,0 +1,130 @@
+"""GPT (Radford et al. 2018), GPT-2 (2019) and GPT-3 (Brown et al. 2020): causal LM.
+
+gpt1: paper §4.1: post-norm, 512 tokens, 64 sequences, Adam 2.5e-4, warmup 2000, cosine to 0,
+100 epochs of BooksCorpus (3.36M steps if it has 1.1B tokens, an estimate of
+this file, not of the paper).
+gpt2 sizes: architecture of the released code (pre-norm, 1024 tokens). The paper gives the
+batch (512 sequences) and no optimizer; learning rate, decay and betas are nanoGPT's
+reproduction of the 124M model (AdamW 6e-4 to 6e-5, betas 0.9 and 0.95, decay 0.1 of
+matrices, warmup 2000, 600k steps of 480 x 1024 tokens), for larger sizes GPT-3's rates.
+gpt3 sizes: Table 2.1 and App. B: 2048 tokens, 300B tokens in all, warmup 375M tokens, cosine
+to a tenth. Dense attention throughout (the paper alternates with banded sparse), the batch
+is not ramped up, and the cosine ends with the run (the paper's ends at 260B). Two rows of
+the printed table do not fit together: XL takes 16 heads of 128, 13B takes d = 5120.
+Documents are joined without a mask between them, as GPT-3 did; `SIZE,separate` keeps
+attention and positions inside documents.
+
+{COST}
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.command_line import size_of
+
+# layers, hidden size, heads, sequences a batch, learning rate
+GPT1 = {"gpt1": (12, 768, 12, 64, 2.5e-4)}
+GPT2 = {
+    "tiny": (2, 128, 2, 32, 1e-3),  # no paper's: for laptops
+    "mini": (4, 256, 4, 32, 1e-3),  # no paper's: for laptops
+    "small": (12, 768, 12, 480, 6e-4),
+    "medium": (24, 1024, 16, 512, 3e-4),
+    "large": (36, 1280, 20, 512, 2.5e-4),
+    "xl": (48, 1600, 25, 512, 2e-4),
+}
+GPT3 = {
+    "gpt3-small": (12, 768, 12, 256, 6e-4),
+    "gpt3-medium": (24, 1024, 16, 256, 3e-4),
+    "gpt3-large": (24, 1536, 16, 256, 2.5e-4),
+    "gpt3-xl": (24, 2048, 16, 512, 2e-4),
+    "gpt3-2.7b": (32, 2560, 32, 512, 1.6e-4),
+    "gpt3-6.7b": (32, 4096, 32, 1024, 1.2e-4),
+    "gpt3-13b": (40, 5120, 40, 1024, 1e-4),
+    "gpt3-175b": (96, 12_288, 96, 1600, 6e-5),
+}
+SIZES = GPT1 | GPT2 | GPT3
+
+
+def get_config(argument: str = "small") -> ConfigDict:
+    """The config of one size; see SIZES. `SIZE,separate` masks between documents."""
+    size, _, option = argument.partition(",")
+    size_of(("", "separate"), option)
+    layers, hidden, heads, batch, rate = SIZES[size_of(tuple(SIZES), size)]
+    first, third = size in GPT1, size in GPT3
+    laptop = size in ("tiny", "mini")
+    length = 512 if first else 2048 if third else 128 if laptop else 1024
+    tokens = batch * length
+    steps = 3_360_000 if first else 300 * 10**9 // tokens if third else 600_000
+    if laptop:
+        steps = 20_000
+    warmup = 375 * 10**6 // tokens if third else 2_000 if not laptop else 200
+    return ConfigDict(
+        {
+            "seed": 0,
+            "objective": {"type": "lmjax.objectives.causal.CausalLM", "z_loss": 0.0},
+            "model": {
+                "trunk": {
+                    "layers": layers,
+                    "hidden_size": hidden,
+                    "heads": heads,
+                    "intermediate_size": 4 * hidden,
+                    "activation": "gelu_tanh",
+                    "norm": "post" if first else "pre",
+                    "layer_norm_epsilon": 1e-5,
+                    "dropout": 0.1 if first else 0.0,
+                    "attention_dropout": 0.1 if first else 0.0,
+                    "initial_distribution": "normal",
+                    "initial_std": 0.02,
+                    "scale_residual_init": not first,
+                    "dtype": "float32",
+                    "scan_layers": layers >= 24,
+                    "remat": False,
+                },
+                "max_length": length,
+                "position_std": 0.0 if first else 0.01,
+            },
+            "data": {
+                "corpus": "pydocs",
+                "validation_corpus": "",
+                "text_feature": "text",
+                "tokenizer": {
+                    "path": "",
+                    "kind": "bpe",
+                    "vocab_size": 8_192 if laptop else 40_478 if first else 50_257,
+                    "lowercase": False,
+                },
+                "examples": {
+                    "type": "lmjax.data.examples.Packed",
+                    "length": length,
+                    "across_documents": option != "separate",
+                },
+                "cache_dir": "",
+            },
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": rate,
+                "schedule": "cosine",
+                "warmup_steps": warmup,
+                "final_ratio": 0.0 if first else 0.1,
+                "b1": 0.9,
+                "b2": 0.999 if first else 0.95,
+                "epsilon": 1e-8,
+                "bias_correction": True,
+                "weight_decay": 0.01 if first else 0.1,
+                "decay": "matrices",
+                "clip_norm": 1.0,
+            },
+            "training": {
+                "steps": steps,
+                "batch_size": batch,
+                "accumulation": 1,
+                "log_every": 50,
+                "eval_every": 1_000,
+                "eval_batches": 20,
+                "checkpoint_every": 1_000,
+                "checkpoints_to_keep": 2,
+                "ema_decay": 0.0,
+                "max_loss_rise": 2.0,
+            },
+            "mesh": {"data": -1},
+        }
+    )

@@ -1,0 +1,124 @@
+"""What every program does around its work: flags, errors in one line, exit codes.
+
+Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from lmjax.errors import ConfigError
+from lmjax.training.devices import tune_host_memory
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run: FILE.py or FILE.py:SIZE; any field as --config.field=value."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Parses the flags, runs `main`, and exits."""
+    tune_host_memory()
+    # XLA's C++ side logs to stderr, in the middle of a progress bar.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    from lmjax.training.loop import DivergedError
+
+    try:
+        main()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except DivergedError as error:
+        _fail(str(error), 3)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues from the last checkpoint", 130)
+
+
+def config() -> ConfigDict:
+    """The config of --config with its overrides.
+
+    Raises:
+      ConfigError: none was given, or its file cannot be read.
+    """
+    value = CONFIG.value
+    if value is None:
+        raise ConfigError("--config: missing; give one, such as --config=configs/bert.py:tiny")
+    if not isinstance(value, ConfigDict):
+        path = _argument("config") or ""
+        raise ConfigError(f"--config: cannot read '{path.split(':')[0]}'; is the path right?")
+    return value
+
+
+def workdir() -> str:
+    """The value of --workdir.
+
+    Raises:
+      ConfigError: it was not given.
+    """
+    if not WORKDIR.value:
+        raise ConfigError("--workdir: missing; give a directory for the run, such as runs/bert")
+    return WORKDIR.value
+
+
+def size_of(sizes: Sequence[str], wanted: str) -> str:
+    """The size that a config file was asked for after the colon, checked."""
+    if wanted not in sizes:
+        raise ConfigError(f"--config: no size '{wanted}'; sizes: {', '.join(sizes)}")
+    return wanted
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """flags.FLAGS(argv), with every mistake told in one line that names the field."""
+    try:
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS.is_parsed() and len(rest) > 1:
+            _fail(f"'{rest[1]}': not a flag; flags look like --config.field=value", 2)
+        return rest
+    except AttributeError as error:
+        _fail(_unknown_field(argv, error), 2)
+    except flags.Error as error:
+        _fail(_last_line(error), 2)
+    except (ValueError, TypeError, OSError) as error:
+        _fail(_last_line(error), 2)
+    raise AssertionError
+
+
+def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+    """Names the override that no field answers to; ml_collections names its last part."""
+    for argument in argv:
+        path = argument.lstrip("-").split("=")[0]
+        name = path.split(".")[-1]
+        if path.startswith("config.") and f"'{name}'" in str(error).replace('"', "'"):
+            hint = ""
+            if "Did you mean" in str(error):
+                meant = str(error).split('Did you mean "')[1].split('"')[0]
+                hint = f"; did you mean '{meant}'?"
+            return f"{path}: unknown field{hint}"
+    return _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of a message that says something; ml_collections appends tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[-1] if lines else type(error).__name__
+    return message.removeprefix("lmjax.errors.ConfigError: ")
+
+
+def _argument(name: str) -> str | None:
+    for argument in sys.argv[1:]:
+        if argument.lstrip("-").startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -34,10 +34,10 @@ class CausalLM(Objective):
         return {"z_loss": self.z_loss}
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        return Gpt(self.model).init(key, *self._inputs(batch))["params"]
+        return Gpt(self.model).init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        logits = Gpt(self.model).apply({"params": params}, *self._inputs(batch), seeds)
+        logits = Gpt(self.model).apply({"params": params}, *self.inputs(batch), seeds)
         # The last position has nothing to predict, nor has a document's last token.
         logits, targets, documents = (
             logits[:, :-1],
@@ -55,6 +55,6 @@ class CausalLM(Objective):
         head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
         return self.model.trunk.forward_flops(length, length) + head
 
-    def _inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         mask = same_document(batch["documents"]) & causal(batch["tokens"].shape[1])
         return batch["tokens"], batch["positions"], mask

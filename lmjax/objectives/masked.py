@@ -64,7 +64,7 @@ class MaskedLM(Objective):
         return BertForPreTraining(self.model, sentence_head=self.sentence_prediction)
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self._inputs(batch))["params"]
+        return self.network.init(key, *self.inputs(batch))["params"]
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `target_positions`, `targets`, `target_weights` [max_predictions]."""
@@ -98,7 +98,7 @@ class MaskedLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         logits, sentence_logits = self.network.apply(
-            {"params": params}, *self._inputs(batch), seeds
+            {"params": params}, *self.inputs(batch), seeds
         )
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
@@ -120,7 +120,7 @@ class MaskedLM(Objective):
         pooler = 2 * hidden * (hidden + 2) if self.sentence_prediction else 0
         return trunk.forward_flops(length, length) + head + pooler
 
-    def _inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         if self.sentence_prediction and "label" not in batch:
             raise ConfigError(
                 "config.objective.sentence_prediction: these examples have no sentence label;"

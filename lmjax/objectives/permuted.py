@@ -96,7 +96,7 @@ class PermutedLM(Objective):
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         mems = self.init_mems(batch["tokens"].shape[0])
-        return self.network.init(key, *self._inputs(batch, mems))["params"]
+        return self.network.init(key, *self.inputs(batch, mems))["params"]
 
     def init_mems(self, batch_size: int) -> Any:
         return self.network.empty_mems(batch_size)
@@ -141,7 +141,7 @@ class PermutedLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         variables = {"params": params}
-        output, mems = self.network.apply(variables, *self._inputs(batch, mems), seeds)
+        output, mems = self.network.apply(variables, *self.inputs(batch, mems), seeds)
         logits = self.network.apply(variables, output, method="decode")
         terms, metrics = token_scores(
             "plm", logits, batch["targets"], batch["target_weights"], self.vocabulary
@@ -161,7 +161,7 @@ class PermutedLM(Objective):
         head = 2 * self.num_predict * trunk.hidden_size * self.model.vocab_size
         return streams + trunk.layers * (extra + by_distance) + head
 
-    def _inputs(self, batch: Batch, mems: Any) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch, mems: Any) -> tuple[Any, ...]:
         return (
             batch["tokens"],
             batch["segments"],

@@ -64,7 +64,7 @@ class ReplacedTokenDetection(Objective):
         return Electra(self.model)
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self._inputs(batch))["params"]
+        return self.network.init(key, *self.inputs(batch))["params"]
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `original`, `target_*` [max_predictions] and the `sampling_key`."""
@@ -100,15 +100,13 @@ class ReplacedTokenDetection(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         variables, network = {"params": params}, self.network
-        logits = network.apply(
-            variables, *self._inputs(batch), seeds, method="generate"
-        )
+        logits = network.apply(variables, *self.inputs(batch), seeds, method="generate")
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         tokens = sample_replacements(logits, batch)
         replaced = tokens != batch["original"]
-        _, segments, positions, mask, _ = self._inputs(batch)
+        _, segments, positions, mask, _ = self.inputs(batch)
         detected = network.apply(
             variables, tokens, segments, positions, mask, seeds, method="discriminate"
         )
@@ -138,7 +136,7 @@ class ReplacedTokenDetection(Objective):
         total += 2 * n * features * (generator.hidden_size + c.vocab_size)
         return total + 2 * length * c.trunk.hidden_size * (c.trunk.hidden_size + 1)
 
-    def _inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         return (
             batch["tokens"],
             batch["segments"],

@@ -10,4 +10,11 @@ from lmjax.data.examples.pairs import SegmentPairs
 from lmjax.data.examples.source import Examples, Source
 from lmjax.data.examples.stream import SegmentStream
 
-__all__ = ["ElectraPairs", "Examples", "Packed", "SegmentPairs", "SegmentStream", "Source"]
+__all__ = [
+    "ElectraPairs",
+    "Examples",
+    "Packed",
+    "SegmentPairs",
+    "SegmentStream",
+    "Source",
+]

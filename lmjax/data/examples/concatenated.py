@@ -17,7 +17,14 @@ class Concatenation:
     """
 
     def __init__(
-        self, store: Store, eod: int, *, eod_first: bool, seed: int, split: str, epoch: int
+        self,
+        store: Store,
+        eod: int,
+        *,
+        eod_first: bool,
+        seed: int,
+        split: str,
+        epoch: int,
     ) -> None:
         """Lays out the stream; `eod_first` puts the token before the document, else after."""
         self._tokens = np.asarray(store.tokens)
@@ -41,13 +48,17 @@ class Concatenation:
         )
         return low + inner
 
-    def read(self, start: int, stop: int, owners: np.ndarray | None = None) -> np.ndarray:
+    def read(
+        self, start: int, stop: int, owners: np.ndarray | None = None
+    ) -> np.ndarray:
         """Returns the tokens of the positions from start to stop: int32 [stop - start]."""
         if owners is None:
             owners = self.owners(start, stop)
         positions = np.arange(start, stop)
         # At the place of an `eod` the index is one off the document; any token will do.
-        text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(np.int32)
+        text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(
+            np.int32
+        )
         if self._eod_first:
             text[positions == self.starts[owners]] = self._eod
         else:

@@ -56,7 +56,12 @@ class PackedSource:
         # Prefetching threads read across the end of an epoch: two of them are kept.
         self._epoch = functools.lru_cache(maxsize=2)(
             lambda epoch: Concatenation(
-                store, vocabulary.eod, eod_first=True, seed=seed, split=split, epoch=epoch
+                store,
+                vocabulary.eod,
+                eod_first=True,
+                seed=seed,
+                split=split,
+                epoch=epoch,
             )
         )
 

@@ -57,7 +57,9 @@ class SegmentPairs:
         check_length(self.length, 5, "[CLS] A [SEP] B [SEP]")
         check_probability("short_probability", self.short_probability)
         if self.duplicates < 1:
-            raise ConfigError(f"duplicates: {self.duplicates} passes make no data; give 1 or more")
+            raise ConfigError(
+                f"duplicates: {self.duplicates} passes make no data; give 1 or more"
+            )
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
@@ -100,7 +102,10 @@ class PairSource:
         index %= len(self)
         (a, a_stop), (b, b_stop) = self.table.first[index], self.table.second[index]
         row = pair_row(
-            self._tokens[a:a_stop], self._tokens[b:b_stop], self._form.length, self._vocabulary
+            self._tokens[a:a_stop],
+            self._tokens[b:b_stop],
+            self._form.length,
+            self._vocabulary,
         )
         if self._form.next_sentence != "none":
             row["label"] = np.asarray(self.table.label[index], np.int32)
@@ -152,7 +157,11 @@ class _Chunks:
 
 
 def _chunks(
-    form: SegmentPairs, bounds: np.ndarray, documents: np.ndarray, root: np.ndarray, room: int
+    form: SegmentPairs,
+    bounds: np.ndarray,
+    documents: np.ndarray,
+    root: np.ndarray,
+    room: int,
 ) -> _Chunks:
     """Walks all documents of all passes in step, one chunk of each at a time.
 
@@ -186,8 +195,12 @@ def _chunks(
         number += 1
     if not found:
         empty = np.zeros(0, np.int64)
-        return _Chunks(empty, empty, empty, empty, empty, empty > 0, empty, empty.astype(np.uint64))
-    lane, first, split, stop, random, target, chunk = map(np.concatenate, zip(*found, strict=True))
+        return _Chunks(
+            empty, empty, empty, empty, empty, empty > 0, empty, empty.astype(np.uint64)
+        )
+    lane, first, split, stop, random, target, chunk = map(
+        np.concatenate, zip(*found, strict=True)
+    )
     order = np.argsort(lane, kind="stable")
     lane = lane[order]
     return _Chunks(
@@ -223,7 +236,9 @@ def _random_segments(
     return np.stack([bounds[start], bounds[stop]], axis=1)
 
 
-def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray) -> None:
+def _truncate(
+    first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray
+) -> None:
     """Cuts pairs, in place, to `room` tokens together.
 
     The original cuts one token at a time from the longer segment (from the second where
@@ -242,7 +257,9 @@ def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray
         ranges[:, 1] = ranges[:, 0] + kept
 
 
-def kept_lengths(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def kept_lengths(
+    first: np.ndarray, second: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lengths left when the longer (the second if equal) is cut until both fit."""
     kept = np.minimum(first, np.maximum((room + 1) // 2, room - second))
     return kept, np.minimum(second, room - kept)

@@ -1,0 +1,202 @@
+"""The embedded corpus: docstrings of the standard library and of installed packages.
+
+It needs no download and ships no text: every Python has it. What it holds depends on the
+versions that are installed, which the name of the built dataset therefore spells out.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pathlib
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from lmjax.progress import track
+
+# Packages beyond the standard library, by import name; those not installed are left out.
+PACKAGES = (
+    "absl",
+    "array_record",
+    "etils",
+    "flax",
+    "fsspec",
+    "google",
+    "grain",
+    "huggingface_hub",
+    "jax",
+    "matplotlib",
+    "ml_collections",
+    "numpy",
+    "optax",
+    "orbax",
+    "packaging",
+    "PIL",
+    "pygments",
+    "rich",
+    "scipy",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "tokenizers",
+    "treescope",
+)
+_SKIPPED_DIRECTORIES = {
+    "test",
+    "tests",
+    "testing",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+}
+_SHORTEST = 10  # words; less says little
+_SPLITS = {"train": range(0, 96), "validation": range(96, 98), "test": range(98, 100)}
+
+
+def split_of(name: str) -> str:
+    """The split of a qualified name: 96% train, 2% validation, 2% test, by a hash of it."""
+    bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
+    return next(split for split, buckets in _SPLITS.items() if bucket in buckets)
+
+
+class Pydocs(tfds.core.GeneratorBasedBuilder):
+    """Docstrings, each with its package and qualified name.
+
+    Built without TensorFlow. The config's name is a hash of the Python version and of the
+    versions of the packages: other versions make another dataset, never a stale one.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self, *, packages: Sequence[str] = PACKAGES, stdlib: bool = True, **kwargs: Any
+    ) -> None:
+        """Chooses what to read.
+
+        Args:
+          packages: import names; those that are not installed are left out.
+          stdlib: whether the standard library is read.
+          **kwargs: of tfds.core.GeneratorBasedBuilder, such as data_dir.
+        """
+        self._roots = dict(_roots(packages, stdlib))
+        tag = fingerprint(self._roots)
+        config = tfds.core.BuilderConfig(name=f"installed-{tag}", version=self.VERSION)
+        super().__init__(file_format="array_record", config=config, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            disable_shuffling=True,  # the order of the sources is the order of documents
+            features=tfds.features.FeaturesDict(
+                {
+                    "text": tfds.features.Text(),
+                    "package": tfds.features.Text(),
+                    "name": tfds.features.Text(),
+                    "id": np.int64,
+                }
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: Any
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        del dl_manager  # nothing is downloaded
+        documents: dict[str, list[tuple[str, str, str]]] = {
+            split: [] for split in _SPLITS
+        }
+        seen: set[str] = set()
+        for package, name, text in collect(self._roots):
+            if text not in seen:
+                seen.add(text)
+                documents[split_of(name)].append((package, name, text))
+        return {
+            split: self._generate_examples(found) for split, found in documents.items()
+        }
+
+    def _generate_examples(
+        self, documents: Sequence[tuple[str, str, str]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, (package, name, text) in enumerate(documents):
+            yield i, {"text": text, "package": package, "name": name, "id": i}
+
+
+def fingerprint(roots: dict[str, pathlib.Path]) -> str:
+    """12 hex digits that change with Python's version and with any package's."""
+    installed = importlib.metadata.packages_distributions()
+    lines = [sys.version, f"{_SHORTEST}"]
+    for package in roots:
+        versions = [
+            importlib.metadata.version(d)
+            for d in sorted(set(installed.get(package, [])))
+        ]
+        lines.append(f"{package} {versions}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def collect(roots: dict[str, pathlib.Path]) -> Iterator[tuple[str, str, str]]:
+    """(package, qualified name, docstring) of everything that has one, in a fixed order.
+
+    Sources are parsed, never imported: nothing of them runs.
+
+    Args:
+      roots: package or module -> its directory or file.
+    """
+    files = [
+        (package, root, file)
+        for package, root in roots.items()
+        for file in ([root] if root.is_file() else sorted(root.rglob("*.py")))
+        if not _SKIPPED_DIRECTORIES & set(file.relative_to(root.parent).parts[:-1])
+    ]
+    for package, root, file in track(files, "reading docstrings", len(files)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # of the sources: invalid escapes and the like
+                tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError, OSError, RecursionError):
+            continue  # templates and sources of other Python versions
+        parts = file.relative_to(root.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for name, node in _documented(tree, module):
+            text = ast.get_docstring(node, clean=False)
+            if not text:
+                continue
+            text = inspect.cleandoc(text).encode("utf-8", "replace").decode()
+            if len(text.split()) >= _SHORTEST:
+                yield package, name, text
+
+
+def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:
+    yield name, node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _documented(child, f"{name}.{child.name}")
+
+
+def _roots(packages: Sequence[str], stdlib: bool) -> Iterator[tuple[str, pathlib.Path]]:
+    if stdlib:
+        library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        for name in sorted(sys.stdlib_module_names):
+            for root in (library / name, library / f"{name}.py"):
+                if name not in _SKIPPED_DIRECTORIES and root.exists():
+                    yield name, root
+    for name in sorted(packages):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        if spec is None:
+            continue
+        if spec.submodule_search_locations:
+            for location in list(spec.submodule_search_locations)[:1]:
+                yield name, pathlib.Path(location)
+        elif spec.origin and spec.origin.endswith(".py"):
+            yield name, pathlib.Path(spec.origin)

@@ -1,0 +1,277 @@
+"""Token ids on disk: computed once, kept under a content hash, memory-mapped."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from lmjax.data import sentences
+from lmjax.data.corpora import Corpus, cache_directory, open_corpus
+from lmjax.data.tokenizers import (
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    train_tokenizer,
+)
+from lmjax.errors import ConfigError
+from lmjax.progress import track
+
+_VERSION = 1  # of the file format
+_MANIFEST = "manifest.json"
+_DOCUMENTS_A_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which text, in which tokens.
+
+    Attributes:
+      corpus: 'pydocs', a path or glob of text files, or a TFDS name; see `open_corpus`.
+      validation_corpus: the same, read whole as held-out text; '' takes the corpus's own.
+      text_feature: the TFDS feature that holds the text.
+      tokenizer: trained on the training split, or loaded.
+      cache_dir: where prepared data is kept; '' = $LMJAX_CACHE or ~/.cache/lmjax.
+    """
+
+    corpus: str = "pydocs"
+    validation_corpus: str = ""
+    text_feature: str = "text"
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    cache_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStore:
+    """The token ids of one split, without special tokens.
+
+    Attributes:
+      tokens: uint16 or uint32 [tokens].
+      sentence_offsets: int64 [sentences + 1] into tokens.
+      document_offsets: int64 [documents + 1] into sentences.
+      document_token_offsets: int64 [documents + 1] into tokens.
+      counts: int64 [vocabulary], how often each id occurs.
+      bytes, words: of the text: UTF-8 bytes, and words between white space.
+      fingerprint: of the text, the tokenizer and the rule that makes sentences.
+    """
+
+    tokens: np.ndarray
+    sentence_offsets: np.ndarray
+    document_offsets: np.ndarray
+    document_token_offsets: np.ndarray
+    counts: np.ndarray
+    bytes: int
+    words: int
+    fingerprint: str
+
+    @classmethod
+    def open(cls, directory: pathlib.Path) -> Self | None:
+        """The store in `directory`, or None where it is missing or not whole."""
+        try:
+            manifest = json.loads((directory / _MANIFEST).read_text())
+            for name, size in manifest["sizes"].items():
+                if (directory / name).stat().st_size != size:
+                    return None
+        except (OSError, ValueError, KeyError):
+            return None
+
+        def array(name: str, dtype: str) -> np.ndarray:
+            if not manifest["sizes"][name]:
+                return np.zeros(0, dtype)
+            return np.memmap(directory / name, dtype, "r")
+
+        offsets = array("sentence_offsets", "int64")
+        documents = array("document_offsets", "int64")
+        return cls(
+            tokens=array("tokens", manifest["dtype"]),
+            sentence_offsets=offsets,
+            document_offsets=documents,
+            document_token_offsets=np.asarray(offsets)[documents],
+            counts=np.asarray(array("counts", "int64")),
+            bytes=manifest["bytes"],
+            words=manifest["words"],
+            fingerprint=manifest["fingerprint"],
+        )
+
+
+def prepare(
+    config: DataConfig, splits: Sequence[str] = ("train", "validation")
+) -> tuple[Tokenizer, dict[str, TokenStore]]:
+    """The tokenizer and the token ids of each split, from the cache or computed now.
+
+    Raises:
+      ConfigError: the corpus cannot be had, or a split of it is empty.
+    """
+    corpora = {split: _open(config, split) for split in splits}
+    train = corpora.get("train") or _open(config, "train")
+    tokenizer = _tokenizer(config, train)
+    return tokenizer, {
+        split: _store(config, corpus, tokenizer, split)
+        for split, corpus in corpora.items()
+    }
+
+
+def _open(config: DataConfig, split: str) -> Corpus:
+    options = {"text_feature": config.text_feature, "cache_dir": config.cache_dir}
+    if split == "validation" and config.validation_corpus:
+        where = "config.data.validation_corpus"
+        return open_corpus(config.validation_corpus, "all", where=where, **options)
+    whole = split == "train" and config.validation_corpus
+    return open_corpus(config.corpus, "all" if whole else split, **options)
+
+
+def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
+    chosen = config.tokenizer
+    if chosen.path:
+        return load_tokenizer(chosen.path, chosen.lowercase)
+    key = _hash(
+        corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, _VERSION
+    )
+    path = cache_directory(config.cache_dir) / "tokenizers" / f"{key}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = track(corpus.documents(), "training the tokenizer", corpus.size)
+        tokenizer = train_tokenizer(_not_empty(texts, config), chosen)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            tokenizer.save(pathlib.Path(temporary) / path.name)
+            os.replace(pathlib.Path(temporary) / path.name, path)
+    return load_tokenizer(str(path))
+
+
+def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
+        raise ConfigError(
+            f"config.data.corpus: '{config.corpus}' has no documents; give one with text"
+        )
+    return itertools.chain([first], texts)
+
+
+def _store(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str
+) -> TokenStore:
+    fingerprint = _hash(
+        corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION
+    )
+    directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
+    store = TokenStore.open(directory)
+    if store is None:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}")
+        store = TokenStore.open(directory)
+        assert store is not None
+    if not len(store.tokens):
+        field = "validation_corpus" if split == "validation" else "corpus"
+        raise ConfigError(
+            f"config.data.{field}: the {split} split of '{corpus.name}' is empty; give more text"
+            + (" or a config.data.validation_corpus" if split == "validation" else "")
+        )
+    return store
+
+
+def _write(
+    directory: pathlib.Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    fingerprint: str,
+    what: str,
+) -> None:
+    """Writes the store beside its place and moves it there whole.
+
+    A killed process leaves a directory under another name, which nothing ever opens; two
+    processes write two and the second finds the place taken.
+    """
+    temporary = pathlib.Path(
+        tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=directory.parent)
+    )
+    try:
+        manifest = _write_arrays(temporary, corpus, tokenizer, what)
+        manifest |= {"fingerprint": fingerprint, "corpus": corpus.name}
+        with (temporary / _MANIFEST).open("w") as file:
+            json.dump(manifest, file, indent=2)
+            _sync(file)
+        if TokenStore.open(directory) is None:
+            shutil.rmtree(directory, ignore_errors=True)  # what is there is not whole
+            os.replace(temporary, directory)
+    except OSError:
+        if TokenStore.open(directory) is None:  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_arrays(
+    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, what: str
+) -> dict[str, Any]:
+    dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
+    counts = np.zeros(tokenizer.size, np.int64)
+    size = words = n_tokens = n_sentences = 0
+    with _files(directory, ("tokens", "sentence_offsets", "document_offsets")) as files:
+        for name in ("sentence_offsets", "document_offsets"):
+            files[name].write(np.zeros(1, np.int64).tobytes())
+        for document in _chunks(track(corpus.documents(), what, corpus.size)):
+            split = [sentences.split_sentences(text) for text in document]
+            size += sum(len(text.encode()) for text in document)
+            words += sum(len(text.split()) for text in document)
+            ids = tokenizer.encode_batch([s for part in split for s in part])
+            lengths = np.array([len(i) for i in ids], np.int64)
+            of_document = np.repeat(
+                np.arange(len(split)), [len(part) for part in split]
+            )
+            kept = lengths > 0
+            flat = np.concatenate([*ids, np.zeros(0, np.int32)])
+            counts += np.bincount(flat, minlength=len(counts))
+            files["tokens"].write(flat.astype(dtype).tobytes())
+            ends = n_tokens + np.cumsum(lengths[kept])
+            files["sentence_offsets"].write(ends.tobytes())
+            # Documents without a token are dropped.
+            in_document = np.bincount(of_document[kept], minlength=len(split))
+            document_ends = n_sentences + np.cumsum(in_document)[in_document > 0]
+            files["document_offsets"].write(document_ends.astype(np.int64).tobytes())
+            n_tokens += int(lengths.sum())
+            n_sentences += int(kept.sum())
+        for file in files.values():
+            _sync(file)
+    counts.tofile(directory / "counts")
+    names = ("tokens", "sentence_offsets", "document_offsets", "counts")
+    return {
+        "dtype": dtype.name,
+        "bytes": size,
+        "words": words,
+        "sizes": {name: (directory / name).stat().st_size for name in names},
+    }
+
+
+@contextlib.contextmanager
+def _files(
+    directory: pathlib.Path, names: Sequence[str]
+) -> Iterator[dict[str, BinaryIO]]:
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context((directory / name).open("wb")) for name in names
+        }
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of documents, long enough to keep all cores busy with each."""
+    documents = iter(documents)
+    while chunk := list(itertools.islice(documents, _DOCUMENTS_A_CHUNK)):
+        yield chunk
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,287 @@
+"""Tokenizers, trained here or loaded, all with the same six roles.
+
+On Hugging Face's `tokenizers`. Whatever objective reads them, ids have the roles pad,
+unk, cls, sep, mask and eod; a loaded tokenizer that lacks one gets a token for it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import string
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import ConfigError
+
+Kind = Literal["wordpiece", "bpe", "unigram"]
+
+# What plays each role in the tokenizers that people use, the first that is there. Our own
+# come first; then BERT, XLNet, RoBERTa, GPT-2.
+ROLES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "mask": ("[MASK]", "<mask>"),
+    "eod": ("[EOD]", "<eod>", "<|endoftext|>"),
+}
+_SPACE, _BYTE_SPACE, _CONTINUES = "▁", "Ġ", "##"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer.
+
+    Attributes:
+      path: a tokenizer.json, or a directory that holds one (or a BERT vocab.txt, or GPT-2's
+        vocab.json and merges.txt); '' trains one on the corpus.
+      kind: of a trained one: 'wordpiece' (BERT), 'bpe' (byte-level, GPT-2) or 'unigram'
+        (SentencePiece's, XLNet).
+      vocab_size: of a trained one, special tokens included; fewer where the corpus has
+        no more.
+      lowercase: of a trained one, and of a vocab.txt: lower case, accents stripped.
+    """
+
+    path: str = ""
+    kind: Kind = "wordpiece"
+    vocab_size: int = 8192
+    lowercase: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("wordpiece", "bpe", "unigram"):
+            raise ConfigError(
+                f"kind: '{self.kind}' is not one of wordpiece, bpe, unigram"
+            )
+        least = 300 if self.kind == "bpe" else 100
+        if self.vocab_size < least:
+            raise ConfigError(
+                f"vocab_size: {self.vocab_size} is too few; give at least {least}"
+            )
+
+
+class Tokenizer:
+    """Text to ids and back, without special tokens added.
+
+    Attributes:
+      roles: 'pad', 'unk', 'cls', 'sep', 'mask', 'eod' -> id.
+      fingerprint: changes when any id does.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer):
+        self._inner = inner
+        inner.no_padding()
+        inner.no_truncation()
+        missing = {
+            role: names[0] for role, names in ROLES.items() if not self._find(names)
+        }
+        if missing:
+            inner.add_special_tokens(list(missing.values()))
+            logging.getLogger(__name__).info(
+                "tokens added: %s", ", ".join(missing.values())
+            )
+        self.roles = {
+            role: inner.token_to_id(self._find(names) or "")
+            for role, names in ROLES.items()
+        }
+        self.fingerprint = hashlib.blake2b(
+            inner.to_str().encode(), digest_size=16
+        ).hexdigest()
+
+    def _find(self, names: Sequence[str]) -> str | None:
+        return next((n for n in names if self._inner.token_to_id(n) is not None), None)
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self._inner.get_vocab_size(with_added_tokens=True)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int32 [tokens]; on all cores."""
+        encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, np.int32) for e in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens written out."""
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token(self, index: int) -> str:
+        """The piece with an id."""
+        return self._inner.id_to_token(int(index)) or ""
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes a tokenizer.json that `load_tokenizer` and `transformers` read."""
+        self._inner.save(str(path))
+
+    def vocabulary(self, counts: np.ndarray) -> Vocabulary:
+        """What objectives need to know, with `counts` [size] of the training tokens."""
+        special = np.zeros(self.size, bool)
+        special[list(self.roles.values())] = True
+        for index, token in self._inner.get_added_tokens_decoder().items():
+            special[index] |= token.special
+        pieces = [self.token(i) for i in range(self.size)]
+        continues = isinstance(self._inner.model, models.WordPiece)
+        starts = (
+            np.array([_starts_word(piece, continues) for piece in pieces]) | special
+        )
+        smoothed = np.asarray(counts, np.float64) + 1.0
+        return Vocabulary(
+            size=self.size,
+            **self.roles,
+            special=special,
+            starts_word=starts,
+            log_frequency=np.log(smoothed / smoothed.sum()).astype(np.float32),
+        )
+
+
+def _starts_word(piece: str, continues: bool) -> bool:
+    """Whether a piece begins a word: XLNet's `_is_start_piece`, and WordPiece's own mark."""
+    if continues:
+        return not piece.startswith(_CONTINUES)
+    return (
+        piece[:1] in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ")
+        or piece[:1] in string.punctuation
+    )
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Trains a tokenizer; the same texts in the same order give the same one.
+
+    Raises:
+      ConfigError: the corpus has more characters than `vocab_size` has room for.
+    """
+    specials = [names[0] for names in ROLES.values()]
+    inner, trainer = _MAKERS[config.kind](config, specials)
+    inner.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(inner)
+    if tokenizer.size > config.vocab_size:
+        raise ConfigError(
+            f"config.data.tokenizer.vocab_size: {config.vocab_size} has no room for the corpus's"
+            f" characters; give at least {tokenizer.size}"
+        )
+    return tokenizer
+
+
+def _wordpiece(
+    config: TokenizerConfig, specials: list[str]
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    inner = tokenizers.Tokenizer(
+        models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=200)
+    )
+    inner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    # One- and two-letter leftovers of rare scripts would fill the vocabulary.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        limit_alphabet=min(1000, config.vocab_size // 4),
+        show_progress=False,
+    )
+    return inner, trainer
+
+
+def _bpe(
+    config: TokenizerConfig, specials: list[str]
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    inner = tokenizers.Tokenizer(models.BPE())
+    if config.lowercase:
+        inner.normalizer = normalizers.BertNormalizer(clean_text=False, lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return inner, trainer
+
+
+def _unigram(
+    config: TokenizerConfig, specials: list[str]
+) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    inner = tokenizers.Tokenizer(models.Unigram())
+    steps = [
+        normalizers.Nmt(),
+        normalizers.NFKC(),
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+    ]
+    if config.lowercase:
+        steps.append(normalizers.BertNormalizer(clean_text=False, lowercase=True))
+    inner.normalizer = normalizers.Sequence(steps)
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=specials,
+        unk_token="[UNK]",
+        show_progress=False,
+    )
+    return inner, trainer
+
+
+_MAKERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
+
+
+def load_tokenizer(
+    path: str, lowercase: bool = True, where: str = "config.data.tokenizer.path"
+) -> Tokenizer:
+    """Loads a tokenizer.json, or a directory with one, with vocab.txt, or with GPT-2's files.
+
+    Raises:
+      ConfigError: nothing there that can be read.
+    """
+    place = pathlib.Path(path)
+    if not place.exists():
+        raise ConfigError(
+            f"{where}: no such file '{path}'; give a tokenizer.json or ''"
+        )
+    if place.is_dir():
+        found = [place / name for name in ("tokenizer.json", "vocab.txt", "vocab.json")]
+        place = next((file for file in found if file.exists()), place)
+    try:
+        if place.name.endswith("vocab.txt"):
+            return Tokenizer(_from_bert(place, lowercase))
+        if place.name == "vocab.json":
+            return Tokenizer(_from_gpt2(place))
+        if place.is_file():
+            json.loads(place.read_text(encoding="utf-8"))
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(place)))
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{where}: '{place}' is no tokenizer ({first})") from error
+    raise ConfigError(
+        f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json"
+    )
+
+
+def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
+    tokens = path.read_text(encoding="utf-8").splitlines()
+    model = models.WordPiece(
+        {token: i for i, token in enumerate(tokens)},
+        unk_token="[UNK]",
+        max_input_chars_per_word=200,
+    )
+    inner = tokenizers.Tokenizer(model)
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    inner.add_special_tokens([t for t in ROLES["cls"] + ROLES["sep"] if t in tokens])
+    return inner
+
+
+def _from_gpt2(path: pathlib.Path) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(
+        models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
+    )
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<|endoftext|>"])
+    return inner

@@ -1,0 +1,1 @@
+"""What a pretrained model does, looked at without training it further."""

@@ -1,0 +1,213 @@
+"""A look at what each objective has learnt, as lines of text.
+
+Each function takes an objective with its parameters and a clean held-out batch (or a
+prompt), runs one compiled program and returns what a person would want to read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.models.gpt import Gpt
+from lmjax.objectives.base import Batch
+from lmjax.objectives.causal import CausalLM
+from lmjax.objectives.masked import MaskedLM
+from lmjax.objectives.permuted import PermutedLM
+from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that reading needs."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text."""
+
+
+def fill_masks(
+    objective: MaskedLM, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
+) -> list[str]:
+    """A line an example: the text with `[original=prediction]` at each masked position.
+
+    `[original]` alone where the prediction is right.
+    """
+
+    @jax.jit
+    def predict(params: Any, batch: Batch) -> tuple[Batch, jax.Array]:
+        corrupted = _corrupt(objective, key, batch)
+        logits, _ = objective.network.apply(
+            {"params": params}, *objective.inputs(corrupted)
+        )
+        return corrupted, jnp.argmax(logits, -1)
+
+    corrupted, predictions = jax.device_get(predict(params, batch))
+    lines = []
+    for row, tokens in enumerate(batch["tokens"]):
+        marks = {}
+        for slot in np.flatnonzero(corrupted["target_weights"][row]):
+            truth = tokenizer.decode([corrupted["targets"][row, slot]])
+            guess = tokenizer.decode([predictions[row, slot]])
+            mark = f"[{truth}]" if truth == guess else f"[{truth}={guess}]"
+            marks[int(corrupted["target_positions"][row, slot])] = mark
+        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+    return lines
+
+
+def sample_text(
+    objective: CausalLM,
+    params: Any,
+    prompt: Sequence[int],
+    tokenizer: Decoder,
+    key: jax.Array,
+    length: int,
+    temperature: float = 1.0,
+) -> str:
+    """The prompt and what the model goes on with, up to `length` tokens or the document's end.
+
+    Tokens are drawn from softmax(logits / temperature); the whole text is read anew for
+    each token.
+    """
+    eod = objective.vocabulary.eod
+    start = np.full((1, length), eod, np.int32)
+    start[0, 1 : 1 + len(prompt)] = prompt
+
+    @jax.jit
+    def generate(params: Any, tokens: jax.Array) -> jax.Array:
+        positions = jnp.arange(length)[None]
+        mask = jnp.tril(jnp.ones((1, length, length), bool))
+
+        def write(i: jax.Array, tokens: jax.Array) -> jax.Array:
+            logits = Gpt(objective.model).apply(
+                {"params": params}, tokens, positions, mask
+            )
+            scores = logits[0, i - 1] / temperature
+            token = jax.random.categorical(jax.random.fold_in(key, i), scores)
+            return tokens.at[0, i].set(token.astype(tokens.dtype))
+
+        return jax.lax.fori_loop(1 + len(prompt), length, write, tokens)
+
+    written = np.asarray(generate(params, jnp.asarray(start)))[0, 1:]
+    ends = np.flatnonzero(written == eod)
+    return tokenizer.decode(
+        list(map(int, written[: ends[0]] if len(ends) else written))
+    )
+
+
+def complete_in_order(
+    objective: PermutedLM, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
+) -> list[str]:
+    """A line an example: its targets, sampled one by one in a random factorisation order.
+
+    `[3:original=sample]` is the token drawn third, from what stands in the text and the
+    two drawn before it; `[3:original]` where the sample is right.
+    """
+    rows = batch["tokens"].shape[0]
+
+    @jax.jit
+    def complete(params: Any, batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
+        corrupted = _corrupt(objective, key, batch)
+        mapping, used = corrupted["target_mapping"], corrupted["target_weights"] > 0
+        # Whoever comes later in the order sees more.
+        sees = (
+            ~jnp.take_along_axis(corrupted["perm_mask"], mapping[..., None], axis=1)
+        ).sum(-1)
+        turn = jnp.argsort(jnp.where(used, sees, jnp.iinfo(jnp.int32).max), axis=-1)
+        mems = objective.init_mems(rows)
+
+        def draw(i: jax.Array, tokens: jax.Array) -> jax.Array:
+            variables = {"params": params}
+            inputs = objective.inputs({**corrupted, "tokens": tokens}, mems)
+            output, _ = objective.network.apply(variables, *inputs)
+            logits = objective.network.apply(variables, output, method="decode")
+            slot = turn[:, i]
+            now = jnp.take_along_axis(logits, slot[:, None, None], axis=1)[:, 0]
+            sample = jax.random.categorical(jax.random.fold_in(key, i), now)
+            where = jnp.take_along_axis(mapping, slot[:, None], axis=1)[:, 0]
+            row = jnp.arange(rows)
+            keep = ~jnp.take_along_axis(used, slot[:, None], axis=1)[:, 0]
+            sample = jnp.where(keep, tokens[row, where], sample.astype(tokens.dtype))
+            return tokens.at[row, where].set(sample)
+
+        tokens = jax.lax.fori_loop(0, mapping.shape[1], draw, batch["tokens"])
+        return corrupted, turn, tokens
+
+    corrupted, turn, completed = jax.device_get(complete(params, batch))
+    lines = []
+    for row, tokens in enumerate(batch["tokens"]):
+        marks = {}
+        for place, slot in enumerate(turn[row], start=1):
+            if not corrupted["target_weights"][row, slot]:
+                continue
+            position = int(corrupted["target_mapping"][row, slot])
+            truth = tokenizer.decode([tokens[position]])
+            sample = tokenizer.decode([completed[row, position]])
+            said = truth if truth == sample else f"{truth}={sample}"
+            marks[position] = f"[{place}:{said}]"
+        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+    return lines
+
+
+def find_replaced(
+    objective: ReplacedTokenDetection,
+    params: Any,
+    batch: Batch,
+    tokenizer: Decoder,
+    key: jax.Array,
+) -> list[str]:
+    """A line an example: the text that the discriminator reads, with its verdicts.
+
+    `[original->replacement found]`, `[original->replacement missed]`, and `[token?]` for an
+    original token taken for a replacement.
+    """
+
+    @jax.jit
+    def detect(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        corrupted = _corrupt(objective, key, batch)
+        variables, inputs = {"params": params}, objective.inputs(corrupted)
+        logits = objective.network.apply(variables, *inputs, method="generate")
+        tokens = sample_replacements(logits, corrupted)
+        flagged = objective.network.apply(
+            variables, tokens, *inputs[1:4], method="discriminate"
+        )
+        return tokens, flagged > 0
+
+    read, flagged = jax.device_get(detect(params, batch))
+    lines = []
+    for row, tokens in enumerate(batch["tokens"]):
+        marks = {}
+        for position in np.flatnonzero(batch["documents"][row]):
+            truth = tokenizer.decode([tokens[position]])
+            if read[row, position] != tokens[position]:
+                verdict = "found" if flagged[row, position] else "missed"
+                other = tokenizer.decode([read[row, position]])
+                marks[int(position)] = f"[{truth}->{other} {verdict}]"
+            elif flagged[row, position]:
+                marks[int(position)] = f"[{truth}?]"
+        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+    return lines
+
+
+def render(
+    tokens: np.ndarray,
+    documents: np.ndarray,
+    marks: Mapping[int, str],
+    tokenizer: Decoder,
+) -> str:
+    """The text of one row with `marks` in the place of the tokens they stand at."""
+    parts: list[str] = []
+    run: list[int] = []
+    for position in np.flatnonzero(documents):
+        if int(position) in marks:
+            parts += [tokenizer.decode(run), marks[int(position)]]
+            run = []
+        else:
+            run.append(int(tokens[position]))
+    parts.append(tokenizer.decode(run))
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
+def _corrupt(objective: Any, key: jax.Array, batch: Batch) -> Batch:
+    keys = jax.random.split(key, batch["tokens"].shape[0])
+    return jax.vmap(objective.corrupt)(keys, batch)

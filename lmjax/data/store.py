@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from lmjax.data import sentences
-from lmjax.data.corpora import Corpus, cache_directory, open_corpus
+from lmjax.data.corpora import Corpus, cache_directory, check_corpus, open_corpus
 from lmjax.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -100,6 +100,19 @@ class TokenStore:
             words=manifest["words"],
             fingerprint=manifest["fingerprint"],
         )
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuses, within seconds, text or a tokenizer that is not there.
+
+    Raises:
+      ConfigError: see `check_corpus` and `load_tokenizer`.
+    """
+    check_corpus(config.corpus)
+    if config.validation_corpus:
+        check_corpus(config.validation_corpus, "config.data.validation_corpus")
+    if config.tokenizer.path:
+        load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
 
 
 def prepare(

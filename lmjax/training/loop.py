@@ -10,9 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmjax.data.corpora import check_corpus
 from lmjax.data.loader import Loader
-from lmjax.data.store import prepare
+from lmjax.data.store import check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints
@@ -70,7 +69,7 @@ def pretrain(
       DivergedError: the loss is not finite or rises; nothing after it is saved.
     """
     plan = make_plan(config)
-    check_corpus(plan.data)
+    check_data(plan.data)
     directory = RunDirectory(workdir, config, MAY_CHANGE)
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
     tokenizer.save(directory.path / "tokenizer.json")

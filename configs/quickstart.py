@@ -83,7 +83,11 @@ def get_config(name: str = "bert") -> ConfigDict:
             },
             "data": {
                 "corpus": "pydocs",
-                "tokenizer": {"kind": "wordpiece", "vocab_size": 4096, "lowercase": True},
+                "tokenizer": {
+                    "kind": "wordpiece",
+                    "vocab_size": 4096,
+                    "lowercase": True,
+                },
                 "examples": own["examples"],
                 "cache_dir": "",
             },

@@ -1,6 +1,6 @@
 """Pretrains one objective, or continues the run in --workdir.
 
-  python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
+python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
 """
 
 import json

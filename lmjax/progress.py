@@ -14,9 +14,7 @@ _QUIET_SECONDS = 2.0
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(
-    items: Iterable[T], description: str, total: float | None = None
-) -> Iterator[T]:
+def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
     """Yields `items` and shows how many have gone by, on stderr.
 
     A bar with the time left on a terminal, elsewhere a line every ten seconds; nothing for

@@ -49,11 +49,7 @@ def cache_directory(cache_dir: str) -> pathlib.Path:
 
 def is_text(spec: str) -> bool:
     """Whether `spec` names text files and not a TFDS dataset."""
-    return (
-        any(c in spec for c in "*?[")
-        or spec.endswith(_SUFFIXES)
-        or os.path.exists(spec)
-    )
+    return any(c in spec for c in "*?[") or spec.endswith(_SUFFIXES) or os.path.exists(spec)
 
 
 def check_corpus(spec: str, where: str = "config.data.corpus") -> None:
@@ -66,9 +62,7 @@ def check_corpus(spec: str, where: str = "config.data.corpus") -> None:
       ConfigError: no such file, nothing in it, not UTF-8, or no such TFDS dataset.
     """
     if not spec:
-        raise ConfigError(
-            f"{where}: empty; give a path, a glob, a TFDS name or 'pydocs'"
-        )
+        raise ConfigError(f"{where}: empty; give a path, a glob, a TFDS name or 'pydocs'")
     if is_text(spec):
         for path in text_files(spec, where):
             _check_text(path, where)
@@ -109,17 +103,13 @@ def open_corpus(
 def text_files(spec: str, where: str) -> list[pathlib.Path]:
     """The files of a path or glob, by name."""
     if os.path.isdir(spec):
-        raise ConfigError(
-            f"{where}: '{spec}' is a directory; give a glob such as '{spec}/*.txt'"
-        )
+        raise ConfigError(f"{where}: '{spec}' is a directory; give a glob such as '{spec}/*.txt'")
     if os.path.exists(spec):
         return [pathlib.Path(spec)]
     paths = [pathlib.Path(p) for p in sorted(glob.glob(spec, recursive=True))]
     paths = [p for p in paths if p.is_file()]
     if not paths:
-        raise ConfigError(
-            f"{where}: no such file '{spec}'; give a path, a glob or a TFDS name"
-        )
+        raise ConfigError(f"{where}: no such file '{spec}'; give a path, a glob or a TFDS name")
     return paths
 
 
@@ -158,9 +148,7 @@ def _readable(path: pathlib.Path, where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ConfigError(
-            f"{where}: cannot read '{path}' ({error}); is it whole?"
-        ) from error
+        raise ConfigError(f"{where}: cannot read '{path}' ({error}); is it whole?") from error
 
 
 def _blocks(path: pathlib.Path, where: str) -> Iterator[str]:
@@ -191,9 +179,7 @@ def _of_split(documents: Iterator[str], split: str) -> Iterator[str]:
     return (text for text in documents if _held_out(text) == (split == "validation"))
 
 
-def _text_corpus(
-    paths: list[pathlib.Path], spec: str, split: str, where: str
-) -> Corpus:
+def _text_corpus(paths: list[pathlib.Path], spec: str, split: str, where: str) -> Corpus:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         digest.update(path.suffix.encode())
@@ -216,20 +202,14 @@ def _tfds_builder(spec: str, where: str, data_dir: pathlib.Path | None = None) -
     try:
         return tfds.builder(spec, **kwargs)
     except Exception as error:
-        first = (
-            str(error).strip().splitlines()[0]
-            if str(error).strip()
-            else type(error).__name__
-        )
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{where}: '{spec}' is no file and TFDS cannot open it ({first}); give a path, a"
             " glob, a TFDS name such as 'lm1b', or 'pydocs'"
         ) from error
 
 
-def _tfds_corpus(
-    spec: str, split: str, feature: str, cache: pathlib.Path, where: str
-) -> Corpus:
+def _tfds_corpus(spec: str, split: str, feature: str, cache: pathlib.Path, where: str) -> Corpus:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -244,9 +224,7 @@ def _tfds_corpus(
         if not builder.is_prepared():
             builder = _tfds_builder(spec, where, cache / "tfds")
     try:
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # it prints what it is about to do
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
             builder.download_and_prepare(file_format="array_record")
         info = builder.info
         if feature not in info.features:
@@ -259,11 +237,7 @@ def _tfds_corpus(
     except ConfigError:
         raise
     except Exception as error:
-        first = (
-            str(error).strip().splitlines()[0]
-            if str(error).strip()
-            else type(error).__name__
-        )
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{where}: TFDS cannot prepare '{spec}' here ({first}); prepare it where it can be"
             " downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
@@ -275,12 +249,7 @@ def _tfds_corpus(
 
     size = len(source) if by_hash == "all" else None
     name = f"{info.full_name}-{feature}-{of_file}-{by_hash}"
-    return Corpus(
-        spec,
-        hashlib.blake2b(name.encode(), digest_size=16).hexdigest(),
-        documents,
-        size,
-    )
+    return Corpus(spec, hashlib.blake2b(name.encode(), digest_size=16).hexdigest(), documents, size)
 
 
 def _tfds_split(splits: Any, split: str) -> tuple[str, str]:

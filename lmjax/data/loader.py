@@ -57,12 +57,8 @@ class Loader:
                 f"{process_count} processes; give a multiple"
             )
         if not 0 <= seed < 2**32:
-            raise ConfigError(
-                f"config.seed: {seed} is out of range; give 0 to 2**32 - 1"
-            )
-        source = examples.source(
-            store, vocabulary, seed=seed, split=split, rows=batch_size
-        )
+            raise ConfigError(f"config.seed: {seed} is out of range; give 0 to 2**32 - 1")
+        source = examples.source(store, vocabulary, seed=seed, split=split, rows=batch_size)
         rows: grain.MapDataset = _Rows(source)
         if shuffle and not source.ordered:
             rows = rows.seed(seed).shuffle()
@@ -126,9 +122,7 @@ class _Rows(grain.MapDataset):
 class _Share(grain.MapDataset):
     """Of every `batch_size` rows, the `count` from `first` on."""
 
-    def __init__(
-        self, parent: grain.MapDataset, batch_size: int, first: int, count: int
-    ) -> None:
+    def __init__(self, parent: grain.MapDataset, batch_size: int, first: int, count: int) -> None:
         super().__init__(parent)
         self._batch_size, self._first, self._count = batch_size, first, count
 

@@ -47,14 +47,7 @@ PACKAGES = (
     "tokenizers",
     "treescope",
 )
-_SKIPPED_DIRECTORIES = {
-    "test",
-    "tests",
-    "testing",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-}
+_SKIPPED_DIRECTORIES = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages"}
 _SHORTEST = 10  # words; less says little
 _SPLITS = {"train": range(0, 96), "validation": range(96, 98), "test": range(98, 100)}
 
@@ -104,21 +97,15 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(
-        self, dl_manager: Any
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
-        documents: dict[str, list[tuple[str, str, str]]] = {
-            split: [] for split in _SPLITS
-        }
+        documents: dict[str, list[tuple[str, str, str]]] = {split: [] for split in _SPLITS}
         seen: set[str] = set()
         for package, name, text in collect(self._roots):
             if text not in seen:
                 seen.add(text)
                 documents[split_of(name)].append((package, name, text))
-        return {
-            split: self._generate_examples(found) for split, found in documents.items()
-        }
+        return {split: self._generate_examples(found) for split, found in documents.items()}
 
     def _generate_examples(
         self, documents: Sequence[tuple[str, str, str]]
@@ -132,10 +119,7 @@ def fingerprint(roots: dict[str, pathlib.Path]) -> str:
     installed = importlib.metadata.packages_distributions()
     lines = [sys.version, f"{_SHORTEST}"]
     for package in roots:
-        versions = [
-            importlib.metadata.version(d)
-            for d in sorted(set(installed.get(package, [])))
-        ]
+        versions = [importlib.metadata.version(d) for d in sorted(set(installed.get(package, [])))]
         lines.append(f"{package} {versions}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
@@ -157,9 +141,7 @@ def collect(roots: dict[str, pathlib.Path]) -> Iterator[tuple[str, str, str]]:
     for package, root, file in track(files, "reading docstrings", len(files)):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of the sources: invalid escapes and the like
+                warnings.simplefilter("ignore")  # of the sources: invalid escapes and the like
                 tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, OSError, RecursionError):
             continue  # templates and sources of other Python versions

@@ -16,12 +16,7 @@ import numpy as np
 
 from lmjax.data import sentences
 from lmjax.data.corpora import Corpus, cache_directory, check_corpus, open_corpus
-from lmjax.data.tokenizers import (
-    Tokenizer,
-    TokenizerConfig,
-    load_tokenizer,
-    train_tokenizer,
-)
+from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from lmjax.errors import ConfigError
 from lmjax.progress import track
 
@@ -127,8 +122,7 @@ def prepare(
     train = corpora.get("train") or _open(config, "train")
     tokenizer = _tokenizer(config, train)
     return tokenizer, {
-        split: _store(config, corpus, tokenizer, split)
-        for split, corpus in corpora.items()
+        split: _store(config, corpus, tokenizer, split) for split, corpus in corpora.items()
     }
 
 
@@ -145,9 +139,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     chosen = config.tokenizer
     if chosen.path:
         return load_tokenizer(chosen.path, chosen.lowercase)
-    key = _hash(
-        corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, _VERSION
-    )
+    key = _hash(corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, _VERSION)
     path = cache_directory(config.cache_dir) / "tokenizers" / f"{key}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,12 +161,8 @@ def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
     return itertools.chain([first], texts)
 
 
-def _store(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str
-) -> TokenStore:
-    fingerprint = _hash(
-        corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION
-    )
+def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str) -> TokenStore:
+    fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION)
     directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
     store = TokenStore.open(directory)
     if store is None:
@@ -192,20 +180,14 @@ def _store(
 
 
 def _write(
-    directory: pathlib.Path,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    fingerprint: str,
-    what: str,
+    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str, what: str
 ) -> None:
     """Writes the store beside its place and moves it there whole.
 
     A killed process leaves a directory under another name, which nothing ever opens; two
     processes write two and the second finds the place taken.
     """
-    temporary = pathlib.Path(
-        tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=directory.parent)
-    )
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=directory.parent))
     try:
         manifest = _write_arrays(temporary, corpus, tokenizer, what)
         manifest |= {"fingerprint": fingerprint, "corpus": corpus.name}
@@ -237,9 +219,7 @@ def _write_arrays(
             words += sum(len(text.split()) for text in document)
             ids = tokenizer.encode_batch([s for part in split for s in part])
             lengths = np.array([len(i) for i in ids], np.int64)
-            of_document = np.repeat(
-                np.arange(len(split)), [len(part) for part in split]
-            )
+            of_document = np.repeat(np.arange(len(split)), [len(part) for part in split])
             kept = lengths > 0
             flat = np.concatenate([*ids, np.zeros(0, np.int32)])
             counts += np.bincount(flat, minlength=len(counts))
@@ -265,13 +245,9 @@ def _write_arrays(
 
 
 @contextlib.contextmanager
-def _files(
-    directory: pathlib.Path, names: Sequence[str]
-) -> Iterator[dict[str, BinaryIO]]:
+def _files(directory: pathlib.Path, names: Sequence[str]) -> Iterator[dict[str, BinaryIO]]:
     with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context((directory / name).open("wb")) for name in names
-        }
+        yield {name: stack.enter_context((directory / name).open("wb")) for name in names}
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -56,14 +56,10 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("wordpiece", "bpe", "unigram"):
-            raise ConfigError(
-                f"kind: '{self.kind}' is not one of wordpiece, bpe, unigram"
-            )
+            raise ConfigError(f"kind: '{self.kind}' is not one of wordpiece, bpe, unigram")
         least = 300 if self.kind == "bpe" else 100
         if self.vocab_size < least:
-            raise ConfigError(
-                f"vocab_size: {self.vocab_size} is too few; give at least {least}"
-            )
+            raise ConfigError(f"vocab_size: {self.vocab_size} is too few; give at least {least}")
 
 
 class Tokenizer:
@@ -78,21 +74,14 @@ class Tokenizer:
         self._inner = inner
         inner.no_padding()
         inner.no_truncation()
-        missing = {
-            role: names[0] for role, names in ROLES.items() if not self._find(names)
-        }
+        missing = {role: names[0] for role, names in ROLES.items() if not self._find(names)}
         if missing:
             inner.add_special_tokens(list(missing.values()))
-            logging.getLogger(__name__).info(
-                "tokens added: %s", ", ".join(missing.values())
-            )
+            logging.getLogger(__name__).info("tokens added: %s", ", ".join(missing.values()))
         self.roles = {
-            role: inner.token_to_id(self._find(names) or "")
-            for role, names in ROLES.items()
+            role: inner.token_to_id(self._find(names) or "") for role, names in ROLES.items()
         }
-        self.fingerprint = hashlib.blake2b(
-            inner.to_str().encode(), digest_size=16
-        ).hexdigest()
+        self.fingerprint = hashlib.blake2b(inner.to_str().encode(), digest_size=16).hexdigest()
 
     def _find(self, names: Sequence[str]) -> str | None:
         return next((n for n in names if self._inner.token_to_id(n) is not None), None)
@@ -127,9 +116,7 @@ class Tokenizer:
             special[index] |= token.special
         pieces = [self.token(i) for i in range(self.size)]
         continues = isinstance(self._inner.model, models.WordPiece)
-        starts = (
-            np.array([_starts_word(piece, continues) for piece in pieces]) | special
-        )
+        starts = np.array([_starts_word(piece, continues) for piece in pieces]) | special
         smoothed = np.asarray(counts, np.float64) + 1.0
         return Vocabulary(
             size=self.size,
@@ -144,10 +131,7 @@ def _starts_word(piece: str, continues: bool) -> bool:
     """Whether a piece begins a word: XLNet's `_is_start_piece`, and WordPiece's own mark."""
     if continues:
         return not piece.startswith(_CONTINUES)
-    return (
-        piece[:1] in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ")
-        or piece[:1] in string.punctuation
-    )
+    return piece[:1] in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ") or piece[:1] in string.punctuation
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
@@ -171,9 +155,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 def _wordpiece(
     config: TokenizerConfig, specials: list[str]
 ) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    inner = tokenizers.Tokenizer(
-        models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=200)
-    )
+    inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=200))
     inner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
@@ -240,9 +222,7 @@ def load_tokenizer(
     """
     place = pathlib.Path(path)
     if not place.exists():
-        raise ConfigError(
-            f"{where}: no such file '{path}'; give a tokenizer.json or ''"
-        )
+        raise ConfigError(f"{where}: no such file '{path}'; give a tokenizer.json or ''")
     if place.is_dir():
         found = [place / name for name in ("tokenizer.json", "vocab.txt", "vocab.json")]
         place = next((file for file in found if file.exists()), place)
@@ -257,9 +237,7 @@ def load_tokenizer(
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{where}: '{place}' is no tokenizer ({first})") from error
-    raise ConfigError(
-        f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json"
-    )
+    raise ConfigError(f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json")
 
 
 def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
@@ -278,9 +256,7 @@ def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def _from_gpt2(path: pathlib.Path) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(
-        models.BPE.from_file(str(path), str(path.with_name("merges.txt")))
-    )
+    inner = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(path.with_name("merges.txt"))))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(["<|endoftext|>"])

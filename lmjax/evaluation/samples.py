@@ -37,9 +37,7 @@ def fill_masks(
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[Batch, jax.Array]:
         corrupted = _corrupt(objective, key, batch)
-        logits, _ = objective.network.apply(
-            {"params": params}, *objective.inputs(corrupted)
-        )
+        logits, _ = objective.network.apply({"params": params}, *objective.inputs(corrupted))
         return corrupted, jnp.argmax(logits, -1)
 
     corrupted, predictions = jax.device_get(predict(params, batch))
@@ -79,9 +77,7 @@ def sample_text(
         mask = jnp.tril(jnp.ones((1, length, length), bool))
 
         def write(i: jax.Array, tokens: jax.Array) -> jax.Array:
-            logits = Gpt(objective.model).apply(
-                {"params": params}, tokens, positions, mask
-            )
+            logits = Gpt(objective.model).apply({"params": params}, tokens, positions, mask)
             scores = logits[0, i - 1] / temperature
             token = jax.random.categorical(jax.random.fold_in(key, i), scores)
             return tokens.at[0, i].set(token.astype(tokens.dtype))
@@ -90,9 +86,7 @@ def sample_text(
 
     written = np.asarray(generate(params, jnp.asarray(start)))[0, 1:]
     ends = np.flatnonzero(written == eod)
-    return tokenizer.decode(
-        list(map(int, written[: ends[0]] if len(ends) else written))
-    )
+    return tokenizer.decode(list(map(int, written[: ends[0]] if len(ends) else written)))
 
 
 def complete_in_order(
@@ -110,9 +104,7 @@ def complete_in_order(
         corrupted = _corrupt(objective, key, batch)
         mapping, used = corrupted["target_mapping"], corrupted["target_weights"] > 0
         # Whoever comes later in the order sees more.
-        sees = (
-            ~jnp.take_along_axis(corrupted["perm_mask"], mapping[..., None], axis=1)
-        ).sum(-1)
+        sees = (~jnp.take_along_axis(corrupted["perm_mask"], mapping[..., None], axis=1)).sum(-1)
         turn = jnp.argsort(jnp.where(used, sees, jnp.iinfo(jnp.int32).max), axis=-1)
         mems = objective.init_mems(rows)
 
@@ -150,11 +142,7 @@ def complete_in_order(
 
 
 def find_replaced(
-    objective: ReplacedTokenDetection,
-    params: Any,
-    batch: Batch,
-    tokenizer: Decoder,
-    key: jax.Array,
+    objective: ReplacedTokenDetection, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
 ) -> list[str]:
     """A line an example: the text that the discriminator reads, with its verdicts.
 
@@ -168,9 +156,7 @@ def find_replaced(
         variables, inputs = {"params": params}, objective.inputs(corrupted)
         logits = objective.network.apply(variables, *inputs, method="generate")
         tokens = sample_replacements(logits, corrupted)
-        flagged = objective.network.apply(
-            variables, tokens, *inputs[1:4], method="discriminate"
-        )
+        flagged = objective.network.apply(variables, tokens, *inputs[1:4], method="discriminate")
         return tokens, flagged > 0
 
     read, flagged = jax.device_get(detect(params, batch))
@@ -190,10 +176,7 @@ def find_replaced(
 
 
 def render(
-    tokens: np.ndarray,
-    documents: np.ndarray,
-    marks: Mapping[int, str],
-    tokenizer: Decoder,
+    tokens: np.ndarray, documents: np.ndarray, marks: Mapping[int, str], tokenizer: Decoder
 ) -> str:
     """The text of one row with `marks` in the place of the tokens they stand at."""
     parts: list[str] = []

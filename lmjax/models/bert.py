@@ -55,9 +55,7 @@ class BertEncoder(nn.Module):
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
-        return self.stack(
-            self.embeddings(tokens, segments, positions, seeds), mask, seeds
-        )
+        return self.stack(self.embeddings(tokens, segments, positions, seeds), mask, seeds)
 
     def decode(self, x: jax.Array) -> jax.Array:
         return self.embeddings.decode(x)
@@ -71,9 +69,7 @@ class BertPooler(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         c = self.config
-        dense = Dense(
-            c.hidden_size, c.initializer(), dtype=c.compute_dtype, name="dense"
-        )
+        dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype, name="dense")
         return nn.tanh(dense(hidden[:, 0]))
 
 
@@ -91,9 +87,7 @@ class BertForPreTraining(nn.Module):
         c = self.config
         self.encoder = BertEncoder(c)
         self.transform = PredictionTransform(c.trunk, c.trunk.hidden_size)
-        self.output_bias = self.param(
-            "output_bias", nn.initializers.zeros, (c.vocab_size,)
-        )
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
         if self.sentence_head:
             self.pooler = BertPooler(c.trunk)
             self.sentence = Dense(2, c.trunk.initializer())

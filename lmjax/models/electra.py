@@ -12,9 +12,7 @@ from lmjax.nn.layers import ACTIVATIONS, Dense
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
-GENERATOR = (
-    64  # the salt that sets the generator's dropout apart from the discriminator's
-)
+GENERATOR = 64  # the salt that sets the generator's dropout apart from the discriminator's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +37,9 @@ class ElectraConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.generator_size <= 1.0:
-            raise ConfigError(
-                f"generator_size: must lie in (0, 1], got {self.generator_size}"
-            )
+            raise ConfigError(f"generator_size: must lie in (0, 1], got {self.generator_size}")
         if self.embedding_size < 0:
-            raise ConfigError(
-                "embedding_size: must not be negative; 0 = the hidden size"
-            )
+            raise ConfigError("embedding_size: must not be negative; 0 = the hidden size")
 
     @property
     def embedding_features(self) -> int:
@@ -105,12 +99,8 @@ class Electra(nn.Module):
             norm=True,
         )
         self.generator = ElectraEncoder(c.generator_trunk)
-        self.generator_transform = PredictionTransform(
-            c.generator_trunk, c.embedding_features
-        )
-        self.generator_bias = self.param(
-            "generator_bias", nn.initializers.zeros, (c.vocab_size,)
-        )
+        self.generator_transform = PredictionTransform(c.generator_trunk, c.embedding_features)
+        self.generator_bias = self.param("generator_bias", nn.initializers.zeros, (c.vocab_size,))
         self.discriminator = ElectraEncoder(c.trunk)
         self.discriminator_dense = Dense(
             c.trunk.hidden_size, c.trunk.initializer(), dtype=c.trunk.compute_dtype

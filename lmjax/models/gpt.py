@@ -51,24 +51,17 @@ class Gpt(nn.Module):
         self.stack = Stack(c.trunk)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        seeds: Seeds | None = None,
+        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; the caller makes it causal."""
-        hidden = self.hidden(tokens, positions, mask, seeds)
-        return self.embeddings.decode(hidden)
+        return self.decode(self.hidden(tokens, positions, mask, seeds))
 
     def hidden(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        seeds: Seeds | None = None,
+        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """The last hidden states, [batch, length, hidden_size]."""
-        return self.stack(
-            self.embeddings(tokens, tokens, positions, seeds), mask, seeds
-        )
+        return self.stack(self.embeddings(tokens, tokens, positions, seeds), mask, seeds)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[..., hidden_size] -> logits [..., vocab_size]."""
+        return self.embeddings.decode(x)

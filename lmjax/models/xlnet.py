@@ -40,9 +40,7 @@ class XlnetConfig:
         if self.memory_length < 0 or self.clamp_length < 0:
             raise ConfigError("memory_length: lengths must not be negative")
         if self.trunk.hidden_size % 2:
-            raise ConfigError(
-                "trunk.hidden_size: must be even for sinusoidal distances"
-            )
+            raise ConfigError("trunk.hidden_size: must be even for sinusoidal distances")
 
 
 class Xlnet(nn.Module):
@@ -62,9 +60,7 @@ class Xlnet(nn.Module):
             "mask_embedding", nn.initializers.glorot_uniform(), (1, c.trunk.hidden_size)
         )
         self.layers = Layers(c.trunk, TwoStreamBlock)
-        self.output_bias = self.param(
-            "output_bias", nn.initializers.zeros, (c.vocab_size,)
-        )
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
 
     def __call__(
         self,
@@ -115,15 +111,12 @@ class Xlnet(nn.Module):
         if target_mapping is not None:
             rows = target_mapping[..., None]
             context = context.replace(
-                query_mask=with_memory(
-                    jnp.take_along_axis(mask, rows, axis=1), memory_length
-                ),
+                query_mask=with_memory(jnp.take_along_axis(mask, rows, axis=1), memory_length),
                 query_differs=jnp.take_along_axis(differs, rows, axis=1),
                 target_mapping=target_mapping,
             )
             g = jnp.broadcast_to(
-                self.mask_embedding,
-                (*target_mapping.shape, self.mask_embedding.shape[-1]),
+                self.mask_embedding, (*target_mapping.shape, self.mask_embedding.shape[-1])
             )
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
             g = dropout(g, trunk.dropout, g_seeds, EMBEDDING)

@@ -62,9 +62,7 @@ class SelfAttention(nn.Module):
         c = self.config
 
         def heads(name: str) -> jax.Array:
-            y = Dense(
-                c.heads * c.head_size, c.initializer(), dtype=c.compute_dtype, name=name
-            )(x)
+            y = Dense(c.heads * c.head_size, c.initializer(), dtype=c.compute_dtype, name=name)(x)
             return y.reshape(*x.shape[:-1], c.heads, c.head_size)
 
         context = attention(
@@ -77,10 +75,7 @@ class SelfAttention(nn.Module):
             dtype=c.compute_dtype,
         )
         output = Dense(
-            c.hidden_size,
-            c.residual_initializer(),
-            dtype=c.compute_dtype,
-            name="output",
+            c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="output"
         )
         y = output(context.reshape(*x.shape[:-1], -1))
         return dropout(y, c.dropout, seeds, OUTPUT)

@@ -38,9 +38,7 @@ class Seeds:
     def fold(self, salt: jax.Array | int) -> Self:
         """Seeds of a part: a layer by its index, a site within it by a constant."""
         salt = jnp.asarray(salt, jnp.uint32) * _GOLDEN + np.uint32(1)
-        return self.replace(
-            examples=_mix(self.examples + salt), step=_mix(self.step + salt)
-        )
+        return self.replace(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
 
 
 def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
@@ -57,9 +55,7 @@ def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Ar
     return _dropout(x, seeds.fold(salt).examples, rate)
 
 
-def shared_dropout(
-    x: jax.Array, rate: float, seeds: Seeds | None, salt: int
-) -> jax.Array:
+def shared_dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
     """`dropout` for `x` without a batch axis: one mask for the whole batch."""
     if seeds is None or rate == 0.0:
         return x
@@ -71,15 +67,11 @@ def _dropout(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     return _apply(x, seeds, rate)
 
 
-def _forward(
-    x: jax.Array, seeds: jax.Array, rate: float
-) -> tuple[jax.Array, jax.Array]:
+def _forward(x: jax.Array, seeds: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
     return _apply(x, seeds, rate), seeds
 
 
-def _backward(
-    rate: float, seeds: jax.Array, g: jax.Array
-) -> tuple[jax.Array, np.ndarray]:
+def _backward(rate: float, seeds: jax.Array, g: jax.Array) -> tuple[jax.Array, np.ndarray]:
     return _apply(g, seeds, rate), np.zeros(seeds.shape, jax.dtypes.float0)
 
 
@@ -90,15 +82,11 @@ def _apply(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
     index = jnp.zeros((1, *x.shape[1:]), jnp.uint32)
     stride = 1
     for axis in range(x.ndim - 1, 0, -1):
-        index = index + jax.lax.broadcasted_iota(
-            jnp.uint32, index.shape, axis
-        ) * np.uint32(stride)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, index.shape, axis) * np.uint32(stride)
         stride *= x.shape[axis]
     bits = _mix(_mix(index * _GOLDEN) ^ seeds.reshape(-1, *[1] * (x.ndim - 1)))
     keep = bits >= np.uint32(round(rate * 2**32))
-    return jnp.where(
-        keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype)
-    )
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
 def _mix(h: jax.Array) -> jax.Array:

@@ -66,11 +66,7 @@ class TextEmbeddings(nn.Module):
             self.embedding_norm = LayerNorm(c.layer_norm_epsilon)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        seeds: Seeds | None,
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, seeds: Seeds | None
     ) -> jax.Array:
         """tokens, segments, positions: [batch, length] int -> [batch, length, features]."""
         x = self.token(tokens) + self.position(positions)
@@ -94,12 +90,8 @@ class PredictionTransform(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        x = Dense(self.features, c.initializer(), dtype=c.compute_dtype, name="dense")(
-            x
-        )
-        return LayerNorm(c.layer_norm_epsilon, name="norm")(
-            ACTIVATIONS[c.activation](x)
-        )
+        x = Dense(self.features, c.initializer(), dtype=c.compute_dtype, name="dense")(x)
+        return LayerNorm(c.layer_norm_epsilon, name="norm")(ACTIVATIONS[c.activation](x))
 
 
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -21,9 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def contract(
-    spec: str, a: jax.Array, b: jax.Array, dtype: Any = jnp.float32
-) -> jax.Array:
+def contract(spec: str, a: jax.Array, b: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """`einsum(spec, a, b)` with operands rounded to `dtype`, accumulated in float32.
 
     The result is float32, in the backward pass too: bfloat16 operands with a float32
@@ -41,20 +39,14 @@ def contract(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _contract(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32
-    )
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
 
 
-def _contract_forward(
-    spec: str, dtype: Any, a: jax.Array, b: jax.Array
-) -> tuple[jax.Array, Any]:
+def _contract_forward(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, Any]:
     return _contract(spec, dtype, a, b), (a.astype(dtype), b.astype(dtype))
 
 
-def _contract_backward(
-    spec: str, dtype: Any, saved: Any, g: jax.Array
-) -> tuple[Any, Any]:
+def _contract_backward(spec: str, dtype: Any, saved: Any, g: jax.Array) -> tuple[Any, Any]:
     a, b = saved
     operands, result = spec.split("->")
     left, right = operands.split(",")
@@ -87,14 +79,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel", self.initializer, (x.shape[-1], self.features), jnp.float32
-        )
+        kernel = self.param("kernel", self.initializer, (x.shape[-1], self.features), jnp.float32)
         y = dense(x, kernel, self.dtype)
         if self.use_bias:
-            y = y + self.param(
-                "bias", nn.initializers.zeros, (self.features,), jnp.float32
-            )
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return y
 
 

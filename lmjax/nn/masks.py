@@ -50,6 +50,4 @@ def content(mask: jax.Array) -> jax.Array:
 
 def with_memory(mask: jax.Array, memory_length: int) -> jax.Array:
     """Prepends keys of a memory that all queries see: [..., keys] -> [..., memory + keys]."""
-    return jnp.pad(
-        mask, [(0, 0)] * (mask.ndim - 1) + [(memory_length, 0)], constant_values=True
-    )
+    return jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(memory_length, 0)], constant_values=True)

@@ -10,16 +10,12 @@ def sinusoid(distances: jax.Array, features: int) -> jax.Array:
     Vaswani et al. 2017 §3.5 with the columns of Transformer-XL and XLNet, which put all
     sines before all cosines.
     """
-    frequencies = 1.0 / (
-        10_000.0 ** (jnp.arange(0, features, 2, dtype=jnp.float32) / features)
-    )
+    frequencies = 1.0 / (10_000.0 ** (jnp.arange(0, features, 2, dtype=jnp.float32) / features))
     angles = distances.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def relative_distances(
-    query_length: int, key_length: int, clamp_length: int = 0
-) -> jax.Array:
+def relative_distances(query_length: int, key_length: int, clamp_length: int = 0) -> jax.Array:
     """Distances key_length, ..., -query_length + 1, one a column before `relative_shift`.
 
     Dai et al. 2019 App. B; XLNet's bidirectional `relative_positional_encoding`.
@@ -45,9 +41,7 @@ def relative_shift(scores: jax.Array, key_length: int) -> jax.Array:
     return scores.reshape(*lead, queries, columns - 1)[..., :key_length]
 
 
-def relative_shift_at(
-    scores: jax.Array, positions: jax.Array, query_length: int
-) -> jax.Array:
+def relative_shift_at(scores: jax.Array, positions: jax.Array, query_length: int) -> jax.Array:
     """`relative_shift` for queries at chosen positions of a segment.
 
     scores: [batch, heads, n, key_length + query_length]; positions: [batch, n] in
@@ -56,9 +50,7 @@ def relative_shift_at(
     key_length = scores.shape[-1] - query_length
 
     def row(columns: jax.Array, position: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(
-            columns, query_length - position, key_length
-        )
+        return jax.lax.dynamic_slice_in_dim(columns, query_length - position, key_length)
 
     rows = jax.vmap(jax.vmap(row))  # over batch, queries
     return jax.vmap(rows, in_axes=(1, None), out_axes=1)(scores, positions)

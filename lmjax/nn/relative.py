@@ -62,32 +62,22 @@ class RelativeAttention(nn.Module):
         width, shape = c.heads * c.head_size, (c.heads, c.head_size)
 
         def projection(features: int) -> Dense:
-            return Dense(
-                features, c.initializer(), use_bias=False, dtype=c.compute_dtype
-            )
+            return Dense(features, c.initializer(), use_bias=False, dtype=c.compute_dtype)
 
         self.query = projection(width)
         self.key = projection(width)
         self.value = projection(width)
         self.relative = projection(width)
         self.output = projection(c.hidden_size)
-        self.content_bias = self.param(
-            "content_bias", c.initializer(), shape, jnp.float32
-        )
-        self.position_bias = self.param(
-            "position_bias", c.initializer(), shape, jnp.float32
-        )
-        self.segment_bias = self.param(
-            "segment_bias", c.initializer(), shape, jnp.float32
-        )
+        self.content_bias = self.param("content_bias", c.initializer(), shape, jnp.float32)
+        self.position_bias = self.param("position_bias", c.initializer(), shape, jnp.float32)
+        self.segment_bias = self.param("segment_bias", c.initializer(), shape, jnp.float32)
         self.segment_embedding = self.param(
             "segment_embedding", c.initializer(), (2, *shape), jnp.float32
         )
 
     def heads(self, projected: jax.Array) -> jax.Array:
-        return projected.reshape(
-            *projected.shape[:-1], self.config.heads, self.config.head_size
-        )
+        return projected.reshape(*projected.shape[:-1], self.config.heads, self.config.head_size)
 
     def keys_values(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         """h: [batch, keys, hidden_size] -> two [batch, keys, heads, head_dim]."""
@@ -127,16 +117,10 @@ class RelativeAttention(nn.Module):
         by_segment = contract(
             "bqhd,shd->sbhq", query + self.segment_bias, self.segment_embedding, dtype
         )
-        scores += jnp.where(
-            differs[:, None], by_segment[1, ..., None], by_segment[0, ..., None]
-        )
-        weights = attention_weights(
-            scores * c.head_size**-0.5, mask, c.attention_dropout, seeds
-        )
+        scores += jnp.where(differs[:, None], by_segment[1, ..., None], by_segment[0, ..., None])
+        weights = attention_weights(scores * c.head_size**-0.5, mask, c.attention_dropout, seeds)
         y = contract("bhqk,bkhd->bqhd", weights, value, dtype)
-        return dropout(
-            self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT
-        )
+        return dropout(self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT)
 
 
 class TwoStreamBlock(nn.Module):
@@ -188,11 +172,7 @@ class TwoStreamBlock(nn.Module):
             assert context.query_mask is not None and context.query_differs is not None
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
             g = stream(
-                g,
-                context.query_mask,
-                context.query_differs,
-                context.target_mapping,
-                g_seeds,
+                g, context.query_mask, context.query_differs, context.target_mapping, g_seeds
             )
         new_h = stream(h, context.content_mask, context.content_differs, None, seeds)
         return (new_h, g), h

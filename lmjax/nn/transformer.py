@@ -23,22 +23,15 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, seeds: Seeds | None) -> jax.Array:
         c = self.config
-        inner = Dense(
-            c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="inner"
-        )
-        outer = Dense(
-            c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer"
-        )
+        inner = Dense(c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="inner")
+        outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
         y = ACTIVATIONS[c.activation](inner(x))
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
         return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
 
 
 def sublayer(
-    config: TransformerConfig,
-    norm: LayerNorm,
-    x: jax.Array,
-    f: Callable[[jax.Array], jax.Array],
+    config: TransformerConfig, norm: LayerNorm, x: jax.Array, f: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """norm(x + f(x)) for a post-norm trunk, x + f(norm(x)) for a pre-norm one."""
     if config.norm == "post":
@@ -56,12 +49,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        layer: jax.Array,
-        per_layer: None,
-        mask: jax.Array,
-        seeds: Seeds | None,
+        self, x: jax.Array, layer: jax.Array, per_layer: None, mask: jax.Array, seeds: Seeds | None
     ) -> tuple[jax.Array, None]:
         c = self.config
         if seeds is not None:
@@ -99,11 +87,7 @@ class Layers(nn.Module):
           (carry, outputs stacked on a leading axis [layers]).
         """
         c = self.config
-        block = (
-            nn.remat(self.block, prevent_cse=not c.scan_layers)
-            if c.remat
-            else self.block
-        )
+        block = nn.remat(self.block, prevent_cse=not c.scan_layers) if c.remat else self.block
         indices = jnp.arange(c.layers, dtype=jnp.uint32)
         if c.scan_layers:
             scanned = nn.scan(
@@ -117,9 +101,7 @@ class Layers(nn.Module):
         outputs = []
         for i in range(c.layers):
             mine = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-            carry, output = block(c, name=f"layer_{i}")(
-                carry, indices[i], mine, *shared
-            )
+            carry, output = block(c, name=f"layer_{i}")(carry, indices[i], mine, *shared)
             outputs.append(output)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 

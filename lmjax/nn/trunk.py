@@ -55,9 +55,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden_size", "heads", "intermediate_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}: must be at least 1, got {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.head_dim < 0:
             raise ConfigError(f"head_dim: must not be negative, got {self.head_dim}")
         if not self.head_dim and self.hidden_size % self.heads:
@@ -67,9 +65,7 @@ class TransformerConfig:
             )
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(
-                    f"{name}: must lie in [0, 1), got {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name}: must lie in [0, 1), got {getattr(self, name)}")
 
     @property
     def head_size(self) -> int:
@@ -87,9 +83,7 @@ class TransformerConfig:
     def residual_initializer(self) -> Initializer:
         if not self.scale_residual_init:
             return self.initializer()
-        scaled = dataclasses.replace(
-            self, initial_std=self.initial_std * (2 * self.layers) ** -0.5
-        )
+        scaled = dataclasses.replace(self, initial_std=self.initial_std * (2 * self.layers) ** -0.5)
         return scaled.initializer()
 
     def forward_flops(self, queries: float, keys: float) -> float:

@@ -1,7 +1,7 @@
 """What an objective is: the only thing the training loop knows of one."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -25,9 +25,9 @@ class Scored:
 
     Attributes:
       terms: losses to minimise, in nats; the total is sum over terms of
-        weight * sum / count. The first is the one that reports lead with.
+        weight * sum / count.
       metrics: measured, not minimised. `unigram`, where present, is what token
-        frequencies alone score on the targets of the first term.
+        frequencies alone score on the targets of the objective's headline term.
       mems: memory for the next batch, or None.
     """
 
@@ -45,8 +45,11 @@ class Objective:
     may live outside of this package.
 
     Attributes:
+      headline: the term of the loss that reports lead with.
       vocabulary: what there is to know of the token ids.
     """
+
+    headline: ClassVar[str] = "loss"
 
     vocabulary: Vocabulary
     model: Any
@@ -97,9 +100,42 @@ class Objective:
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """-log softmax(logits)[targets] in float32. logits: [..., classes] -> [...], nats."""
+    return score_targets(logits, targets)[0]
+
+
+@jax.custom_vjp
+def score_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy, and whether no class scores higher than the target.
+
+    The gradient, softmax minus one-hot, is written in one pass over the logits, which
+    are by far the largest array of a step.
+
+    Args:
+      logits: [..., classes] float; targets: [...] int.
+
+    Returns:
+      [...] float32 in nats, and [...] bool.
+    """
+    return _score_forward(logits, targets)[0]
+
+
+def _score_forward(logits: jax.Array, targets: jax.Array) -> tuple[Any, Any]:
     logits = logits.astype(jnp.float32)
+    largest = logits.max(-1)
+    log_z = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return (log_z - chosen, chosen >= largest), (logits, targets, log_z)
+
+
+def _score_backward(saved: Any, gradients: Any) -> tuple[jax.Array, np.ndarray]:
+    logits, targets, log_z = saved
+    classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    probabilities = jnp.exp(logits - log_z[..., None])
+    difference = probabilities - (classes == targets[..., None])
+    return gradients[0][..., None] * difference, np.zeros(targets.shape, jax.dtypes.float0)
+
+
+score_targets.defvjp(_score_forward, _score_backward)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> Sum:
@@ -109,20 +145,17 @@ def weighted_sum(values: jax.Array, weights: jax.Array) -> Sum:
 
 
 def token_scores(
-    name: str,
-    logits: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    vocabulary: Vocabulary,
+    name: str, logits: jax.Array, targets: jax.Array, weights: jax.Array, vocabulary: Vocabulary
 ) -> tuple[dict[str, Sum], dict[str, Sum]]:
     """The loss term `name` of token predictions, with its accuracy and unigram score.
 
     logits: [..., vocab_size]; targets, weights: [...].
     """
     frequencies = jnp.asarray(np.asarray(vocabulary.log_frequency, np.float32))
-    terms = {name: weighted_sum(cross_entropy(logits, targets), weights)}
+    losses, hits = score_targets(logits, targets)
+    terms = {name: weighted_sum(losses, weights)}
     metrics = {
-        f"{name}_accuracy": weighted_sum(jnp.argmax(logits, -1) == targets, weights),
+        f"{name}_accuracy": weighted_sum(hits, weights),
         "unigram": weighted_sum(-frequencies[targets], weights),
     }
     return terms, metrics

@@ -22,6 +22,8 @@ class CausalLM(Objective):
         drifting (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
     """
 
+    headline = "lm"
+
     model: GptConfig
     z_loss: float = 0.0
 
@@ -37,13 +39,11 @@ class CausalLM(Objective):
         return Gpt(self.model).init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        logits = Gpt(self.model).apply({"params": params}, *self.inputs(batch), seeds)
+        network, variables = Gpt(self.model), {"params": params}
+        hidden = network.apply(variables, *self.inputs(batch), seeds, method="hidden")
         # The last position has nothing to predict, nor has a document's last token.
-        logits, targets, documents = (
-            logits[:, :-1],
-            batch["tokens"][:, 1:],
-            batch["documents"],
-        )
+        logits = network.apply(variables, hidden[:, :-1], method="decode")
+        targets, documents = batch["tokens"][:, 1:], batch["documents"]
         weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
         terms, metrics = token_scores("lm", logits, targets, weights, self.vocabulary)
         if self.z_loss:

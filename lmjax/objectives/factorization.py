@@ -9,13 +9,7 @@ import jax.numpy as jnp
 
 
 def choose_targets(
-    key: jax.Array,
-    starts_word: jax.Array,
-    count: int,
-    *,
-    spans: bool,
-    max_ngram: int,
-    alpha: int,
+    key: jax.Array, starts_word: jax.Array, count: int, *, spans: bool, max_ngram: int, alpha: int
 ) -> jax.Array:
     """Exactly `count` positions of a part, as n-grams or as single tokens.
 
@@ -75,9 +69,7 @@ def factorization_order(key: jax.Array, size: int, perm_size: int) -> jax.Array:
     return (blocks[:, None] + order[None, :]).reshape(size)
 
 
-def order_perm_mask(
-    order: jax.Array, is_masked: jax.Array, functional: jax.Array
-) -> jax.Array:
+def order_perm_mask(order: jax.Array, is_masked: jax.Array, functional: jax.Array) -> jax.Array:
     """Who must not see whom under a factorisation order. -> perm_mask [size, size] bool.
 
     Tokens that are neither masked nor functional come first: all see them, and they see

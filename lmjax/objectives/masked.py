@@ -39,6 +39,8 @@ class MaskedLM(Objective):
         as the examples are made.
     """
 
+    headline = "mlm"
+
     model: BertConfig
     mask_rate: float = 0.15
     max_predictions: int = 20
@@ -51,9 +53,7 @@ class MaskedLM(Objective):
         if not 0.0 < self.mask_rate <= 1.0:
             raise ConfigError(f"mask_rate: must lie in (0, 1], got {self.mask_rate}")
         if self.max_predictions < 1:
-            raise ConfigError(
-                f"max_predictions: must be at least 1, got {self.max_predictions}"
-            )
+            raise ConfigError(f"max_predictions: must be at least 1, got {self.max_predictions}")
         if self.mask_fraction < 0 or self.random_fraction < 0:
             raise ConfigError("mask_fraction: fractions must not be negative")
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
@@ -97,18 +97,14 @@ class MaskedLM(Objective):
         }
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        logits, sentence_logits = self.network.apply(
-            {"params": params}, *self.inputs(batch), seeds
-        )
+        logits, sentence_logits = self.network.apply({"params": params}, *self.inputs(batch), seeds)
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         if self.sentence_prediction:
             label = batch["label"]
             ones = jnp.ones(label.shape)
-            terms["sentence"] = weighted_sum(
-                cross_entropy(sentence_logits, label), ones
-            )
+            terms["sentence"] = weighted_sum(cross_entropy(sentence_logits, label), ones)
             hits = jnp.argmax(sentence_logits, -1) == label
             metrics["sentence_accuracy"] = weighted_sum(hits, ones)
         return Scored(terms, metrics)

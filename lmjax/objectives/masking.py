@@ -104,11 +104,7 @@ def choose_words(
 
 
 def choose_spans(
-    key: jax.Array,
-    candidates: jax.Array,
-    words: jax.Array,
-    count: jax.Array,
-    slots: int,
+    key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array]:
     """Spans of whole words until the quota is spent; the last one is cut to fit.
 
@@ -126,9 +122,7 @@ def choose_spans(
     def draw(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         key, taken, spans, number = state
         key, for_length, for_anchor = jax.random.split(key, 3)
-        size = jax.random.choice(
-            for_length, SPAN_LENGTHS, p=jnp.asarray(SPAN_PROBABILITIES)
-        )
+        size = jax.random.choice(for_length, SPAN_LENGTHS, p=jnp.asarray(SPAN_PROBABILITIES))
         free = candidates & ~taken
         anchor = jnp.argmax(jax.random.uniform(for_anchor, (length,)) * free)
         first_word = words[anchor]

@@ -12,11 +12,7 @@ from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import permutation, same_document
 from lmjax.objectives.base import Batch, Objective, Scored, token_scores
-from lmjax.objectives.factorization import (
-    choose_targets,
-    factorization_order,
-    order_perm_mask,
-)
+from lmjax.objectives.factorization import choose_targets, factorization_order, order_perm_mask
 from lmjax.objectives.masking import to_slots
 
 
@@ -40,6 +36,8 @@ class PermutedLM(Objective):
       max_ngram, alpha: 5 and 6 in the paper (beta = 1).
     """
 
+    headline = "plm"
+
     model: XlnetConfig
     num_predict: int = 85
     reuse_length: int = 0
@@ -50,9 +48,7 @@ class PermutedLM(Objective):
 
     def __post_init__(self) -> None:
         if self.num_predict < 1:
-            raise ConfigError(
-                f"num_predict: must be at least 1, got {self.num_predict}"
-            )
+            raise ConfigError(f"num_predict: must be at least 1, got {self.num_predict}")
         if self.max_ngram < 1 or self.alpha < 1:
             raise ConfigError("max_ngram: max_ngram and alpha must be at least 1")
         if self.reuse_length < 0 or self.perm_size < 0:

@@ -35,6 +35,8 @@ class ReplacedTokenDetection(Objective):
       generator_weight, discriminator_weight: 1 and 50 in the paper.
     """
 
+    headline = "mlm"
+
     model: ElectraConfig
     mask_rate: float = 0.15
     max_predictions: int = 19
@@ -47,13 +49,9 @@ class ReplacedTokenDetection(Objective):
         if not 0.0 < self.mask_rate <= 1.0:
             raise ConfigError(f"mask_rate: must lie in (0, 1], got {self.mask_rate}")
         if self.max_predictions < 1:
-            raise ConfigError(
-                f"max_predictions: must be at least 1, got {self.max_predictions}"
-            )
+            raise ConfigError(f"max_predictions: must be at least 1, got {self.max_predictions}")
         if not 0.0 <= self.mask_fraction <= 1.0:
-            raise ConfigError(
-                f"mask_fraction: must lie in [0, 1], got {self.mask_fraction}"
-            )
+            raise ConfigError(f"mask_fraction: must lie in [0, 1], got {self.mask_fraction}")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -111,9 +109,7 @@ class ReplacedTokenDetection(Objective):
             variables, tokens, segments, positions, mask, seeds, method="discriminate"
         )
         real = batch["documents"] > 0
-        binary = optax.sigmoid_binary_cross_entropy(
-            detected, replaced.astype(jnp.float32)
-        )
+        binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
         terms["rtd"] = weighted_sum(binary, real)
         flagged = detected > 0
         metrics |= {
@@ -127,9 +123,7 @@ class ReplacedTokenDetection(Objective):
     def forward_flops(self, length: int) -> float:
         c, n = self.model, min(self.max_predictions, length)
         generator, features = c.generator_trunk, c.embedding_features
-        total = generator.forward_flops(length, length) + c.trunk.forward_flops(
-            length, length
-        )
+        total = generator.forward_flops(length, length) + c.trunk.forward_flops(length, length)
         for trunk in (generator, c.trunk):
             if trunk.hidden_size != features:
                 total += 2 * length * features * trunk.hidden_size

@@ -19,12 +19,7 @@ from lmjax.training.devices import peak_flops
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
-from lmjax.training.reporting import (
-    MetricsWriter,
-    RunDirectory,
-    TrainingProgress,
-    read_metrics,
-)
+from lmjax.training.reporting import MetricsWriter, RunDirectory, TrainingProgress, read_metrics
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import Metrics, make_eval_step, make_train_step
 
@@ -56,9 +51,7 @@ class Result:
     parameters: int
 
 
-def pretrain(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, name: str
-) -> Result:
+def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, name: str) -> Result:
     """Trains, or continues, the run of `config` in `workdir`.
 
     Args:
@@ -91,9 +84,7 @@ def pretrain(
     }
     try:
         with jax.set_mesh(plan.mesh):
-            run = _Run(
-                plan, objective, directory, loaders["train"], loaders["validation"]
-            )
+            run = _Run(plan, objective, directory, loaders["train"], loaders["validation"])
             state = run.train(name)
     finally:
         for loader in loaders.values():
@@ -135,9 +126,7 @@ class _Run:
                 ),
             )
         )
-        self.optimizer, self.schedule = make_optimizer(
-            plan.optimizer, training.steps, shapes
-        )
+        self.optimizer, self.schedule = make_optimizer(plan.optimizer, training.steps, shapes)
         self.paths = [
             jax.tree_util.keystr(path, simple=True, separator="/")
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
@@ -157,17 +146,13 @@ class _Run:
             mems=jax.tree.map(lambda _: mems_sharding, abstract.mems)
         )
         self.abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding
-            ),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,
             self.shardings,
         )
         self.initial = jax.jit(initial, out_shardings=self.shardings)
         self.step = jax.jit(
-            make_train_step(
-                objective, self.optimizer, training.accumulation, training.ema_decay
-            ),
+            make_train_step(objective, self.optimizer, training.accumulation, training.ema_decay),
             in_shardings=(self.shardings, rows),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
@@ -187,9 +172,7 @@ class _Run:
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends."""
         t = self.training
-        with Checkpoints(
-            self.directory.checkpoints, t.checkpoints_to_keep
-        ) as checkpoints:
+        with Checkpoints(self.directory.checkpoints, t.checkpoints_to_keep) as checkpoints:
             if checkpoints.latest_step() is None:
                 state, done = self.initial(), 0
             else:
@@ -207,9 +190,7 @@ class _Run:
                     writer.write(0, self.evaluate(state), "validation")
                 watch.restart()
                 for step in range(done + 1, t.steps + 1):
-                    batch = global_batch(
-                        next(self.train_data), self.plan.mesh, t.batch_size
-                    )
+                    batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
                     state, metrics = self.step(state, batch)
                     watch.add(step, metrics)
                     last = step == t.steps
@@ -234,12 +215,8 @@ class _Run:
         key = jax.random.key(self.plan.seed)
         sums = []
         for i in range(batches):
-            batch = global_batch(
-                self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size
-            )
-            found, mems = self.evaluate_batch(
-                params, mems, jax.random.fold_in(key, i), batch
-            )
+            batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
+            found, mems = self.evaluate_batch(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
         return _means(jax.device_get(sums))
 
@@ -251,11 +228,7 @@ class _Watch:
     """
 
     def __init__(
-        self,
-        run: _Run,
-        writer: MetricsWriter,
-        progress: TrainingProgress,
-        checkpoints: Checkpoints,
+        self, run: _Run, writer: MetricsWriter, progress: TrainingProgress, checkpoints: Checkpoints
     ):
         self.run, self.writer, self.progress = run, writer, progress
         self.checkpoints = checkpoints
@@ -313,14 +286,10 @@ class _Watch:
         return rates
 
     def _check_finite(self, step: int, metrics: Metrics) -> None:
-        bad_terms = [
-            k for k, (total, _) in metrics["terms"].items() if not np.isfinite(total)
-        ]
+        bad_terms = [k for k, (total, _) in metrics["terms"].items() if not np.isfinite(total)]
         bad = [
             path
-            for path, norm in zip(
-                self.run.paths, metrics["gradient_norms"], strict=True
-            )
+            for path, norm in zip(self.run.paths, metrics["gradient_norms"], strict=True)
             if not np.isfinite(norm)
         ]
         if not bad_terms and not bad and np.isfinite(metrics["loss"]):

@@ -63,22 +63,12 @@ class TrainingConfig:
     max_loss_rise: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulation",
-            "log_every",
-            "eval_batches",
-        ):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "eval_batches"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}: must be at least 1, got {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "max_loss_rise"):
             if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"{name}: must not be negative, got {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
         if self.checkpoints_to_keep < 1:
             raise ConfigError("checkpoints_to_keep: must be at least 1")
         if not 0.0 <= self.ema_decay < 1.0:
@@ -145,9 +135,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         )
     wanted = values["model"].get("vocab_size", 0)
     objective = make_objective(
-        values["objective"],
-        values["model"],
-        wanted or data_config.tokenizer.vocab_size,
+        values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
     )
     objective.check_length(examples.length)
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
@@ -198,11 +186,7 @@ def make_objective(
 def _check_fields(values: Mapping[str, Any]) -> None:
     for name in FIELDS:
         if name not in values:
-            raise ConfigError(
-                f"config.{name}: missing; a config has {', '.join(FIELDS)}"
-            )
+            raise ConfigError(f"config.{name}: missing; a config has {', '.join(FIELDS)}")
     for name in values:
         if name not in FIELDS:
-            raise ConfigError(
-                f"config.{name}: unknown; a config has {', '.join(FIELDS)}"
-            )
+            raise ConfigError(f"config.{name}: unknown; a config has {', '.join(FIELDS)}")

@@ -35,9 +35,7 @@ def corrupt_batch(
     return jax.vmap(objective.corrupt)(for_corruption, batch), seeds
 
 
-def total_loss(
-    objective: Objective, scored: Scored, counts: dict[str, jax.Array]
-) -> jax.Array:
+def total_loss(objective: Objective, scored: Scored, counts: dict[str, jax.Array]) -> jax.Array:
     """sum over terms of weight * sum / count, with the counts of the whole batch."""
     weights = objective.weights
     return jnp.sum(
@@ -79,9 +77,7 @@ def make_train_step(
             objective, jax.random.fold_in(state.key, state.step), batch
         )
         if accumulation == 1:
-            (loss, scored), grads = gradient(
-                state.params, corrupted, state.mems, seeds, None
-            )
+            (loss, scored), grads = gradient(state.params, corrupted, state.mems, seeds, None)
         else:
             loss, scored, grads = accumulate(state, corrupted, seeds)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -149,11 +145,7 @@ def make_eval_step(objective: Objective) -> Callable[..., tuple[dict[str, Sum], 
         corrupted, _ = corrupt_batch(objective, key, batch)
         scored = objective.loss(params, corrupted, mems, None)
         loss = total_loss(objective, scored, _counts(scored))
-        return {
-            "loss": (loss, jnp.float32(1)),
-            **scored.terms,
-            **scored.metrics,
-        }, scored.mems
+        return {"loss": (loss, jnp.float32(1)), **scored.terms, **scored.metrics}, scored.mems
 
     return evaluate
 

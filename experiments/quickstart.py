@@ -143,6 +143,7 @@ def samples(result: "Result") -> list[str]:
     from lmjax.objectives.causal import CausalLM
     from lmjax.objectives.masked import MaskedLM
     from lmjax.objectives.permuted import PermutedLM
+    from lmjax.objectives.replaced import ReplacedTokenDetection
 
     objective, tokenizer, key = result.objective, result.tokenizer, jax.random.key(1)
     batch: dict[str, Any] = {name: array[:2] for name, array in result.batch.items()}
@@ -162,6 +163,7 @@ def samples(result: "Result") -> list[str]:
             "Targets sampled in a random factorisation order, as [place:original=sample]:",
             *looks.complete_in_order(objective, result.params, batch, tokenizer, key),
         ]
+    assert isinstance(objective, ReplacedTokenDetection)
     return [
         "Tokens replaced by the generator, and whether the discriminator found them:",
         *looks.find_replaced(objective, result.params, batch, tokenizer, key),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import importlib
 import types
 import typing
@@ -125,8 +124,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

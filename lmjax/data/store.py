@@ -40,7 +40,7 @@ class DataConfig:
     corpus: str = "pydocs"
     validation_corpus: str = ""
     text_feature: str = "text"
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     cache_dir: str = ""
 
 

@@ -78,13 +78,14 @@ class Tokenizer:
         if missing:
             inner.add_special_tokens(list(missing.values()))
             logging.getLogger(__name__).info("tokens added: %s", ", ".join(missing.values()))
-        self.roles = {
-            role: inner.token_to_id(self._find(names) or "") for role, names in ROLES.items()
-        }
+        self.roles = {role: self._id(names) for role, names in ROLES.items()}
         self.fingerprint = hashlib.blake2b(inner.to_str().encode(), digest_size=16).hexdigest()
 
     def _find(self, names: Sequence[str]) -> str | None:
         return next((n for n in names if self._inner.token_to_id(n) is not None), None)
+
+    def _id(self, names: Sequence[str]) -> int:
+        return next(i for n in names if (i := self._inner.token_to_id(n)) is not None)
 
     @property
     def size(self) -> int:

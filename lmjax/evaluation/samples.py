@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.models.gpt import Gpt
-from lmjax.objectives.base import Batch
+from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
@@ -37,7 +37,7 @@ def fill_masks(
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[Batch, jax.Array]:
         corrupted = _corrupt(objective, key, batch)
-        logits, _ = objective.network.apply({"params": params}, *objective.inputs(corrupted))
+        logits, _ = apply(objective.network, params, *objective.inputs(corrupted))
         return corrupted, jnp.argmax(logits, -1)
 
     corrupted, predictions = jax.device_get(predict(params, batch))
@@ -56,7 +56,7 @@ def fill_masks(
 def sample_text(
     objective: CausalLM,
     params: Any,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | np.ndarray,
     tokenizer: Decoder,
     key: jax.Array,
     length: int,
@@ -77,7 +77,7 @@ def sample_text(
         mask = jnp.tril(jnp.ones((1, length, length), bool))
 
         def write(i: jax.Array, tokens: jax.Array) -> jax.Array:
-            logits = Gpt(objective.model).apply({"params": params}, tokens, positions, mask)
+            logits = apply(Gpt(objective.model), params, tokens, positions, mask)
             scores = logits[0, i - 1] / temperature
             token = jax.random.categorical(jax.random.fold_in(key, i), scores)
             return tokens.at[0, i].set(token.astype(tokens.dtype))
@@ -109,10 +109,9 @@ def complete_in_order(
         mems = objective.init_mems(rows)
 
         def draw(i: jax.Array, tokens: jax.Array) -> jax.Array:
-            variables = {"params": params}
             inputs = objective.inputs({**corrupted, "tokens": tokens}, mems)
-            output, _ = objective.network.apply(variables, *inputs)
-            logits = objective.network.apply(variables, output, method="decode")
+            output, _ = apply(objective.network, params, *inputs)
+            logits = apply(objective.network, params, output, method="decode")
             slot = turn[:, i]
             now = jnp.take_along_axis(logits, slot[:, None, None], axis=1)[:, 0]
             sample = jax.random.categorical(jax.random.fold_in(key, i), now)
@@ -153,10 +152,10 @@ def find_replaced(
     @jax.jit
     def detect(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         corrupted = _corrupt(objective, key, batch)
-        variables, inputs = {"params": params}, objective.inputs(corrupted)
-        logits = objective.network.apply(variables, *inputs, method="generate")
+        inputs = objective.inputs(corrupted)
+        logits = apply(objective.network, params, *inputs, method="generate")
         tokens = sample_replacements(logits, corrupted)
-        flagged = objective.network.apply(variables, tokens, *inputs[1:4], method="discriminate")
+        flagged = apply(objective.network, params, tokens, *inputs[1:4], method="discriminate")
         return tokens, flagged > 0
 
     read, flagged = jax.device_get(detect(params, batch))
@@ -175,9 +174,7 @@ def find_replaced(
     return lines
 
 
-def render(
-    tokens: np.ndarray, documents: np.ndarray, marks: Mapping[int, str], tokenizer: Decoder
-) -> str:
+def render(tokens: Any, documents: Any, marks: Mapping[int, str], tokenizer: Decoder) -> str:
     """The text of one row with `marks` in the place of the tokens they stand at."""
     parts: list[str] = []
     run: list[int] = []

@@ -110,7 +110,8 @@ class Xlnet(nn.Module):
         g = None
         if target_mapping is not None:
             rows = target_mapping[..., None]
-            context = context.replace(
+            context = dataclasses.replace(
+                context,
                 query_mask=with_memory(jnp.take_along_axis(mask, rows, axis=1), memory_length),
                 query_differs=jnp.take_along_axis(differs, rows, axis=1),
                 target_mapping=target_mapping,

@@ -38,7 +38,7 @@ class Seeds:
     def fold(self, salt: jax.Array | int) -> Self:
         """Seeds of a part: a layer by its index, a site within it by a constant."""
         salt = jnp.asarray(salt, jnp.uint32) * _GOLDEN + np.uint32(1)
-        return self.replace(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
+        return type(self)(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
 
 
 def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,11 @@ class Objective:
                 f"config.data.examples.length: {length} is longer than the position table,"
                 f" config.model.max_length={longest}; shorten the one or raise the other"
             )
+
+
+def apply(network: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
+    """What `network` makes of `inputs`; nothing but parameters goes in beside them."""
+    return network.apply({"params": params}, *inputs, method=method)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

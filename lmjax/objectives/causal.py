@@ -10,7 +10,7 @@ from lmjax.errors import ConfigError
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import causal, same_document
-from lmjax.objectives.base import Batch, Objective, Scored, token_scores, weighted_sum
+from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores, weighted_sum
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,10 +39,10 @@ class CausalLM(Objective):
         return Gpt(self.model).init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        network, variables = Gpt(self.model), {"params": params}
-        hidden = network.apply(variables, *self.inputs(batch), seeds, method="hidden")
+        network = Gpt(self.model)
+        hidden = apply(network, params, *self.inputs(batch), seeds, method="hidden")
         # The last position has nothing to predict, nor has a document's last token.
-        logits = network.apply(variables, hidden[:, :-1], method="decode")
+        logits = apply(network, params, hidden[:, :-1], method="decode")
         targets, documents = batch["tokens"][:, 1:], batch["documents"]
         weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
         terms, metrics = token_scores("lm", logits, targets, weights, self.vocabulary)

@@ -15,6 +15,7 @@ from lmjax.objectives.base import (
     Batch,
     Objective,
     Scored,
+    apply,
     cross_entropy,
     token_scores,
     weighted_sum,
@@ -97,7 +98,7 @@ class MaskedLM(Objective):
         }
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        logits, sentence_logits = self.network.apply({"params": params}, *self.inputs(batch), seeds)
+        logits, sentence_logits = apply(self.network, params, *self.inputs(batch), seeds)
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )

@@ -1,6 +1,6 @@
 """Choosing what to mask, on the device, for one example."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ def choose_spans(
         _, taken, _, number = state
         return (taken.sum() < count) & (number < slots)
 
-    state = (key, jnp.zeros(length, bool), index + slots, jnp.int32(0))
+    state: Any = (key, jnp.zeros(length, bool), index + slots, jnp.int32(0))
     _, taken, spans, _ = jax.lax.while_loop(unspent, draw, state)
     return taken, spans
 

@@ -11,7 +11,7 @@ from lmjax.errors import ConfigError
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import permutation, same_document
-from lmjax.objectives.base import Batch, Objective, Scored, token_scores
+from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores
 from lmjax.objectives.factorization import choose_targets, factorization_order, order_perm_mask
 from lmjax.objectives.masking import to_slots
 
@@ -136,9 +136,8 @@ class PermutedLM(Objective):
         }
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        variables = {"params": params}
-        output, mems = self.network.apply(variables, *self.inputs(batch, mems), seeds)
-        logits = self.network.apply(variables, output, method="decode")
+        output, mems = apply(self.network, params, *self.inputs(batch, mems), seeds)
+        logits = apply(self.network, params, output, method="decode")
         terms, metrics = token_scores(
             "plm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )

@@ -12,7 +12,7 @@ from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
-from lmjax.objectives.base import Batch, Objective, Scored, token_scores, weighted_sum
+from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores, weighted_sum
 from lmjax.objectives.masking import Masking, choose, prediction_count, replace
 
 
@@ -97,17 +97,16 @@ class ReplacedTokenDetection(Objective):
         }
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        variables, network = {"params": params}, self.network
-        logits = network.apply(variables, *self.inputs(batch), seeds, method="generate")
+        network = self.network
+        logits = apply(network, params, *self.inputs(batch), seeds, method="generate")
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         tokens = sample_replacements(logits, batch)
         replaced = tokens != batch["original"]
         _, segments, positions, mask, _ = self.inputs(batch)
-        detected = network.apply(
-            variables, tokens, segments, positions, mask, seeds, method="discriminate"
-        )
+        discriminate = (tokens, segments, positions, mask, seeds)
+        detected = apply(network, params, *discriminate, method="discriminate")
         real = batch["documents"] > 0
         binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
         terms["rtd"] = weighted_sum(binary, real)

@@ -126,8 +126,9 @@ def make_train_step(
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         grads, (losses, scored) = jax.lax.scan(add, zeros, micro)
-        sums = jax.tree.map(lambda x: x.sum(0), (scored.terms, scored.metrics))
-        return losses.sum(), Scored(*sums, _join(scored.mems, axis=1)), grads
+        terms, metrics = jax.tree.map(lambda x: x.sum(0), (scored.terms, scored.metrics))
+        whole = Scored(terms=terms, metrics=metrics, mems=_join(scored.mems, axis=1))
+        return losses.sum(), whole, grads
 
     return step
 

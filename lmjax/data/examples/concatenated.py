@@ -48,17 +48,13 @@ class Concatenation:
         )
         return low + inner
 
-    def read(
-        self, start: int, stop: int, owners: np.ndarray | None = None
-    ) -> np.ndarray:
+    def read(self, start: int, stop: int, owners: np.ndarray | None = None) -> np.ndarray:
         """Returns the tokens of the positions from start to stop: int32 [stop - start]."""
         if owners is None:
             owners = self.owners(start, stop)
         positions = np.arange(start, stop)
         # At the place of an `eod` the index is one off the document; any token will do.
-        text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(
-            np.int32
-        )
+        text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(np.int32)
         if self._eod_first:
             text[positions == self.starts[owners]] = self._eod
         else:

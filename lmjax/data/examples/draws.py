@@ -27,9 +27,7 @@ def generator(seed: int, split: str, *parts: int) -> np.random.Generator:
 
 def fold_in(keys: np.ndarray, data: np.ndarray | int) -> np.ndarray:
     """Returns new keys, uint64 [n], from keys, uint64 [n] or [1], and data, >= 0, [n] or int."""
-    return _mix(
-        _mix(keys) + (np.atleast_1d(data).astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    )
+    return _mix(_mix(keys) + (np.atleast_1d(data).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def uniform(keys: np.ndarray, number: int) -> np.ndarray:

@@ -75,9 +75,7 @@ class ElectraSource:
         self._form, self._vocabulary = form, vocabulary
         self._tokens = np.asarray(store.tokens)
         self._bounds, documents = sentences(store)
-        self._first, self._stop, self._target, keys = _chunks(
-            form, self._bounds, documents, root
-        )
+        self._first, self._stop, self._target, keys = _chunks(form, self._bounds, documents, root)
         self._single = draws.uniform(keys, _SINGLE) < form.single_segment_probability
         self._coin = draws.uniform(keys, _COIN) < 0.5
 
@@ -94,9 +92,7 @@ class ElectraSource:
         else:
             sizes = np.diff(bounds)
             aim = (int(self._target[index]) - 3) // 2
-            in_first = np.repeat(
-                split_sentences(sizes, aim, bool(self._coin[index])), sizes
-            )
+            in_first = np.repeat(split_sentences(sizes, aim, bool(self._coin[index])), sizes)
             first, second = text[in_first], text[~in_first]
         first = first[: length - 2]
         second = second[: max(0, length - len(first) - 3)]
@@ -132,9 +128,7 @@ def _chunks(
     while len(lane):
         chunk = draws.fold_in(keys, number)
         short = draws.uniform(chunk, _SHORT) < form.short_probability
-        target = np.where(
-            short, draws.integers(chunk, _TARGET, 5, form.length), form.length
-        )
+        target = np.where(short, draws.integers(chunk, _TARGET, 5, form.length), form.length)
         stop = chunk_ends(bounds, cursor, target, limit)
         found.append((lane, cursor, stop, target, chunk))
         more = stop < limit

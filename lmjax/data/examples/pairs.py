@@ -57,9 +57,7 @@ class SegmentPairs:
         check_length(self.length, 5, "[CLS] A [SEP] B [SEP]")
         check_probability("short_probability", self.short_probability)
         if self.duplicates < 1:
-            raise ConfigError(
-                f"duplicates: {self.duplicates} passes make no data; give 1 or more"
-            )
+            raise ConfigError(f"duplicates: {self.duplicates} passes make no data; give 1 or more")
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
@@ -195,12 +193,8 @@ def _chunks(
         number += 1
     if not found:
         empty = np.zeros(0, np.int64)
-        return _Chunks(
-            empty, empty, empty, empty, empty, empty > 0, empty, empty.astype(np.uint64)
-        )
-    lane, first, split, stop, random, target, chunk = map(
-        np.concatenate, zip(*found, strict=True)
-    )
+        return _Chunks(empty, empty, empty, empty, empty, empty > 0, empty, empty.astype(np.uint64))
+    lane, first, split, stop, random, target, chunk = map(np.concatenate, zip(*found, strict=True))
     order = np.argsort(lane, kind="stable")
     lane = lane[order]
     return _Chunks(
@@ -236,9 +230,7 @@ def _random_segments(
     return np.stack([bounds[start], bounds[stop]], axis=1)
 
 
-def _truncate(
-    first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray
-) -> None:
+def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray) -> None:
     """Cuts pairs, in place, to `room` tokens together.
 
     The original cuts one token at a time from the longer segment (from the second where
@@ -257,9 +249,7 @@ def _truncate(
         ranges[:, 1] = ranges[:, 0] + kept
 
 
-def kept_lengths(
-    first: np.ndarray, second: np.ndarray, room: int
-) -> tuple[np.ndarray, np.ndarray]:
+def kept_lengths(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lengths left when the longer (the second if equal) is cut until both fit."""
     kept = np.minimum(first, np.maximum((room + 1) // 2, room - second))
     return kept, np.minimum(second, room - kept)

@@ -99,16 +99,12 @@ def chunk_ends(
 
 def check_length(length: int, least: int, why: str) -> None:
     if length < least:
-        raise ConfigError(
-            f"length: {length} is too short; {why} needs at least {least}"
-        )
+        raise ConfigError(f"length: {length} is too short; {why} needs at least {least}")
 
 
 def check_probability(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ConfigError(
-            f"{name}: {value} is no probability; give a number from 0 to 1"
-        )
+        raise ConfigError(f"{name}: {value} is no probability; give a number from 0 to 1")
 
 
 def check_rows(have: int, rows: int) -> None:
@@ -120,9 +116,7 @@ def check_rows(have: int, rows: int) -> None:
         )
 
 
-def pair_row(
-    first: np.ndarray, second: np.ndarray, length: int, vocabulary: Specials
-) -> Row:
+def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Specials) -> Row:
     """Lays out [CLS] first [SEP] second [SEP] padding; without second, [CLS] first [SEP].
 
     Args:

@@ -40,9 +40,7 @@ class SegmentStream:
     def __post_init__(self) -> None:
         check_length(self.length, 6, "running text and A [SEP] B [SEP] [CLS]")
         if self.reuse_length < 1:
-            raise ConfigError(
-                f"reuse_length: {self.reuse_length} is no stride; give 1 or more"
-            )
+            raise ConfigError(f"reuse_length: {self.reuse_length} is no stride; give 1 or more")
         if self.reuse_length >= self.length:
             raise ConfigError(
                 f"reuse_length: {self.reuse_length} is not below length {self.length}; "
@@ -117,9 +115,7 @@ class StreamSource:
         split = start + form.reuse_length
         room = form.length - form.reuse_length - 3
         rng = draws.generator(self._seed, self._split, epoch, step, row)
-        (_, a_stop), (b, b_stop) = split_a_and_b(
-            laid.cuts[row], self._size, split, room, rng
-        )
+        (_, a_stop), (b, b_stop) = split_a_and_b(laid.cuts[row], self._size, split, room, rng)
         # The running text and A are neighbours: one read for both.
         before = self._read(laid.stream, row, start, a_stop)
         after = self._read(laid.stream, row, b, b_stop)
@@ -151,17 +147,12 @@ class StreamSource:
         edges = np.arange(self._texts) * size
         lows = np.searchsorted(starts, edges, side="right")
         highs = np.searchsorted(starts, edges + size)
-        cuts = [
-            starts[low:high] - edge
-            for low, high, edge in zip(lows, highs, edges, strict=True)
-        ]
+        cuts = [starts[low:high] - edge for low, high, edge in zip(lows, highs, edges, strict=True)]
         if self._form.bidirectional:
             cuts += [(size - x)[::-1] for x in cuts]
         return _Epoch(stream, cuts)
 
-    def _read(
-        self, stream: Concatenation, row: int, start: int, stop: int
-    ) -> np.ndarray:
+    def _read(self, stream: Concatenation, row: int, start: int, stop: int) -> np.ndarray:
         edge = row % self._texts * self._size
         if row < self._texts:
             return stream.read(edge + start, edge + stop)
@@ -183,9 +174,7 @@ def split_a_and_b(
       (start, stop) of A and of B.
     """
     low = int(np.searchsorted(cuts, begin, side="right"))
-    high = int(
-        np.searchsorted(cuts, begin + room)
-    )  # cuts[low:high] are in (begin, begin + room)
+    high = int(np.searchsorted(cuts, begin + room))  # cuts[low:high] are in (begin, begin + room)
     end = int(cuts[high]) if high < len(cuts) else size
     a_stop = int(cuts[rng.integers(low, high)]) if low < high else end
     if low == high or rng.random() < 0.5:
@@ -201,7 +190,5 @@ def split_a_and_b(
     else:
         b, b_stop = a_stop, end
     # Too much is cut from the right only, of the longer, of B where both are equal.
-    a_kept, b_kept = kept_lengths(
-        np.asarray(a_stop - begin), np.asarray(b_stop - b), room
-    )
+    a_kept, b_kept = kept_lengths(np.asarray(a_stop - begin), np.asarray(b_stop - b), room)
     return (begin, begin + int(a_kept)), (b, b + int(b_kept))

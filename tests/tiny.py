@@ -1,0 +1,90 @@
+"""The four objectives at a size that compiles in seconds, and random text for them."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.models.bert import BertConfig
+from lmjax.models.electra import ElectraConfig
+from lmjax.models.gpt import GptConfig
+from lmjax.models.xlnet import XlnetConfig
+from lmjax.nn.trunk import TransformerConfig
+from lmjax.objectives.base import Objective
+from lmjax.objectives.causal import CausalLM
+from lmjax.objectives.masked import MaskedLM
+from lmjax.objectives.permuted import PermutedLM
+from lmjax.objectives.replaced import ReplacedTokenDetection
+
+SIZE, LENGTH, BATCH = 50, 16, 16
+NAMES = ("bert", "gpt", "xlnet", "electra")
+
+VOCABULARY = Vocabulary(
+    size=SIZE,
+    pad=0,
+    unk=1,
+    cls=2,
+    sep=3,
+    mask=4,
+    eod=5,
+    special=np.arange(SIZE) < 6,
+    starts_word=np.random.default_rng(0).random(SIZE) < 0.6,
+    log_frequency=np.log(np.arange(1, SIZE + 1) / (SIZE * (SIZE + 1) / 2)).astype(np.float32),
+)
+
+TRUNK = TransformerConfig(layers=1, hidden_size=16, heads=2, intermediate_size=32)
+
+
+def objective(name: str, **settings: Any) -> Objective:
+    """One of NAMES, with dropout; `settings` change its fields."""
+    pre = dataclasses.replace(TRUNK, norm="pre")
+    made: dict[str, Objective] = {
+        "bert": MaskedLM(
+            vocabulary=VOCABULARY,
+            model=BertConfig(TRUNK, max_length=LENGTH, vocab_size=SIZE),
+            max_predictions=4,
+        ),
+        "gpt": CausalLM(
+            vocabulary=VOCABULARY,
+            model=GptConfig(pre, max_length=LENGTH, vocab_size=SIZE),
+            z_loss=1e-4,
+        ),
+        "xlnet": PermutedLM(
+            vocabulary=VOCABULARY,
+            model=XlnetConfig(TRUNK, memory_length=8, vocab_size=SIZE),
+            num_predict=5,
+            reuse_length=8,
+            max_ngram=2,
+            alpha=2,
+        ),
+        "electra": ReplacedTokenDetection(
+            vocabulary=VOCABULARY,
+            model=ElectraConfig(
+                TRUNK, embedding_size=8, generator_size=0.5, max_length=LENGTH, vocab_size=SIZE
+            ),
+            max_predictions=4,
+        ),
+    }
+    return dataclasses.replace(made[name], **settings)
+
+
+def batch(name: str, seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
+    """A clean batch: two segments, some padding (none for XLNet, whose text is a stream)."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(6, SIZE, (rows, LENGTH)).astype(np.int32)
+    tokens[:, 0], tokens[:, -1] = VOCABULARY.cls, VOCABULARY.sep
+    documents = np.ones_like(tokens)
+    made = {
+        "tokens": tokens,
+        "segments": np.tile((np.arange(LENGTH) > 8).astype(np.int32), (rows, 1)),
+        "documents": documents,
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (rows, 1)),
+    }
+    if name == "xlnet":
+        made["direction"] = np.where(np.arange(rows) < rows // 2, 1, -1).astype(np.int32)
+    else:
+        documents[::3, -3:] = 0
+    if name == "bert":
+        made["label"] = rng.integers(0, 2, rows).astype(np.int32)
+    return made

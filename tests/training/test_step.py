@@ -1,0 +1,157 @@
+"""The step: the same numbers on any mesh, with any accumulation, for any seed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax.objectives.base import Objective
+from lmjax.training.mesh import MeshConfig, batch_sharding, make_mesh
+from lmjax.training.state import TrainState, init_state
+from lmjax.training.step import corrupt_batch, make_eval_step, make_train_step
+from tests import tiny
+
+OPTIMIZER = optax.adamw(3e-3)
+
+
+def start(objective: Objective, name: str, seed: int = 0, ema: bool = False) -> TrainState:
+    init = functools.partial(init_state, objective, OPTIMIZER, with_ema=ema)
+    return jax.jit(lambda: init(seed=seed, batch=tiny.batch(name, 0)))()
+
+
+@functools.cache
+def compiled(name: str, accumulation: int = 1) -> tuple[TrainState, Callable[..., Any]]:
+    objective = tiny.objective(name)
+    step = make_train_step(objective, OPTIMIZER, accumulation)
+    return start(objective, name), jax.jit(step)
+
+
+def losses_on(name: str, devices: int, steps: int) -> list[float]:
+    mesh = make_mesh(MeshConfig(data=devices))
+    objective = tiny.objective(name)
+    with jax.set_mesh(mesh):
+        state = start(objective, name)
+        step = jax.jit(make_train_step(objective, OPTIMIZER), donate_argnums=0)
+        losses = []
+        for i in range(steps):
+            batch = jax.device_put(tiny.batch(name, i), batch_sharding(mesh))
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+    return [float(loss) for loss in losses]
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_one_and_eight_devices_train_alike(name: str) -> None:
+    alone, together = losses_on(name, 1, 20), losses_on(name, 8, 20)
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert len(set(alone)) == 20
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_loss_and_gradient_do_not_depend_on_accumulation(name: str) -> None:
+    found = []
+    for accumulation in (1, 4):
+        state, step = compiled(name, accumulation)
+        new, metrics = step(state, tiny.batch(name, 1))
+        found.append((metrics, new.mems))
+    (whole, mems), (parts, mems_of_parts) = found
+    np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        parts["gradient_norms"], whole["gradient_norms"], rtol=1e-4, atol=1e-6
+    )
+    for term, (total, count) in whole["terms"].items():
+        np.testing.assert_allclose(parts["terms"][term][0], total, rtol=1e-5)
+        assert parts["terms"][term][1] == count
+    if mems is not None:
+        np.testing.assert_allclose(mems_of_parts, mems, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_corruption_belongs_to_the_example(name: str) -> None:
+    objective, key = tiny.objective(name), jax.random.key(7)
+    batch = tiny.batch(name, 2)
+    whole, seeds = jax.jit(lambda b: corrupt_batch(objective, key, b))(batch)
+    tail = {field: array[10:] for field, array in batch.items()}
+    part, part_seeds = corrupt_batch(objective, key, tail, first=10)
+    for field in whole:
+        if not jnp.issubdtype(whole[field].dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(part[field], whole[field][10:])
+    np.testing.assert_array_equal(part_seeds.examples, seeds.examples[10:])
+    assert part_seeds.step == seeds.step
+
+
+def test_a_run_cut_in_two_is_the_same_run_bit_for_bit() -> None:
+    state, step = compiled("xlnet")
+    whole = state
+    for i in range(6):
+        whole, _ = step(whole, tiny.batch("xlnet", i))
+    for i in range(3):
+        state, _ = step(state, tiny.batch("xlnet", i))
+    state = jax.tree.map(jnp.copy, state)
+    for i in range(3, 6):
+        state, _ = step(state, tiny.batch("xlnet", i))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), whole, state)
+    assert all(jax.tree.leaves(same))
+
+
+def test_memory_is_carried_from_step_to_step() -> None:
+    state, step = compiled("xlnet")
+    assert not np.asarray(state.mems).any()
+    state, _ = step(state, tiny.batch("xlnet", 0))
+    assert state.mems.shape == (1, tiny.BATCH, 8, 16)
+    assert np.asarray(state.mems).any()
+
+
+def test_two_seeds_in_one_program_equal_two_runs() -> None:
+    objective = tiny.objective("bert")
+    step = make_train_step(objective, OPTIMIZER)
+    batch = tiny.batch("bert", 0)
+    seeds = jnp.arange(2)
+    states = jax.jit(jax.vmap(lambda s: init_state(objective, OPTIMIZER, s, batch, False)))(seeds)
+    together = jax.jit(jax.vmap(step, in_axes=(0, None)))
+    alone = [start(objective, "bert", seed) for seed in (0, 1)]
+    one = compiled("bert")[1]
+    for i in range(3):
+        batch = tiny.batch("bert", i)
+        states, metrics = together(states, batch)
+        for seed in (0, 1):
+            alone[seed], own = one(alone[seed], batch)
+            np.testing.assert_allclose(metrics["loss"][seed], own["loss"], rtol=1e-5)
+
+
+def test_moving_average_follows_the_parameters() -> None:
+    objective = tiny.objective("gpt")
+    state = start(objective, "gpt", ema=True)
+    step = jax.jit(make_train_step(objective, OPTIMIZER, ema_decay=0.75))
+    new, _ = step(state, tiny.batch("gpt", 0))
+    expected = jax.tree.map(lambda old, now: 0.75 * old + 0.25 * now, state.params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), new.ema, expected)
+
+
+def test_gradient_norms_tell_which_tensor_is_not_finite() -> None:
+    state, step = compiled("gpt")
+    leaves, treedef = jax.tree.flatten(state.params)
+    leaves[0] = leaves[0].at[0].set(jnp.nan)
+    _, metrics = step(state.replace(params=treedef.unflatten(leaves)), tiny.batch("gpt", 0))
+    assert metrics["gradient_norms"].shape == (len(leaves),)
+    assert not np.isfinite(metrics["gradient_norms"]).all()
+    assert not np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_evaluation_repeats_itself_and_leads_with_the_headline(name: str) -> None:
+    objective = tiny.objective(name)
+    state, _ = compiled(name)
+    evaluate = jax.jit(make_eval_step(objective))
+    batch, key = tiny.batch(name, 3), jax.random.key(0)
+    first, _ = evaluate(state.params, state.mems, key, batch)
+    again, _ = evaluate(state.params, state.mems, key, batch)
+    assert first[objective.headline][0] == again[objective.headline][0]
+    total, count = first[objective.headline]
+    assert abs(total / count - np.log(tiny.SIZE)) < 0.5  # untrained: nearly uniform
+    assert first["unigram"][1] == count

@@ -10,17 +10,22 @@ import math
 import pathlib
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from configs.quickstart import OBJECTIVES, get_config
 from experiments import command_line
-
-if TYPE_CHECKING:
-    from lmjax.training.loop import Result
+from lmjax.evaluation import samples as looks
+from lmjax.objectives.causal import CausalLM
+from lmjax.objectives.masked import MaskedLM
+from lmjax.objectives.permuted import PermutedLM
+from lmjax.objectives.replaced import ReplacedTokenDetection
+from lmjax.training.loop import Result, pretrain
+from lmjax.training.reporting import plot_curves
 
 STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.")
 COLUMNS = (
@@ -36,8 +41,6 @@ WIDTH = 100
 
 
 def main() -> None:
-    from lmjax.training.loop import pretrain  # after the flags: importing it takes seconds
-
     workdir = pathlib.Path(command_line.WORKDIR.value or "runs/quickstart")
     console = Console(width=WIDTH)
     results = {}
@@ -65,7 +68,7 @@ def main() -> None:
     )
 
 
-def table_rows(name: str, result: "Result") -> Iterator[tuple[str, ...]]:
+def table_rows(name: str, result: Result) -> Iterator[tuple[str, ...]]:
     """The line of an objective; ELECTRA's discriminator gets a second one."""
     train = [r for r in result.records if r["split"] == "train"]
     held_out = [r for r in result.records if r["split"] == "validation"]
@@ -109,10 +112,8 @@ def markdown_table(rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def plot(results: "dict[str, Result]", path: pathlib.Path) -> None:
+def plot(results: dict[str, Result], path: pathlib.Path) -> None:
     """Held-out loss of each objective against tokens; dashed, its unigram score."""
-    from lmjax.training.reporting import plot_curves
-
     curves, levels = {}, {}
     for name, result in results.items():
         term = result.objective.headline
@@ -135,16 +136,8 @@ def plot(results: "dict[str, Result]", path: pathlib.Path) -> None:
     )
 
 
-def samples(result: "Result") -> list[str]:
+def samples(result: Result) -> list[str]:
     """What the objective has learnt, to read."""
-    import jax
-
-    from lmjax.evaluation import samples as looks
-    from lmjax.objectives.causal import CausalLM
-    from lmjax.objectives.masked import MaskedLM
-    from lmjax.objectives.permuted import PermutedLM
-    from lmjax.objectives.replaced import ReplacedTokenDetection
-
     objective, tokenizer, key = result.objective, result.tokenizer, jax.random.key(1)
     batch: dict[str, Any] = {name: array[:2] for name, array in result.batch.items()}
     if isinstance(objective, CausalLM):

@@ -47,10 +47,13 @@ class Objective:
 
     Attributes:
       headline: the term of the loss that reports lead with.
+      scores_every_token: the headline is -log p of the text, token by token, so that it
+        can be told in bits per byte.
       vocabulary: what there is to know of the token ids.
     """
 
     headline: ClassVar[str] = "loss"
+    scores_every_token: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     model: Any

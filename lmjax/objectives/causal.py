@@ -23,6 +23,7 @@ class CausalLM(Objective):
     """
 
     headline = "lm"
+    scores_every_token = True
 
     model: GptConfig
     z_loss: float = 0.0

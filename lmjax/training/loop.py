@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from lmjax.data.loader import Loader
-from lmjax.data.store import check_data, prepare
+from lmjax.data.store import TokenStore, check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints
@@ -84,7 +84,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     }
     try:
         with jax.set_mesh(plan.mesh):
-            run = _Run(plan, objective, directory, loaders["train"], loaders["validation"])
+            run = _Run(plan, objective, directory, loaders, stores["validation"])
             state = run.train(name)
     finally:
         for loader in loaders.values():
@@ -109,15 +109,16 @@ class _Run:
         plan: Plan,
         objective: Objective,
         directory: RunDirectory,
-        train_data: Loader,
-        held_out_data: Loader,
+        loaders: dict[str, Loader],
+        held_out: TokenStore,
     ):
         self.plan, self.training = plan, plan.training
         self.objective, self.directory = objective, directory
-        self.train_data, self.held_out_data = train_data, held_out_data
+        self.train_data, self.held_out_data = loaders["train"], loaders["validation"]
+        self.held_out_bytes_per_token = held_out.bytes / len(held_out.tokens)
 
         mesh, training = plan.mesh, plan.training
-        example = global_batch(train_data.batch_at(0), mesh, training.batch_size)
+        example = global_batch(self.train_data.batch_at(0), mesh, training.batch_size)
         shapes = jax.eval_shape(
             lambda: objective.init(
                 jax.random.key(0),
@@ -218,7 +219,11 @@ class _Run:
             batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
             found, mems = self.evaluate_batch(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
-        return _means(jax.device_get(sums))
+        means = _means(jax.device_get(sums))
+        if self.objective.scores_every_token:
+            nats = means[self.objective.headline]
+            means["bits_per_byte"] = nats / math.log(2) / self.held_out_bytes_per_token
+        return means
 
 
 class _Watch:

@@ -1,0 +1,124 @@
+"""ELECTRA: what the discriminator is told, and what it must not tell the generator."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.objectives.base import Batch, Scored
+from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
+from lmjax.training.step import total_loss
+from tests import tiny
+
+OBJECTIVE = tiny.objective("electra")
+assert isinstance(OBJECTIVE, ReplacedTokenDetection)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    keys = jax.random.split(jax.random.key(5), tiny.BATCH)
+    return jax.vmap(OBJECTIVE.corrupt)(keys, tiny.batch("electra", 0))
+
+
+@pytest.fixture(scope="module")
+def params(batch: Batch) -> Any:
+    return jax.jit(OBJECTIVE.init)(jax.random.key(0), batch)
+
+
+@pytest.fixture(scope="module")
+def gradients(params: Any, batch: Batch) -> tuple[Scored, dict[str, Any]]:
+    """Scores, and the gradient of each term by itself."""
+
+    def term(params: Any, name: str) -> tuple[jax.Array, Scored]:
+        scored = OBJECTIVE.loss(params, batch, None, None)
+        return scored.terms[name][0], scored
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        (_, scored), mlm = jax.value_and_grad(term, has_aux=True)(params, "mlm")
+        return scored, {"mlm": mlm, "rtd": jax.grad(lambda p: term(p, "rtd")[0])(params)}
+
+    return both(params)
+
+
+def norm(tree: Any) -> float:
+    return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def test_nothing_flows_back_through_the_sampling(gradients: Any) -> None:
+    _, found = gradients
+    for part in ("generator", "generator_transform", "generator_bias"):
+        assert norm(found["rtd"][part]) == 0.0
+        assert norm(found["mlm"][part]) > 0.0
+    for part in ("discriminator", "discriminator_dense", "discriminator_prediction"):
+        assert norm(found["mlm"][part]) == 0.0
+        assert norm(found["rtd"][part]) > 0.0
+
+
+def test_both_terms_train_the_shared_embeddings(gradients: Any) -> None:
+    _, found = gradients
+    assert norm(found["mlm"]["embeddings"]) > 0.0
+    assert norm(found["rtd"]["embeddings"]) > 0.0
+
+
+def test_terms_count_what_the_paper_counts(gradients: Any, batch: Batch) -> None:
+    scored, _ = gradients
+    assert scored.terms["mlm"][1] == batch["target_weights"].sum()
+    assert scored.terms["rtd"][1] == (batch["documents"] > 0).sum()  # [CLS], [SEP] included
+    mlm, rtd = (total / count for total, count in (scored.terms["mlm"], scored.terms["rtd"]))
+    counts = {name: count for name, (_, count) in scored.terms.items()}
+    np.testing.assert_allclose(total_loss(OBJECTIVE, scored, counts), mlm + 50 * rtd, rtol=1e-6)
+    assert abs(float(rtd) - np.log(2)) < 0.2
+
+
+def test_replacements_are_labelled_by_a_plain_loop(batch: Batch) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(tiny.BATCH, 4, tiny.SIZE)).astype(np.float32)
+    # A sure generator: right in the first slot, wrong in the second.
+    targets = np.asarray(batch["targets"])
+    rows = np.arange(tiny.BATCH)
+    logits[rows, 0, targets[:, 0]] = 100.0
+    wrong = 6 + (targets[:, 1] - 6 + 1) % (tiny.SIZE - 6)
+    logits[rows, 1, wrong] = 100.0
+    tokens = np.asarray(sample_replacements(jnp.asarray(logits), batch))
+    original, documents = np.asarray(batch["original"]), np.asarray(batch["documents"])
+    for row in range(tiny.BATCH):
+        used = np.asarray(batch["target_weights"][row]) > 0
+        positions = np.asarray(batch["target_positions"][row])[used]
+        for position in range(tiny.LENGTH):
+            if position not in positions:
+                assert tokens[row, position] == original[row, position]
+        assert tokens[row, positions[0]] == original[row, positions[0]]  # counts as original
+        if used[1]:
+            assert tokens[row, positions[1]] == wrong[row] != original[row, positions[1]]
+        assert (documents[row, positions] > 0).all()
+
+
+def test_samples_follow_the_generators_softmax(batch: Batch) -> None:
+    many = 3000
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    one: Batch = {
+        "sampling_key": jax.random.split(jax.random.key(1), many),
+        "original": jnp.full((many, 3), 9),
+        "target_positions": jnp.ones((many, 1), jnp.int32),
+        "target_weights": jnp.ones((many, 1)),
+    }
+    tokens = sample_replacements(jnp.broadcast_to(logits, (many, 1, 4)), one)
+    frequency = np.bincount(np.asarray(tokens[:, 1]), minlength=4) / many
+    np.testing.assert_allclose(frequency, np.exp(logits), atol=0.03)
+    assert (tokens[:, [0, 2]] == 9).all()
+
+
+def test_mask_fraction_leaves_fifteen_percent_in_place() -> None:
+    many = 3000
+    keys = jax.random.split(jax.random.key(2), many)
+    example = {k: v[1] for k, v in tiny.batch("electra", 1).items()}
+    made = jax.jit(jax.vmap(lambda k: OBJECTIVE.corrupt(k, example)))(keys)
+    rows = np.arange(many)[:, None]
+    used = np.asarray(made["target_weights"]) > 0
+    at = np.asarray(made["tokens"])[rows, np.asarray(made["target_positions"])][used]
+    masked = at == tiny.VOCABULARY.mask
+    assert abs(masked.mean() - 0.85) < 0.02
+    np.testing.assert_array_equal(at[~masked], np.asarray(made["targets"])[used][~masked])

@@ -7,7 +7,13 @@ the steps at 512 tokens; here all are at 128. The paper's text, BooksCorpus and 
 is not to be had as it was: give yours as --config.data.corpus (a path, a glob or a TFDS
 name such as wiki40b/en); the default is the embedded docstrings.
 
-{COST}
+What it costs (python -m experiments.cost --config=configs/bert.py:SIZE; tokens with padding):
+  tiny    4.43M parameters, 32.8B tokens, 2.1e+17 FLOPs
+  mini    11.3M parameters, 32.8B tokens, 9.1e+17 FLOPs
+  small   29.1M parameters, 32.8B tokens, 3.1e+18 FLOPs
+  medium  41.7M parameters, 32.8B tokens, 5.6e+18 FLOPs
+  base    110M parameters, 32.8B tokens, 1.8e+19 FLOPs
+  large   336M parameters, 32.8B tokens, 6.2e+19 FLOPs
 """
 
 from ml_collections import ConfigDict

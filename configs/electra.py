@@ -7,7 +7,11 @@ warmup 10k multiplied with linear decay. tiny is no paper's: for laptops.
 The paper's text (BERT's; XLNet's for large) is given as --config.data.corpus; the default is
 the embedded docstrings.
 
-{COST}
+What it costs (python -m experiments.cost --config=configs/electra.py:SIZE; tokens with padding):
+  tiny   2.15M parameters, 81.9M tokens, 6.7e+14 FLOPs
+  small  14.2M parameters, 16.4B tokens, 1.1e+18 FLOPs
+  base   119M parameters, 100B tokens, 6.7e+19 FLOPs
+  large  355M parameters, 419B tokens, 9.1e+20 FLOPs
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,22 @@ the printed table do not fit together: XL takes 16 heads of 128, 13B takes d = 5
 Documents are joined without a mask between them, as GPT-3 did; `SIZE,separate` keeps
 attention and positions inside documents.
 
-{COST}
+What it costs (python -m experiments.cost --config=configs/gpt.py:SIZE; tokens with padding):
+  gpt1         117M parameters, 110B tokens, 8.3e+19 FLOPs
+  tiny         1.46M parameters, 81.9M tokens, 7.4e+14 FLOPs
+  mini         5.29M parameters, 81.9M tokens, 2.7e+15 FLOPs
+  small        124M parameters, 295B tokens, 2.5e+20 FLOPs
+  medium       355M parameters, 315B tokens, 7.6e+20 FLOPs
+  large        774M parameters, 315B tokens, 1.6e+21 FLOPs
+  xl           1.56B parameters, 315B tokens, 3.2e+21 FLOPs
+  gpt3-small   125M parameters, 300B tokens, 2.9e+20 FLOPs
+  gpt3-medium  356M parameters, 300B tokens, 8.2e+20 FLOPs
+  gpt3-large   760M parameters, 300B tokens, 1.6e+21 FLOPs
+  gpt3-xl      1.32B parameters, 300B tokens, 2.7e+21 FLOPs
+  gpt3-2.7b    2.65B parameters, 300B tokens, 5.4e+21 FLOPs
+  gpt3-6.7b    6.66B parameters, 300B tokens, 1.3e+22 FLOPs
+  gpt3-13b     12.9B parameters, 300B tokens, 2.5e+22 FLOPs
+  gpt3-175b    175B parameters, 300B tokens, 3.2e+23 FLOPs
 """
 
 from ml_collections import ConfigDict

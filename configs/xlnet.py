@@ -9,7 +9,11 @@ not published.
 tiny and mini are no paper's: the same recipe at a quarter of the length, for laptops.
 Half of each batch reads its text backward (bidirectional data).
 
-{COST}
+What it costs (python -m experiments.cost --config=configs/xlnet.py:SIZE; tokens with padding):
+  tiny   1.49M parameters, 81.9M tokens, 4.5e+14 FLOPs
+  mini   5.53M parameters, 81.9M tokens, 2.6e+15 FLOPs
+  base   117M parameters, 131B tokens, 1.1e+20 FLOPs
+  large  360M parameters, 2.1T tokens, 6.0e+21 FLOPs
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -30,6 +31,8 @@ def start(main: Callable[[], None]) -> None:
 
 
 def _guarded(main: Callable[[], None]) -> None:
+    # Libraries tell what they do through absl, which app.run has just made talkative.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     from lmjax.training.loop import DivergedError
 
     try:

@@ -58,7 +58,7 @@ def test_the_prefix_is_seen_by_all_and_the_rest_only_from_behind() -> None:
         changed = (after != before).any(-1)
         first = 0 if position < size else position
         assert not changed[:first].any()
-        assert changed[first:].all()
+        assert changed[first:].all(), (position, size, changed)
 
 
 def test_readme_shows_this_very_file() -> None:

@@ -114,7 +114,7 @@ def test_samples_follow_the_generators_softmax(batch: Batch) -> None:
 def test_mask_fraction_leaves_fifteen_percent_in_place() -> None:
     many = 3000
     keys = jax.random.split(jax.random.key(2), many)
-    example = {k: v[1] for k, v in tiny.batch("electra", 1).items()}
+    example = {k: jnp.asarray(v[1]) for k, v in tiny.batch("electra", 1).items()}
     made = jax.jit(jax.vmap(lambda k: OBJECTIVE.corrupt(k, example)))(keys)
     rows = np.arange(many)[:, None]
     used = np.asarray(made["target_weights"]) > 0

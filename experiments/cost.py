@@ -1,0 +1,60 @@
+"""What a config costs, without its data: parameters, tokens, FLOPs.
+
+  python -m experiments.cost --config=configs/bert.py:base
+
+FLOPs are those of the matrix products of forward and backward pass (three times the
+forward pass); the vocabulary counts as large as the config asks for.
+"""
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments import command_line
+from lmjax.training.plan import Plan, make_plan
+
+
+def main() -> None:
+    print(summary(command_line.config()))
+
+
+def summary(config: ConfigDict) -> str:
+    """One line, such as `110M parameters, 32.8B tokens, 1.9e19 FLOPs`."""
+    # A cost is that of the config's batch, whatever devices are here.
+    config = ConfigDict(config.to_dict())
+    config.mesh = {"data": 1}
+    plan = make_plan(config)
+    training = plan.training
+    tokens = training.steps * training.batch_size * plan.examples.length
+    parts = [f"{short(parameters(plan))} parameters", f"{short(tokens)} tokens"]
+    flops = plan.objective.forward_flops(plan.examples.length)
+    if flops is not None:
+        parts.append(f"{3 * flops * training.batch_size * training.steps:.1e} FLOPs")
+    return ", ".join(parts)
+
+
+def parameters(plan: Plan) -> int:
+    """How many numbers the parameters are; nothing is allocated."""
+    length = plan.examples.length
+    fields = ("tokens", "segments", "documents", "positions")
+
+    def init() -> object:
+        batch = {name: jax.numpy.zeros((1, length), jax.numpy.int32) for name in fields}
+        batch["label"] = jax.numpy.zeros(1, jax.numpy.int32)
+        key = jax.random.key(0)
+        return plan.objective.init(key, jax.vmap(plan.objective.corrupt)(key[None], batch))
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
+
+
+def short(number: float) -> str:
+    """Three significant digits with K, M, B or T."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+if __name__ == "__main__":
+    command_line.start(main)

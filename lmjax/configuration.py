@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import importlib
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+import ml_collections
 
 from lmjax.errors import ConfigError
 
@@ -23,9 +26,9 @@ def resolve(path: str, where: str) -> Any:
     Raises:
       ConfigError: the module cannot be imported, or has no such name.
     """
+    if not isinstance(path, str) or not re.fullmatch(r"\w+(\.\w+)+", path):
+        raise ConfigError(f"{where}: {path!r} is no import path; write 'package.module.Name'")
     module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"{where}: '{path}' is no import path; write 'package.module.Name'")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -49,6 +52,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
     Raises:
       ConfigError: unknown, missing or mistyped field, or a value that `cls` refuses.
     """
+    _check_block(mapping, where)
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = dict(given)
@@ -73,6 +77,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
 
 def resolve_type(mapping: Mapping[str, Any], where: str) -> type:
     """The dataclass that `mapping['type']` names by import path."""
+    _check_block(mapping, where)
     if "type" not in mapping:
         raise ConfigError(f"{where}.type: missing; name a class by its import path")
     cls = resolve(mapping["type"], f"{where}.type")
@@ -86,11 +91,14 @@ def build_typed(mapping: Mapping[str, Any], where: str, **given: Any) -> Any:
     return build(resolve_type(mapping, where), mapping, where, **given)
 
 
+def _check_block(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"{where}: expected a block of fields, got {value!r}")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping) and not hasattr(value, "items"):
-            raise ConfigError(f"{where}: expected a block of fields, got {value!r}")
-        return build(hint, dict(value.items()), where)
+        return build(hint, value, where)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+import ml_collections
 import pytest
 
 from lmjax.configuration import build, build_typed, resolve
@@ -76,6 +77,17 @@ def test_mistakes_are_told_in_one_line(change: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("block", [None, 3, "a", ["a"]])
+def test_what_is_no_block_of_fields_is_refused(block: Any) -> None:
+    for read in (lambda: build(Outer, block, "config"), lambda: build_typed(block, "config")):
+        with pytest.raises(ConfigError, match="config: expected a block of fields"):
+            read()
+
+
+def test_reads_config_dicts() -> None:
+    assert build(Outer, ml_collections.ConfigDict(GOOD), "config") == Outer(Inner(3))
+
+
 def test_optional_takes_none_and_its_type() -> None:
     assert build(Outer, {**GOOD, "limit": None}, "config").limit is None
     assert build(Outer, {**GOOD, "limit": 3}, "config").limit == 3
@@ -85,11 +97,14 @@ def test_optional_takes_none_and_its_type() -> None:
     ("path", "message"),
     [
         ("Name", "no import path"),
+        ("..Name", "no import path"),
+        ("lmjax.", "no import path"),
+        (3, "no import path"),
         ("no.such.module.Name", "cannot import 'no.such.module'"),
         ("lmjax.errors.ConfigErorr", "did you mean 'ConfigError'"),
     ],
 )
-def test_bad_import_paths(path: str, message: str) -> None:
+def test_bad_import_paths(path: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(path, "config.objective.type")
 

@@ -1,5 +1,6 @@
 """Corpora of plain documents behind one interface: embedded, text files, TFDS."""
 
+import codecs
 import contextlib
 import dataclasses
 import glob
@@ -9,11 +10,16 @@ import io
 import lzma
 import os
 import pathlib
+import socket
+import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import absl.logging
 
+from lmjax.data.cache import alone, cache_directory
 from lmjax.errors import ConfigError
 
 Open = Callable[[], BinaryIO]
@@ -21,6 +27,7 @@ Open = Callable[[], BinaryIO]
 _SUFFIXES = (".txt", ".gz", ".xz")
 _CHECKED_BYTES = 1 << 20
 _HELD_OUT_PERCENT = 2
+_SECONDS_FOR_NETWORK = 4.0
 SPLITS = ("train", "validation", "all")
 
 
@@ -41,25 +48,27 @@ class Corpus:
     size: int | None = None
 
 
-def cache_directory(cache_dir: str) -> pathlib.Path:
-    """The config's directory, else $LMJAX_CACHE, else ~/.cache/lmjax."""
-    chosen = cache_dir or os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax"
-    return pathlib.Path(chosen).expanduser()
-
-
 def is_text(spec: str) -> bool:
     """Whether `spec` names text files and not a TFDS dataset."""
-    return any(c in spec for c in "*?[") or spec.endswith(_SUFFIXES) or os.path.exists(spec)
+    if spec == "pydocs" or _is_prepared_directory(spec):
+        return False
+    looks = any(c in spec for c in "*?[") or spec.endswith(_SUFFIXES) or spec[:1] in ("/", ".", "~")
+    return looks or os.path.exists(spec)
 
 
-def check_corpus(spec: str, where: str = "config.data.corpus") -> None:
+def _is_prepared_directory(spec: str) -> bool:
+    return pathlib.Path(spec).expanduser().joinpath("dataset_info.json").is_file()
+
+
+def check_corpus(spec: str, where: str = "config.data.corpus", cache_dir: str = "") -> None:
     """Refuses, within seconds, a corpus that is not there or is no text.
 
     Text files are decoded as far as their first megabyte; what comes later is checked
     when it is read.
 
     Raises:
-      ConfigError: no such file, nothing in it, not UTF-8, or no such TFDS dataset.
+      ConfigError: no such file, nothing in it, not UTF-8, no such TFDS dataset, or one that
+        is not prepared and whose host does not answer.
     """
     if not spec:
         raise ConfigError(f"{where}: empty; give a path, a glob, a TFDS name or 'pydocs'")
@@ -67,7 +76,9 @@ def check_corpus(spec: str, where: str = "config.data.corpus") -> None:
         for path in text_files(spec, where):
             _check_text(path, where)
     elif spec != "pydocs":
-        _tfds_builder(spec, where)
+        builder = _tfds_builder(spec, where, cache_directory(cache_dir))
+        if not builder.is_prepared():
+            _check_reachable(builder, spec, where)
 
 
 def open_corpus(
@@ -82,7 +93,8 @@ def open_corpus(
 
     Args:
       spec: 'pydocs', the embedded corpus; a path or glob of .txt, .gz or .xz files, whose
-        documents are separated by blank lines; or the name of a TFDS dataset.
+        documents are separated by blank lines; the name of a TFDS dataset, or a directory
+        in which one was prepared with file_format='array_record'.
       split: 'train', 'validation' or 'all'. Text files, and TFDS datasets without a
         validation split, hold out 2% of their documents by a hash of the text.
       text_feature: the TFDS feature that holds the text.
@@ -94,7 +106,7 @@ def open_corpus(
     """
     if split not in SPLITS:
         raise ValueError(f"split '{split}' is not one of {SPLITS}")
-    check_corpus(spec, where)
+    check_corpus(spec, where, cache_dir)
     if is_text(spec):
         return _text_corpus(text_files(spec, where), spec, split, where)
     return _tfds_corpus(spec, split, text_feature, cache_directory(cache_dir), where)
@@ -102,6 +114,7 @@ def open_corpus(
 
 def text_files(spec: str, where: str) -> list[pathlib.Path]:
     """The files of a path or glob, by name."""
+    spec = os.path.expanduser(spec)
     if os.path.isdir(spec):
         raise ConfigError(f"{where}: '{spec}' is a directory; give a glob such as '{spec}/*.txt'")
     if os.path.exists(spec):
@@ -128,14 +141,13 @@ def _check_text(path: pathlib.Path, where: str) -> None:
         more = bool(file.read(1))
     if not head.strip() and not more:
         raise ConfigError(f"{where}: '{path}' is empty; give a file with text")
-    if more:  # a character may be cut at the end
-        head = head[: head.rfind(b"\n") + 1] or head[:-4]
-    _decode(head, path, 0, where)
+    _decode(head, path, 0, where, whole=not more)
 
 
-def _decode(data: bytes, path: pathlib.Path, offset: int, where: str) -> str:
+def _decode(data: bytes, path: pathlib.Path, offset: int, where: str, whole: bool = True) -> str:
+    """Text of bytes; unless `whole`, the last character may be cut."""
     try:
-        return data.decode("utf-8")
+        return codecs.utf_8_decode(data, "strict", whole)[0]
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{where}: '{path}' is not UTF-8 at byte {offset + error.start:,}; convert it, for"
@@ -195,37 +207,68 @@ def _text_corpus(paths: list[pathlib.Path], spec: str, split: str, where: str) -
     return Corpus(spec, f"text-{digest.hexdigest()}-{split}", documents)
 
 
-def _tfds_builder(spec: str, where: str, data_dir: pathlib.Path | None = None) -> Any:
+def _tfds_builder(spec: str, where: str, cache: pathlib.Path) -> Any:
+    """The builder where TFDS keeps its data, or in our cache when it is not prepared there."""
     import tensorflow_datasets as tfds  # slow to import
 
-    kwargs = {} if data_dir is None else {"data_dir": str(data_dir)}
+    # It warns of every dataset that is not in its own catalogue.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
-        return tfds.builder(spec, **kwargs)
+        if spec == "pydocs":
+            from lmjax.data.pydocs import Pydocs
+
+            return Pydocs(data_dir=str(cache / "tfds"))
+        if _is_prepared_directory(spec):
+            return tfds.builder_from_directory(os.path.expanduser(spec))
+        builder = tfds.builder(spec)
+        return builder if builder.is_prepared() else tfds.builder(spec, data_dir=cache / "tfds")
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{where}: '{spec}' is no file and TFDS cannot open it ({first}); give a path, a"
-            " glob, a TFDS name such as 'lm1b', or 'pydocs'"
+            f"{where}: '{spec}' is no file and TFDS cannot open it ({_first_line(error)}); give a"
+            " path, a glob, a TFDS name such as 'lm1b', or 'pydocs'"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_reachable(builder: Any, spec: str, where: str) -> None:
+    """Asks the host of the first download for a connection: TFDS itself retries for minutes."""
+    urls = list(builder.url_infos)
+    if not urls or urllib.request.getproxies():
+        return
+    address = urllib.parse.urlsplit(urls[0])
+    port = address.port or {"http": 80, "ftp": 21}.get(address.scheme, 443)
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((address.hostname, port), _SECONDS_FOR_NETWORK),
+        ):
+            answers.append(True)
+
+    # In a thread: looking up a name has no time limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_FOR_NETWORK)
+    if not answers:
+        raise ConfigError(
+            f"{where}: '{spec}' is not prepared and {address.hostname} does not answer; prepare it"
+            " where it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
+        )
 
 
 def _tfds_corpus(spec: str, split: str, feature: str, cache: pathlib.Path, where: str) -> Corpus:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    # It warns of every dataset that is not in its own catalogue.
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    if spec == "pydocs":
-        from lmjax.data.pydocs import Pydocs
-
-        builder = Pydocs(data_dir=str(cache / "tfds"))
-    else:
-        builder = _tfds_builder(spec, where)
-        if not builder.is_prepared():
-            builder = _tfds_builder(spec, where, cache / "tfds")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
-            builder.download_and_prepare(file_format="array_record")
+        with alone(cache / f"tfds-{spec.replace('/', '-')}"):
+            builder = _tfds_builder(spec, where, cache)
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
+                builder.download_and_prepare(file_format="array_record")
         info = builder.info
         if feature not in info.features:
             known = ", ".join(info.features)
@@ -237,10 +280,9 @@ def _tfds_corpus(spec: str, split: str, feature: str, cache: pathlib.Path, where
     except ConfigError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{where}: TFDS cannot prepare '{spec}' here ({first}); prepare it where it can be"
-            " downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
+            f"{where}: TFDS cannot prepare '{spec}' here ({_first_line(error)}); prepare it where"
+            " it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
         ) from error
 
     def documents() -> Iterator[str]:

@@ -15,13 +15,16 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from lmjax.data import sentences
-from lmjax.data.corpora import Corpus, cache_directory, check_corpus, open_corpus
-from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from lmjax.data.cache import alone, cache_directory
+from lmjax.data.corpora import Corpus, check_corpus, open_corpus
+from lmjax.data.tokenizer_training import TRAINING_VERSION, train_tokenizer
+from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.errors import ConfigError
 from lmjax.progress import track
 
 _VERSION = 1  # of the file format
 _MANIFEST = "manifest.json"
+_ARRAYS = ("tokens", "sentence_offsets", "document_offsets", "counts")
 _DOCUMENTS_A_CHUNK = 512
 
 
@@ -67,15 +70,27 @@ class TokenStore:
     words: int
     fingerprint: str
 
+    @property
+    def n_documents(self) -> int:
+        return len(self.document_offsets) - 1
+
+    @property
+    def n_sentences(self) -> int:
+        return len(self.sentence_offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
     @classmethod
     def open(cls, directory: pathlib.Path) -> Self | None:
         """The store in `directory`, or None where it is missing or not whole."""
         try:
             manifest = json.loads((directory / _MANIFEST).read_text())
-            for name, size in manifest["sizes"].items():
-                if (directory / name).stat().st_size != size:
+            for name in _ARRAYS:
+                if (directory / name).stat().st_size != manifest["sizes"][name]:
                     return None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
         def array(name: str, dtype: str) -> np.ndarray:
@@ -103,9 +118,10 @@ def check_data(config: DataConfig) -> None:
     Raises:
       ConfigError: see `check_corpus` and `load_tokenizer`.
     """
-    check_corpus(config.corpus)
+    check_corpus(config.corpus, cache_dir=config.cache_dir)
     if config.validation_corpus:
-        check_corpus(config.validation_corpus, "config.data.validation_corpus")
+        where = "config.data.validation_corpus"
+        check_corpus(config.validation_corpus, where, config.cache_dir)
     if config.tokenizer.path:
         load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
 
@@ -139,16 +155,22 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     chosen = config.tokenizer
     if chosen.path:
         return load_tokenizer(chosen.path, chosen.lowercase)
-    key = _hash(corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, _VERSION)
+    key = _hash(
+        corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, TRAINING_VERSION
+    )
     path = cache_directory(config.cache_dir) / "tokenizers" / f"{key}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        with contextlib.suppress(ConfigError):  # not there yet, or not whole
+            return load_tokenizer(str(path))
         texts = track(corpus.documents(), "training the tokenizer", corpus.size)
         tokenizer = train_tokenizer(_not_empty(texts, config), chosen)
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            tokenizer.save(pathlib.Path(temporary) / path.name)
-            os.replace(pathlib.Path(temporary) / path.name, path)
-    return load_tokenizer(str(path))
+            written = pathlib.Path(temporary) / path.name
+            tokenizer.save(written)
+            with written.open("rb") as file:
+                _sync(file)
+            os.replace(written, path)
+        return load_tokenizer(str(path))
 
 
 def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
@@ -164,12 +186,12 @@ def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
 def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str) -> TokenStore:
     fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION)
     directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
-    store = TokenStore.open(directory)
-    if store is None:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}")
+    with alone(directory):
         store = TokenStore.open(directory)
-        assert store is not None
+        if store is None:
+            _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}")
+            store = TokenStore.open(directory)
+            assert store is not None
     if not len(store.tokens):
         field = "validation_corpus" if split == "validation" else "corpus"
         raise ConfigError(
@@ -184,8 +206,8 @@ def _write(
 ) -> None:
     """Writes the store beside its place and moves it there whole.
 
-    A killed process leaves a directory under another name, which nothing ever opens; two
-    processes write two and the second finds the place taken.
+    A killed process leaves a directory under another name, which nothing ever opens; where
+    there are no locks, two processes write two and the second finds the place taken.
     """
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=directory.parent))
     try:
@@ -210,7 +232,7 @@ def _write_arrays(
     dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
     counts = np.zeros(tokenizer.size, np.int64)
     size = words = n_tokens = n_sentences = 0
-    with _files(directory, ("tokens", "sentence_offsets", "document_offsets")) as files:
+    with _files(directory, _ARRAYS) as files:
         for name in ("sentence_offsets", "document_offsets"):
             files[name].write(np.zeros(1, np.int64).tobytes())
         for document in _chunks(track(corpus.documents(), what, corpus.size)):
@@ -232,15 +254,14 @@ def _write_arrays(
             files["document_offsets"].write(document_ends.astype(np.int64).tobytes())
             n_tokens += int(lengths.sum())
             n_sentences += int(kept.sum())
+        files["counts"].write(counts.tobytes())
         for file in files.values():
             _sync(file)
-    counts.tofile(directory / "counts")
-    names = ("tokens", "sentence_offsets", "document_offsets", "counts")
     return {
         "dtype": dtype.name,
         "bytes": size,
         "words": words,
-        "sizes": {name: (directory / name).stat().st_size for name in names},
+        "sizes": {name: (directory / name).stat().st_size for name in _ARRAYS},
     }
 
 

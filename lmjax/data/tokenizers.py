@@ -1,4 +1,4 @@
-"""Tokenizers, trained here or loaded, all with the same six roles.
+"""Tokenizers, trained (see tokenizer_training.py) or loaded, all with the same six roles.
 
 On Hugging Face's `tokenizers`. Whatever objective reads them, ids have the roles pad,
 unk, cls, sep, mask and eod; a loaded tokenizer that lacks one gets a token for it.
@@ -10,12 +10,12 @@ import json
 import logging
 import pathlib
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
@@ -27,8 +27,8 @@ Kind = Literal["wordpiece", "bpe", "unigram"]
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<cls>"),
-    "sep": ("[SEP]", "<sep>"),
+    "cls": ("[CLS]", "<cls>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "</s>"),
     "mask": ("[MASK]", "<mask>"),
     "eod": ("[EOD]", "<eod>", "<|endoftext|>"),
 }
@@ -135,84 +135,6 @@ def _starts_word(piece: str, continues: bool) -> bool:
     return piece[:1] in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ") or piece[:1] in string.punctuation
 
 
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Trains a tokenizer; the same texts in the same order give the same one.
-
-    Raises:
-      ConfigError: the corpus has more characters than `vocab_size` has room for.
-    """
-    specials = [names[0] for names in ROLES.values()]
-    inner, trainer = _MAKERS[config.kind](config, specials)
-    inner.train_from_iterator(texts, trainer)
-    tokenizer = Tokenizer(inner)
-    if tokenizer.size > config.vocab_size:
-        raise ConfigError(
-            f"config.data.tokenizer.vocab_size: {config.vocab_size} has no room for the corpus's"
-            f" characters; give at least {tokenizer.size}"
-        )
-    return tokenizer
-
-
-def _wordpiece(
-    config: TokenizerConfig, specials: list[str]
-) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    inner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=200))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece()
-    # One- and two-letter leftovers of rare scripts would fill the vocabulary.
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=specials,
-        limit_alphabet=min(1000, config.vocab_size // 4),
-        show_progress=False,
-    )
-    return inner, trainer
-
-
-def _bpe(
-    config: TokenizerConfig, specials: list[str]
-) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    inner = tokenizers.Tokenizer(models.BPE())
-    if config.lowercase:
-        inner.normalizer = normalizers.BertNormalizer(clean_text=False, lowercase=True)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return inner, trainer
-
-
-def _unigram(
-    config: TokenizerConfig, specials: list[str]
-) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    inner = tokenizers.Tokenizer(models.Unigram())
-    steps = [
-        normalizers.Nmt(),
-        normalizers.NFKC(),
-        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-    ]
-    if config.lowercase:
-        steps.append(normalizers.BertNormalizer(clean_text=False, lowercase=True))
-    inner.normalizer = normalizers.Sequence(steps)
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=specials,
-        unk_token="[UNK]",
-        show_progress=False,
-    )
-    return inner, trainer
-
-
-_MAKERS = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}
-
-
 def load_tokenizer(
     path: str, lowercase: bool = True, where: str = "config.data.tokenizer.path"
 ) -> Tokenizer:
@@ -241,17 +163,20 @@ def load_tokenizer(
     raise ConfigError(f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json")
 
 
-def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
-    tokens = path.read_text(encoding="utf-8").splitlines()
-    model = models.WordPiece(
-        {token: i for i, token in enumerate(tokens)},
-        unk_token="[UNK]",
-        max_input_chars_per_word=200,
-    )
+def wordpiece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's: basic tokenization, then the longest piece that fits."""
+    model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200)
     inner = tokenizers.Tokenizer(model)
     inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
+    return inner
+
+
+def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
+    # Not splitlines: the separators that it knows beside \n may be tokens themselves.
+    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    inner = wordpiece({token: i for i, token in enumerate(tokens)}, lowercase)
     inner.add_special_tokens([t for t in ROLES["cls"] + ROLES["sep"] if t in tokens])
     return inner
 

@@ -1,0 +1,160 @@
+"""Training of tokenizers: the same documents in the same order give the same ids.
+
+The trainers of Hugging Face's `tokenizers` walk hash maps of random order. Byte-level BPE
+does not depend on it; WordPiece and unigram do, and are put in order here.
+"""
+
+import collections
+import json
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, wordpiece
+from lmjax.errors import ConfigError
+
+TRAINING_VERSION = 2  # trained tokenizers are kept under it
+_SPECIALS = [names[0] for names in ROLES.values()]  # ids 0 to 5
+# Two private planes of Unicode: first characters of words, and the others.
+_FIRST, _OTHER = 0xF0000, 0x100000
+_MOST_CHARACTERS = 1000
+_REPEATED_AT_ONCE = 10_000
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Trains a tokenizer whose ids 0 to 5 are [PAD] [UNK] [CLS] [SEP] [MASK] [EOD].
+
+    Raises:
+      ConfigError: the corpus has more characters than `vocab_size` has room for.
+    """
+    return Tokenizer(_TRAIN[config.kind](texts, config))
+
+
+def _wordpiece(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    """BPE's merges over words whose later characters are other letters than their first.
+
+    That is what the library's own WordPiece trainer does, with '##' before those letters;
+    it numbers them as it meets them in a hash map, and ids decide between equal merges.
+    """
+    words = _words(texts, config.lowercase)
+    characters: collections.Counter[str] = collections.Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+    # Of rare scripts, one- and two-letter leftovers would fill the vocabulary.
+    room = min(_MOST_CHARACTERS, config.vocab_size // 4)
+    kept = sorted(characters, key=lambda c: (-characters[c], c))[:room]
+    place = {character: i for i, character in enumerate(kept)}
+    alphabet = {chr(_FIRST + i) for i in place.values()}
+
+    def lettered() -> Iterator[str]:
+        for word, count in words.items():
+            if all(character in place for character in word):
+                first, *others = (place[character] for character in word)
+                letters = chr(_FIRST + first) + "".join(chr(_OTHER + i) for i in others)
+                alphabet.update(letters)
+                for done in range(0, count, _REPEATED_AT_ONCE):
+                    yield f"{letters} " * min(_REPEATED_AT_ONCE, count - done)
+
+    lines = list(lettered())
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.train_from_iterator(lines, _bpe_trainer(config, sorted(alphabet)))
+
+    def spelled(piece: str) -> str:
+        if piece in _SPECIALS:
+            return piece
+        mark = "##" if ord(piece[0]) >= _OTHER else ""
+        return mark + "".join(
+            kept[ord(c) - (_OTHER if ord(c) >= _OTHER else _FIRST)] for c in piece
+        )
+
+    vocabulary = {spelled(piece): index for piece, index in inner.get_vocab().items()}
+    made = wordpiece(vocabulary, config.lowercase)
+    made.add_special_tokens(_SPECIALS)
+    return made
+
+
+def _words(texts: Iterable[str], lowercase: bool) -> dict[str, int]:
+    """How often each word occurs, as WordPiece sees words."""
+    basic = wordpiece({"[UNK]": 0}, lowercase)
+    normalizer, pre_tokenizer = basic.normalizer, basic.pre_tokenizer
+    words: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        normal = normalizer.normalize_str(text)
+        words.update([word for word, _ in pre_tokenizer.pre_tokenize_str(normal)])
+    return words
+
+
+def _bpe_trainer(config: TokenizerConfig, alphabet: list[str]) -> trainers.Trainer:
+    return trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=_SPECIALS,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+
+
+def _bpe(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.BPE())
+    if config.lowercase:
+        inner.normalizer = normalizers.BertNormalizer(clean_text=False, lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(texts, _bpe_trainer(config, alphabet))
+    return inner
+
+
+def _unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.Unigram())
+    steps = [
+        normalizers.Nmt(),
+        normalizers.NFKC(),
+        normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+    ]
+    if config.lowercase:
+        steps.append(normalizers.BertNormalizer(clean_text=False, lowercase=True))
+    inner.normalizer = normalizers.Sequence(steps)
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=_SPECIALS,
+        unk_token="[UNK]",
+        show_progress=False,
+    )
+    try:
+        inner.train_from_iterator(texts, trainer)
+    except Exception as error:
+        if "not large enough" not in str(error):
+            raise
+        raise ConfigError(
+            f"config.data.tokenizer.vocab_size: {config.vocab_size} has no room for the corpus's"
+            " characters; give more, or kind 'bpe'"
+        ) from error
+    pieces = json.loads(inner.to_str())["model"]["vocab"]
+    inner.model = models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]"))
+    return inner
+
+
+def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Pieces by score, without what the order of a hash map left in the scores.
+
+    Sums differ in their eleventh digit, so scores are rounded. Characters that training
+    dropped were put back at the lowest score plus 0.0001 for each, in any order: they get
+    the lowest.
+    """
+    special = [(piece, 0.0) for piece in _SPECIALS]
+    normal = [(piece, score) for piece, score in pieces if piece not in _SPECIALS]
+    lowest = min(score for _, score in normal)
+    put_back = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in normal)
+    rounded = [
+        (piece, round(lowest if len(piece) == 1 and score <= put_back else score, 3))
+        for piece, score in normal
+    ]
+    return special + sorted(rounded, key=lambda entry: (-entry[1], entry[0]))
+
+
+_TRAIN = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}

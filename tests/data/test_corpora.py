@@ -1,0 +1,215 @@
+"""Corpora: what is read, how it is split, and what is refused."""
+
+import gzip
+import inspect
+import lzma
+import os
+import pathlib
+import time
+
+import pytest
+
+from lmjax.data import corpora, pydocs
+from lmjax.data.corpora import check_corpus, open_corpus
+from lmjax.data.sentences import split_sentences
+from lmjax.errors import ConfigError
+
+DOCUMENTS = [f"Title {i}\nThe {i}th document, häuslich.\nIt ends." for i in range(400)]
+TEXT = "\n\n".join(DOCUMENTS) + "\n"
+
+
+def read(spec: object, split: str = "all") -> list[str]:
+    return list(open_corpus(str(spec), split).documents())
+
+
+def write(path: pathlib.Path, data: bytes) -> pathlib.Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_blocks_between_blank_lines_are_documents(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.txt", b"\n\n one\ntwo \n \t\n\n\nthree\r\n\r\nfour")
+    assert read(path) == ["one\ntwo", "three", "four"]
+
+
+def test_packed_files_read_like_plain_ones(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "a.txt", TEXT.encode())
+    with gzip.open(tmp_path / "b.txt.gz", "wb") as file:
+        file.write(TEXT.encode())
+    with lzma.open(tmp_path / "c.xz", "wb") as file:
+        file.write(TEXT.encode())
+    assert read(tmp_path / "a.txt") == DOCUMENTS
+    assert read(tmp_path / "b.txt.gz") == DOCUMENTS
+    assert read(tmp_path / "c.xz") == DOCUMENTS
+    assert read(tmp_path / "*") == DOCUMENTS * 3
+
+
+def test_files_of_a_glob_are_read_by_name(tmp_path: pathlib.Path) -> None:
+    for name in ("b", "c", "a"):
+        write(tmp_path / f"{name}.txt", name.encode())
+    assert read(tmp_path / "[a-b].txt") == ["a", "b"]
+
+
+def test_held_out_documents_are_in_no_other_split(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / "a.txt", (TEXT + "\n" + TEXT).encode())
+    train, held_out = read(path, "train"), read(path, "validation")
+    assert not set(train) & set(held_out)  # a repeated document included
+    assert set(train) | set(held_out) == set(DOCUMENTS)
+    assert 2 <= len(set(held_out)) <= 20  # 2% of 400
+    assert read(path, "train") == train
+
+
+def test_fingerprint_follows_the_text(tmp_path: pathlib.Path) -> None:
+    one, two = write(tmp_path / "a.txt", b"a b"), write(tmp_path / "b.txt", b"a b")
+    assert open_corpus(str(one), "all").fingerprint == open_corpus(str(two), "all").fingerprint
+    assert open_corpus(str(one), "all").fingerprint != open_corpus(str(one), "train").fingerprint
+    before = open_corpus(str(one), "all").fingerprint
+    write(one, b"a c")
+    assert open_corpus(str(one), "all").fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n\t\n", "is empty"),
+        ("latin.txt", "caf\xe9 noir".encode("latin-1"), "not UTF-8 at byte 3"),
+        ("cut.txt", "café".encode()[:-1], "not UTF-8 at byte 3"),
+        ("fake.gz", b"no gzip", "cannot read"),
+        ("fake.xz", b"no xz", "cannot read"),
+        ("short.gz", gzip.compress(os.urandom(5000))[:-200], "cannot read"),
+    ],
+)
+def test_what_is_no_text_is_refused_at_once(
+    tmp_path: pathlib.Path, name: str, data: bytes, says: str
+) -> None:
+    path = write(tmp_path / name, data)
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_corpus(str(path))
+    message = str(caught.value)
+    assert message.startswith("config.data.corpus: ") and str(path) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("", "empty"),
+        ("no_such_file.txt", "no such file"),
+        ("/no/such/file", "no such file"),
+        ("~/no_such_file", "no such file"),
+        ("no_such_directory/*.txt", "no such file"),
+        (".", "is a directory"),
+        ("no_such_dataset", "TFDS cannot open it"),
+    ],
+)
+def test_what_is_not_there_is_refused_at_once(spec: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_corpus(spec, "config.data.validation_corpus")
+    assert str(caught.value).startswith("config.data.validation_corpus: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_that_cannot_be_downloaded_is_refused_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    def never(*_: object) -> None:
+        time.sleep(60)
+
+    monkeypatch.setattr(corpora.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(corpora.socket, "create_connection", never)
+    monkeypatch.setattr(corpora, "_SECONDS_FOR_NETWORK", 0.2)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="does not answer"):
+        check_corpus("lm1b", cache_dir=str(tmp_path))
+
+
+def test_a_late_byte_that_is_no_text_is_named_when_it_is_read(tmp_path: pathlib.Path) -> None:
+    head = b"word " * 400_000
+    path = write(tmp_path / "a.txt", head + b"\n\n\xff")
+    check_corpus(str(path))  # of the first megabyte
+    with pytest.raises(ConfigError, match=f"byte {len(head) + 2:,}"):
+        read(path)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_the_checked_megabyte_may_end_inside_a_character(
+    tmp_path: pathlib.Path, before: int
+) -> None:
+    path = write(tmp_path / "a.txt", b"a" * before + "🙂".encode() * 300_000)
+    check_corpus(str(path))
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("One. Two! (Three?) Four", ["One.", " Two!", " (Three?)", " Four"]),
+        ('He said "no." Then left.', ['He said "no."', " Then left."]),
+        ("title\n\nbody goes on\n", ["title", "\n\nbody goes on"]),
+        ("version 3.14 is fine, i.e. here", ["version 3.14 is fine, i.e. here"]),
+    ],
+)
+def test_sentences(document: str, expected: list[str]) -> None:
+    assert split_sentences(document) == expected
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS[:3], "a.\n\n \n B. C", "x", "", " \n "])
+def test_sentences_joined_are_the_document(document: str) -> None:
+    assert "".join(split_sentences(document)) == document.strip()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pydocs.Pydocs:
+    directory = str(tmp_path_factory.mktemp("pydocs"))
+    builder = pydocs.Pydocs(packages=("absl", "rich", "nothing_"), stdlib=False, data_dir=directory)
+    builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def test_pydocs_holds_cleaned_docstrings_once(built: pydocs.Pydocs) -> None:
+    sources = {split: built.as_data_source(split=split) for split in pydocs._SPLITS}
+    entries = [source[i] for source in sources.values() for i in range(len(source))]
+    texts = [entry["text"].decode() for entry in entries]
+    assert len(texts) == len({text.strip() for text in texts}) > 300  # in all splits together
+    assert all(len(text.split()) >= pydocs._SHORTEST for text in texts)
+    assert {entry["package"] for entry in entries} == {b"absl", b"rich"}
+    names = {entry["name"].decode(): entry["text"].decode() for entry in entries}
+    track = names["rich.progress.track"]
+    assert track.startswith("Track progress") and "\n    sequence" in track  # indents that say
+
+
+def test_pydocs_splits_by_name(built: pydocs.Pydocs) -> None:
+    for split in pydocs._SPLITS:
+        source = built.as_data_source(split=split)
+        assert {pydocs.split_of(source[i]["name"].decode()) for i in range(len(source))} == {split}
+
+
+def test_pydocs_is_another_dataset_with_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = dict(pydocs._roots(("absl", "rich"), stdlib=False))
+    before = pydocs.fingerprint(roots)
+    assert pydocs.fingerprint(roots) == before
+    monkeypatch.setattr(pydocs.importlib.metadata, "version", lambda name: "99")
+    assert pydocs.fingerprint(roots) != before
+
+
+def test_docstrings_are_read_without_running_anything(tmp_path: pathlib.Path) -> None:
+    package = tmp_path / "made_up"
+    (package / "tests").mkdir(parents=True)
+    long = "words " * 12
+    source = f'"""Module {long}"""\nraise SystemExit\nclass A:\n  """Class {long}"""\n'
+    source += f'  def f(self):\n    """Method {long}"""\n  def g(self):\n    """Short."""\n'
+    (package / "__init__.py").write_text(source)
+    (package / "broken.py").write_text("def (")
+    (package / "tests" / "test_a.py").write_text(source)
+    found = list(pydocs.collect({"made_up": package}))
+    assert [name for _, name, _ in found] == ["made_up", "made_up.A", "made_up.A.f"]
+    assert found[2][2] == inspect.cleandoc(f"Method {long}")
+
+
+def test_a_directory_that_tfds_prepared_is_a_corpus(built: pydocs.Pydocs) -> None:
+    corpus = open_corpus(str(built.data_dir), "validation")
+    source = built.as_data_source(split="validation")
+    expected = [source[i]["text"].decode().strip() for i in range(len(source))]
+    assert list(corpus.documents()) == expected and corpus.size == len(expected)
+    with pytest.raises(ConfigError, match=r"config\.data\.text_feature: .* has no feature 'body'"):
+        open_corpus(str(built.data_dir), "train", text_feature="body")

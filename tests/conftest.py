@@ -8,7 +8,8 @@ import hypothesis
 import jax
 import pytest
 
-# Before anything touches a backend.
+# Before anything touches a backend. Most of a first run is compiling; unoptimised, half of that.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 

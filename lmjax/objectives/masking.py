@@ -1,5 +1,6 @@
 """Choosing what to mask, on the device, for one example."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,7 +34,11 @@ def prediction_count(length: jax.Array, rate: float, slots: int) -> jax.Array:
     `create_masked_lm_predictions` of the authors' create_pretraining_data.py; `length`
     counts the special tokens, padding not.
     """
-    return jnp.clip(jnp.round(length * rate), 1, slots).astype(jnp.int32)
+    # A table in double precision, as Python computes it: 190 * 0.15 is just below 28.5,
+    # but not in float32. Longer examples than it has rows fill all slots.
+    lengths = np.arange(math.ceil((slots + 1) / rate) + 1)
+    counts = np.clip(np.round(lengths * rate), 1, slots).astype(np.int32)
+    return jnp.asarray(counts)[jnp.minimum(length, len(counts) - 1)]
 
 
 def choose(

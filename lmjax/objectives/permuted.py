@@ -100,13 +100,20 @@ class PermutedLM(Objective):
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `perm_mask` [length, length], `target_mapping`, `targets`, `target_weights`.
 
-        `perm_mask` is True where i must not see j; targets are [num_predict].
+        `perm_mask` is True where i must not see j; targets are [num_predict]. In text that
+        runs backward n-grams are laid as it reads forward (`reverse` of `_sample_mask`).
         """
         tokens, real = example["tokens"], example["documents"] > 0
         vocabulary = self.vocabulary
         functional = (tokens == vocabulary.sep) | (tokens == vocabulary.cls) | ~real
         starts_word = jnp.asarray(np.asarray(vocabulary.starts_word))[tokens]
         length = tokens.shape[0]
+
+        def forward(part: jax.Array) -> jax.Array:
+            if "direction" not in example:
+                return part
+            return jnp.where(example["direction"] < 0, part[::-1], part)
+
         perm_mask = jnp.zeros((length, length), bool)
         chosen, begin = [], 0
         for part, (size, count) in enumerate(self.parts(length)):
@@ -114,12 +121,13 @@ class PermutedLM(Objective):
             here = slice(begin, begin + size)
             is_masked = choose_targets(
                 for_targets,
-                starts_word[here],
+                forward(starts_word[here]),
                 count,
                 spans=self.spans,
                 max_ngram=self.max_ngram,
                 alpha=self.alpha,
             )
+            is_masked = forward(is_masked)
             order = factorization_order(for_order, size, self.perm_size or size)
             blind = order_perm_mask(order, is_masked, functional[here])
             perm_mask = perm_mask.at[here, here].set(blind)

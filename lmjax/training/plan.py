@@ -125,6 +125,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     if "examples" not in data:
         raise ConfigError("config.data.examples: missing; name a form of examples")
     examples = build_typed(data.pop("examples"), "config.data.examples")
+    if not hasattr(examples, "source"):
+        raise ConfigError(
+            f"config.data.examples.type: '{type(examples).__name__}' is no form of examples;"
+            " those of lmjax are in lmjax.data.examples"
+        )
     data_config = build(DataConfig, data, "config.data")
     training = build(TrainingConfig, values["training"], "config.training")
     optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
@@ -134,6 +139,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f" config.training.steps={training.steps}; shorten the warmup"
         )
     wanted = values["model"].get("vocab_size", 0)
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
+        raise ConfigError(
+            f"config.model.vocab_size: must be an integer >= 0, got {wanted!r};"
+            " 0 takes the tokenizer's"
+        )
     objective = make_objective(
         values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
     )
@@ -178,7 +188,12 @@ def make_objective(
         raise ConfigError(
             f"{where}.type: '{objective['type']}' is no lmjax.objectives.base.Objective"
         )
-    model_config = build(typing.get_type_hints(cls)["model"], model, "config.model")
+    model_type = typing.get_type_hints(cls)["model"]
+    if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
+        raise ConfigError(
+            f"{where}.type: '{objective['type']}' does not say which config its model has"
+        )
+    model_config = build(model_type, model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)
     return build(cls, objective, where, model=model_config, vocabulary=stand_in)
 
@@ -187,6 +202,8 @@ def _check_fields(values: Mapping[str, Any]) -> None:
     for name in FIELDS:
         if name not in values:
             raise ConfigError(f"config.{name}: missing; a config has {', '.join(FIELDS)}")
+        if name != "seed" and not isinstance(values[name], Mapping):
+            raise ConfigError(f"config.{name}: expected a block of fields, got {values[name]!r}")
     for name in values:
         if name not in FIELDS:
             raise ConfigError(f"config.{name}: unknown; a config has {', '.join(FIELDS)}")

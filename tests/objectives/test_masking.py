@@ -21,21 +21,16 @@ MANY = 4000
 KEYS = jax.random.split(jax.random.key(0), MANY)
 LENGTH = 20
 # [CLS] six words of 1 to 4 pieces [SEP] four words [SEP] padding
-CANDIDATES = jnp.array([0, *[1] * 10, 0, *[1] * 5, 0, 0, 0], bool)
-STARTS = jnp.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0], bool)
-WORDS = jnp.cumsum(CANDIDATES & STARTS) - 1
+CANDIDATES = np.array([0, *[1] * 10, 0, *[1] * 5, 0, 0, 0], bool)
+STARTS = np.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0], bool)
+WORDS = np.cumsum(CANDIDATES & STARTS) - 1
 
 
-def test_count_rounds_as_python_does() -> None:
-    lengths = np.arange(3, 200)
-    counts = jax.vmap(lambda n: prediction_count(n, 0.15, 20))(lengths)
-    expected = [min(20, max(1, round(int(n) * 0.15))) for n in lengths]
-    # A product may round to a tie in one precision only.
-    ties = np.isclose((lengths * 0.15) % 1, 0.5)
-    np.testing.assert_array_equal(np.asarray(counts)[~ties], np.array(expected)[~ties])
-    assert int(prediction_count(jnp.int32(10), 0.25, 20)) == round(2.5) == 2
-    assert int(prediction_count(jnp.int32(14), 0.25, 20)) == round(3.5) == 4
-    assert int(prediction_count(jnp.int32(128), 0.15, 20)) == 19
+@pytest.mark.parametrize(("rate", "slots"), [(0.15, 20), (0.15, 77), (0.15, 400), (0.25, 130)])
+def test_count_rounds_as_python_does(rate: float, slots: int) -> None:
+    lengths = range(1, 2000)  # 190 * 0.15 is a tie in float32, not in Python
+    counts = jax.jit(jax.vmap(lambda n: prediction_count(n, rate, slots)))(jnp.array(lengths))
+    assert counts.tolist() == [min(slots, max(1, round(n * rate))) for n in lengths]
 
 
 def test_tokens_are_chosen_uniformly_and_in_order() -> None:
@@ -95,7 +90,7 @@ def test_whole_words_are_those_of_the_papers_code(count: int) -> None:
 
 def test_spans_fill_the_quota_with_runs_of_whole_words() -> None:
     taken, groups = jax.jit(
-        jax.vmap(lambda k: choose_spans(k, CANDIDATES, WORDS, jnp.int32(6), 8))
+        jax.vmap(lambda k: choose_spans(k, CANDIDATES, jnp.array(WORDS), jnp.int32(6), 8))
     )(KEYS)
     taken, groups = np.asarray(taken), np.asarray(groups)
     assert (taken.sum(1) == 6).all()
@@ -106,6 +101,38 @@ def test_spans_fill_the_quota_with_runs_of_whole_words() -> None:
             # A span may step over what an earlier one has taken, not over [SEP].
             between = np.arange(inside[0], inside[-1] + 1)
             assert row[between].all()
+
+
+def spans(rng: np.random.Generator, count: int) -> list[int]:
+    """PairWithSpanMaskingScheme of the authors' code, word by word."""
+    taken: list[int] = []
+    while len(taken) < count:
+        words = rng.choice(np.arange(1, 11), p=SPAN_PROBABILITIES)
+        anchor = rng.choice([i for i in np.flatnonzero(CANDIDATES) if i not in taken])
+        position = int(np.searchsorted(WORDS, WORDS[anchor]))
+        while (
+            position < LENGTH
+            and CANDIDATES[position]
+            and WORDS[position] < WORDS[anchor] + words
+            and len(taken) < count
+        ):
+            if position not in taken:
+                taken.append(position)
+            position += 1
+    return taken
+
+
+def test_spans_fall_where_those_of_the_papers_code_fall() -> None:
+    taken, _ = jax.jit(
+        jax.vmap(lambda k: choose_spans(k, CANDIDATES, jnp.array(WORDS), jnp.int32(6), 8))
+    )(KEYS)
+    rng = np.random.default_rng(0)
+    reference = np.zeros((MANY, LENGTH))
+    for row in reference:
+        row[spans(rng, 6)] = 1
+    np.testing.assert_allclose(taken.mean(0), reference.mean(0), atol=0.05)
+    pairs = [np.einsum("ni,nj->ij", x, x) / MANY for x in (np.asarray(taken) * 1.0, reference)]
+    np.testing.assert_allclose(*pairs, atol=0.05)
 
 
 def test_span_lengths_are_geometric_and_clipped() -> None:

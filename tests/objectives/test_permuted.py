@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.models.xlnet import XlnetConfig
+from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.objectives.base import apply
 from lmjax.objectives.factorization import choose_targets, factorization_order, order_perm_mask
 from lmjax.objectives.permuted import PermutedLM
@@ -64,6 +64,30 @@ def test_targets_are_drawn_as_the_authors_draw_them() -> None:
     reference = np.stack([sample_mask(rng) for _ in range(MANY)])
     np.testing.assert_allclose(found.mean(0), reference.mean(0), atol=0.045)
     np.testing.assert_allclose(runs(found) / MANY, runs(reference) / MANY, rtol=0.08, atol=0.05)
+
+
+def test_ngrams_begin_with_a_word_and_are_as_long_as_the_paper_says() -> None:
+    """Where the part is long enough for the quota, each run of targets is one n-gram."""
+    size, count = 256, 12
+    starts = np.random.default_rng(5).random(size) < 0.6
+    choose = jax.jit(
+        jax.vmap(
+            lambda k: choose_targets(
+                k, jnp.asarray(starts), count, spans=True, max_ngram=5, alpha=6
+            )
+        )
+    )
+    found = np.asarray(choose(jax.random.split(jax.random.key(1), MANY)))
+    assert (found.sum(1) == count).all()
+    begins = found & ~np.pad(found, ((0, 0), (1, 0)))[:, :-1]
+    assert starts[np.nonzero(begins)[1]].all()
+    # The first n is drawn freely; the last is cut to the quota.
+    first = np.argmax(found, axis=1)
+    after = np.array([np.argmin(row[i:]) for row, i in zip(found, first, strict=True)])
+    expected = 1 / np.arange(1, 6) / np.sum(1 / np.arange(1, 6))
+    share = np.bincount(after, minlength=6)[1:] / MANY
+    np.testing.assert_allclose(share, expected, atol=0.045)
+    assert abs(after.mean() - 5 / np.sum(1 / np.arange(1, 6))) < 0.12  # 2.19
 
 
 def test_single_tokens_are_uniform() -> None:
@@ -145,11 +169,84 @@ def test_parts_and_functional_tokens() -> None:
     assert itself[used].all()
 
 
+def test_text_that_runs_backward_is_masked_as_it_reads_forward() -> None:
+    """`reverse` of `_sample_mask`: a word's first piece comes last in a reversed row."""
+    length, many = 256, 50
+    rng = np.random.default_rng(0)
+    example = {
+        "tokens": rng.integers(6, tiny.SIZE, length).astype(np.int32),
+        "documents": np.ones(length, np.int32),
+    }
+    made = dataclasses.replace(objective(10), reuse_length=0, max_ngram=5, alpha=6)
+    corrupt = jax.jit(jax.vmap(made.corrupt, in_axes=(0, None)))
+    keys = jax.random.split(jax.random.key(2), many)
+    found = {}
+    for direction in (1, -1):
+        tokens = example["tokens"][::direction]
+        row = {**example, "tokens": tokens, "direction": np.int32(direction)}
+        batch = jax.device_get(corrupt(keys, row))
+        chosen = np.zeros((many, length), bool)
+        np.put_along_axis(chosen, batch["target_mapping"], batch["target_weights"] > 0, axis=1)
+        found[direction] = chosen[:, ::direction]
+        begins = found[direction] & ~np.pad(found[direction], ((0, 0), (1, 0)))[:, :-1]
+        assert tiny.VOCABULARY.starts_word[example["tokens"][np.nonzero(begins)[1]]].all()
+    np.testing.assert_array_equal(found[1], found[-1])
+
+
+def test_padding_is_no_target_and_blocks_are_permuted_inside_parts() -> None:
+    made = dataclasses.replace(objective(), perm_size=4)
+    batch = tiny.batch("gpt", 0, 32)
+    batch["documents"][:, -3:] = 0
+    keys = jax.random.split(jax.random.key(4), 32)
+    out = jax.device_get(jax.jit(jax.vmap(made.corrupt))(keys, batch))
+    used = out["target_weights"] > 0
+    assert (out["target_mapping"][used] < tiny.LENGTH - 3).all()
+    # Of two targets of a part, one in an earlier block is seen by one in a later block.
+    rows = np.arange(32)[:, None, None]
+    at = out["target_mapping"]
+    blind = out["perm_mask"][rows, at[:, :, None], at[:, None, :]]
+    part, block = at // 8, at // 4
+    both = used[:, :, None] & used[:, None, :] & (part[:, :, None] == part[:, None, :])
+    earlier = both & (block[:, None, :] < block[:, :, None])
+    later = both & (block[:, None, :] > block[:, :, None])
+    assert earlier.sum() > 20
+    assert not blind[earlier].any()
+    assert blind[later].all()
+    # Inside a block, of two targets exactly one sees the other.
+    same = both & (block[:, :, None] == block[:, None, :]) & ~np.eye(at.shape[1], dtype=bool)
+    assert same.sum() > 20
+    assert (blind ^ blind.transpose(0, 2, 1))[same].all()
+
+
+def test_memory_is_what_each_layer_read_of_the_first_part() -> None:
+    """The last rows of (old memory; inputs of each layer for the reused tokens)."""
+    trunk = dataclasses.replace(tiny.TRUNK, layers=2)
+    made = dataclasses.replace(
+        objective(), model=XlnetConfig(trunk, memory_length=12, vocab_size=tiny.SIZE)
+    )
+    rows = 3
+    batch = corrupted(rows)
+    params = jax.jit(made.init)(jax.random.key(0), batch)
+    old = jax.random.normal(jax.random.key(1), (2, rows, 12, 16))
+    mems = np.asarray(jax.jit(lambda: made.loss(params, batch, old, None).mems)())
+    assert mems.shape == old.shape
+    np.testing.assert_array_equal(mems[:, :, :4], old[:, :, -4:])
+    embedded = np.asarray(params["token"]["embedding"])[np.asarray(batch["tokens"])]
+    np.testing.assert_allclose(mems[0, :, 4:], embedded[:, :8], rtol=1e-6)
+    # What the second layer read is what a network of the first layer alone gives.
+    one = Xlnet(dataclasses.replace(made.model, trunk=dataclasses.replace(trunk, layers=1)))
+    shallow = {**params, "layers": {"layer_0": params["layers"]["layer_0"]}}
+    tokens, segments, mask, *_ = made.inputs(batch, None)
+    read, _ = jax.jit(lambda: apply(one, shallow, tokens, segments, mask, old[:1]))()
+    np.testing.assert_allclose(mems[1, :, 4:], read[:, :8], atol=1e-5)
+    assert not jax.jit(jax.grad(lambda x: made.loss(params, batch, x, None).mems.sum()))(old).any()
+
+
 def test_no_target_is_predicted_from_itself() -> None:
     """Another token in a target's place changes others' scores, never its own."""
     made = objective()
     batch = corrupted(8)
-    params = made.init(jax.random.key(0), batch)
+    params = jax.jit(made.init)(jax.random.key(0), batch)
 
     @jax.jit
     def logits(tokens: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import Dense, contract
 from lmjax.nn.trunk import TransformerConfig
 
-# Finite, so that a row in which everything is masked gives a mean and not NaN.
+# Finite, so that a row in which everything is masked gives no NaN.
 MASKED_SCORE = -1e30
 
 PROBABILITIES, OUTPUT = 1, 2  # dropout sites
@@ -21,8 +21,11 @@ def attention_weights(
 
     mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights.
     """
-    scores = jnp.where(mask[:, None], scores.astype(jnp.float32), MASKED_SCORE)
-    return dropout(jax.nn.softmax(scores, axis=-1), rate, seeds, PROBABILITIES)
+    mask = mask[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE), axis=-1)
+    # Who may see nothing sees nothing: the first of a factorisation order without memory.
+    # The softmax alone would give the mean of all that is hidden.
+    return dropout(jnp.where(mask, weights, 0.0), rate, seeds, PROBABILITIES)
 
 
 def attention(

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -54,7 +55,7 @@ def test_the_prefix_is_seen_by_all_and_the_rest_only_from_behind() -> None:
 
     before = np.asarray(outputs(batch["tokens"]))[0]
     for position in range(tiny.LENGTH):
-        after = np.asarray(outputs(batch["tokens"].at[0, position].add(1)))[0]
+        after = np.asarray(outputs(jnp.asarray(batch["tokens"]).at[0, position].add(1)))[0]
         changed = (after != before).any(-1)
         first = 0 if position < size else position
         assert not changed[:first].any()

@@ -1,0 +1,88 @@
+"""Layers against numpy and the values of the reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.nn.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    contract,
+    dense,
+    embedding_lookup,
+    truncated_normal,
+)
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("x", "tanh", "erf"),
+    [
+        (-3.0, -0.00363739, -0.00404969),
+        (-1.0, -0.15880801, -0.15865525),
+        (0.5, 0.34571401, 0.34573123),
+        (1.0, 0.84119199, 0.84134475),
+        (2.0, 1.95459769, 1.95449974),
+        (3.0, 2.99636261, 2.99595031),
+    ],
+)
+def test_both_gelus(x: float, tanh: float, erf: float) -> None:
+    np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](jnp.float32(x)), tanh, atol=2e-7)
+    np.testing.assert_allclose(ACTIVATIONS["gelu"](jnp.float32(x)), erf, atol=2e-7)
+
+
+def test_truncated_normal_has_the_std_of_tensorflows() -> None:
+    draw = truncated_normal(0.02)(jax.random.key(0), (400, 400), jnp.float32)
+    assert abs(float(draw.std()) / 0.02 - 0.87962566) < 0.01
+    assert float(jnp.abs(draw).max()) <= 0.04 + 1e-6
+
+
+def test_layer_norm() -> None:
+    x = RNG.normal(3.0, 2.0, (4, 7)).astype(np.float32)
+    scale, bias = RNG.normal(size=(2, 7)).astype(np.float32)
+    found = LayerNorm(1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    expected = (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_layer_norm_of_a_far_mean_keeps_its_digits() -> None:
+    x = jnp.float32(1e4) + jnp.arange(8, dtype=jnp.float32)
+    params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    found = LayerNorm(1e-12).apply({"params": params}, x)
+    np.testing.assert_allclose(jnp.std(jnp.asarray(found)), 1.0, atol=1e-3)
+
+
+def test_dense_is_a_product_of_the_last_axis_with_its_gradients() -> None:
+    x, w = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((2, 3, 5), (5, 4)))
+    g = jnp.asarray(RNG.normal(size=(2, 3, 4)), jnp.float32)
+    value, pull = jax.vjp(dense, x, w)
+    expected, pull_expected = jax.vjp(lambda x, w: jnp.einsum("abi,io->abo", x, w), x, w)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    for found, wanted in zip(pull(g), pull_expected(g), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "bqhd,phd->bhqp"])
+def test_bfloat16_operands_give_float32_results_near_the_exact_ones(spec: str) -> None:
+    shapes = {"b": 2, "q": 3, "k": 4, "h": 2, "d": 8, "p": 5}
+    left, right = spec.split("->")[0].split(",")
+    a, b = (
+        jnp.asarray(RNG.normal(size=[shapes[i] for i in s]), jnp.float32) for s in (left, right)
+    )
+    exact, pull_exact = jax.vjp(lambda a, b: contract(spec, a, b), a, b)
+    rough, pull_rough = jax.vjp(lambda a, b: contract(spec, a, b, jnp.bfloat16), a, b)
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=0.1)
+    g = jnp.asarray(RNG.normal(size=exact.shape), jnp.float32)
+    for found, wanted in zip(pull_rough(g), pull_exact(g), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, atol=0.1)
+
+
+def test_an_id_outside_of_the_table_is_not_a_number() -> None:
+    table = jnp.ones((3, 2))
+    assert np.isnan(embedding_lookup(table, jnp.array([3]))).all()
+    np.testing.assert_array_equal(embedding_lookup(table, jnp.array([[2]])), [[[1.0, 1.0]]])

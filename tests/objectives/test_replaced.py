@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objectives.base import Batch, Scored
+from lmjax.objectives.base import Batch, Scored, apply
 from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
 from lmjax.training.step import total_loss
 from tests import tiny
@@ -96,6 +96,37 @@ def test_replacements_are_labelled_by_a_plain_loop(batch: Batch) -> None:
         assert (documents[row, positions] > 0).all()
 
 
+def test_the_discriminator_is_told_which_tokens_differ(
+    gradients: Any, params: Any, batch: Batch
+) -> None:
+    scored, _ = gradients
+    network = OBJECTIVE.network
+
+    @jax.jit
+    def outputs() -> tuple[jax.Array, jax.Array]:
+        inputs = OBJECTIVE.inputs(batch)
+        logits = apply(network, params, *inputs, method="generate")
+        tokens = sample_replacements(logits, batch)
+        return tokens, apply(network, params, tokens, *inputs[1:-1], method="discriminate")
+
+    tokens, logits = jax.device_get(outputs())
+    loss, replaced, right, real = 0.0, 0, 0, 0
+    for row in range(tiny.BATCH):
+        for i in range(tiny.LENGTH):
+            if batch["documents"][row, i] == 0:
+                continue
+            fake = tokens[row, i] != batch["original"][row, i]
+            p = 1 / (1 + np.exp(-np.float64(logits[row, i])))
+            loss -= np.log(p if fake else 1 - p)
+            real, replaced, right = real + 1, replaced + fake, right + ((p > 0.5) == fake)
+    assert replaced > tiny.BATCH  # an untrained generator is nearly always wrong
+    np.testing.assert_allclose(scored.terms["rtd"][0], loss, rtol=1e-5)
+    assert scored.terms["rtd"][1] == real
+    assert scored.metrics["replaced"][0] == replaced
+    assert scored.metrics["rtd_accuracy"][0] == right
+    assert scored.metrics["rtd_recall"][1] == replaced
+
+
 def test_samples_follow_the_generators_softmax(batch: Batch) -> None:
     many = 3000
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
@@ -106,8 +137,8 @@ def test_samples_follow_the_generators_softmax(batch: Batch) -> None:
         "target_weights": jnp.ones((many, 1)),
     }
     tokens = sample_replacements(jnp.broadcast_to(logits, (many, 1, 4)), one)
-    frequency = np.bincount(np.asarray(tokens[:, 1]), minlength=4) / many
-    np.testing.assert_allclose(frequency, np.exp(logits), atol=0.03)
+    counts, expected = np.bincount(np.asarray(tokens[:, 1]), minlength=4), many * np.exp(logits)
+    assert (np.square(counts - expected) / expected).sum() < 16.3  # chi-square, 3 degrees, 99.9%
     assert (tokens[:, [0, 2]] == 9).all()
 
 

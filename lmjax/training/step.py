@@ -78,8 +78,9 @@ def make_train_step(
         )
         if accumulation == 1:
             (loss, scored), grads = gradient(state.params, corrupted, state.mems, seeds, None)
+            tokens = _tokens(corrupted)
         else:
-            loss, scored, grads = accumulate(state, corrupted, seeds)
+            loss, scored, grads, tokens = accumulate(state, corrupted, seeds)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -98,7 +99,7 @@ def make_train_step(
             "loss": loss,
             "terms": scored.terms,
             "metrics": scored.metrics,
-            "tokens": (batch["documents"] > 0).sum(),
+            "tokens": tokens,
             "gradient_norms": jnp.stack(norms),
         }
 
@@ -113,12 +114,15 @@ def make_train_step(
         )
 
         # The counts of the whole batch come first. They do not depend on what the network
-        # computes, which the compiler therefore leaves out of this pass.
-        def count(_: None, part: Any) -> tuple[None, dict[str, jax.Array]]:
+        # computes, which the compiler therefore leaves out of this pass. The tokens are counted
+        # here too: a sum over devices beside a loop that has sums of its own can wait for it
+        # forever on XLA's CPU backend.
+        def count(_: None, part: Any) -> tuple[None, Any]:
             batch, mems, seeds = part
-            return None, _counts(objective.loss(state.params, batch, mems, seeds))
+            scored = objective.loss(state.params, batch, mems, seeds)
+            return None, (_counts(scored), _tokens(batch))
 
-        counts = jax.tree.map(lambda c: c.sum(0), jax.lax.scan(count, None, micro)[1])
+        counts, tokens = jax.tree.map(lambda c: c.sum(0), jax.lax.scan(count, None, micro)[1])
 
         def add(grads: Any, part: Any) -> tuple[Any, Any]:
             (loss, scored), more = gradient(state.params, *part, counts)
@@ -128,7 +132,7 @@ def make_train_step(
         grads, (losses, scored) = jax.lax.scan(add, zeros, micro)
         terms, metrics = jax.tree.map(lambda x: x.sum(0), (scored.terms, scored.metrics))
         whole = Scored(terms=terms, metrics=metrics, mems=_join(scored.mems, axis=1))
-        return losses.sum(), whole, grads
+        return losses.sum(), whole, grads, tokens
 
     return step
 
@@ -153,6 +157,10 @@ def make_eval_step(objective: Objective) -> Callable[..., tuple[dict[str, Sum], 
 
 def _counts(scored: Scored) -> dict[str, jax.Array]:
     return {name: count for name, (_, count) in scored.terms.items()}
+
+
+def _tokens(batch: Batch) -> jax.Array:
+    return (batch["documents"] > 0).sum()
 
 
 def _split(tree: Any, parts: int, axis: int) -> Any:

@@ -92,6 +92,13 @@ def test_corruption_belongs_to_the_example(name: str) -> None:
     assert part_seeds.step == seeds.step
 
 
+def test_every_step_corrupts_anew() -> None:
+    state, step = compiled("electra")
+    batch = tiny.batch("electra", 0)
+    losses = [float(step(state.replace(step=jnp.int32(i)), batch)[1]["loss"]) for i in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_a_run_cut_in_two_is_the_same_run_bit_for_bit() -> None:
     state, step = compiled("xlnet")
     whole = state

@@ -32,6 +32,8 @@ What it costs (python -m experiments.cost --config=configs/gpt.py:SIZE; tokens w
   gpt3-175b    175B parameters, 300B tokens, 3.2e+23 FLOPs
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from experiments.command_line import size_of
@@ -39,8 +41,6 @@ from experiments.command_line import size_of
 # layers, hidden size, heads, sequences a batch, learning rate
 GPT1 = {"gpt1": (12, 768, 12, 64, 2.5e-4)}
 GPT2 = {
-    "tiny": (2, 128, 2, 32, 1e-3),  # no paper's: for laptops
-    "mini": (4, 256, 4, 32, 1e-3),  # no paper's: for laptops
     "small": (12, 768, 12, 480, 6e-4),
     "medium": (24, 1024, 16, 512, 3e-4),
     "large": (36, 1280, 20, 512, 2.5e-4),
@@ -56,7 +56,63 @@ GPT3 = {
     "gpt3-13b": (40, 5120, 40, 1024, 1e-4),
     "gpt3-175b": (96, 12_288, 96, 1600, 6e-5),
 }
-SIZES = GPT1 | GPT2 | GPT3
+LAPTOP = {  # no paper's
+    "tiny": (2, 128, 2, 32, 1e-3),
+    "mini": (4, 256, 4, 32, 1e-3),
+}
+SIZES = GPT1 | LAPTOP | GPT2 | GPT3
+
+
+class Recipe(NamedTuple):
+    """What the sizes of one family share."""
+
+    length: int
+    vocab_size: int
+    steps: int
+    warmup_steps: int
+    norm: str
+    dropout: float
+    position_std: float
+    final_ratio: float
+    b2: float
+    weight_decay: float
+
+
+def recipe_of(size: str, batch: int) -> Recipe:
+    """The recipe of the family that `size` belongs to."""
+    if size in GPT1:
+        return Recipe(
+            length=512,
+            vocab_size=40_478,
+            steps=3_360_000,
+            warmup_steps=2_000,
+            norm="post",
+            dropout=0.1,
+            position_std=0.0,
+            final_ratio=0.0,
+            b2=0.999,
+            weight_decay=0.01,
+        )
+    gpt2 = Recipe(
+        length=1024,
+        vocab_size=50_257,
+        steps=600_000,
+        warmup_steps=2_000,
+        norm="pre",
+        dropout=0.0,
+        position_std=0.01,
+        final_ratio=0.1,
+        b2=0.95,
+        weight_decay=0.1,
+    )
+    if size in LAPTOP:
+        return gpt2._replace(length=128, vocab_size=8_192, steps=20_000, warmup_steps=200)
+    if size in GPT3:
+        tokens = batch * 2048
+        return gpt2._replace(
+            length=2048, steps=300 * 10**9 // tokens, warmup_steps=375 * 10**6 // tokens
+        )
+    return gpt2
 
 
 def get_config(argument: str = "small") -> ConfigDict:
@@ -64,14 +120,7 @@ def get_config(argument: str = "small") -> ConfigDict:
     size, _, option = argument.partition(",")
     size_of(("", "separate"), option)
     layers, hidden, heads, batch, rate = SIZES[size_of(tuple(SIZES), size)]
-    first, third = size in GPT1, size in GPT3
-    laptop = size in ("tiny", "mini")
-    length = 512 if first else 2048 if third else 128 if laptop else 1024
-    tokens = batch * length
-    steps = 3_360_000 if first else 300 * 10**9 // tokens if third else 600_000
-    if laptop:
-        steps = 20_000
-    warmup = 375 * 10**6 // tokens if third else 2_000 if not laptop else 200
+    recipe = recipe_of(size, batch)
     return ConfigDict(
         {
             "seed": 0,
@@ -83,19 +132,19 @@ def get_config(argument: str = "small") -> ConfigDict:
                     "heads": heads,
                     "intermediate_size": 4 * hidden,
                     "activation": "gelu_tanh",
-                    "norm": "post" if first else "pre",
+                    "norm": recipe.norm,
                     "layer_norm_epsilon": 1e-5,
-                    "dropout": 0.1 if first else 0.0,
-                    "attention_dropout": 0.1 if first else 0.0,
+                    "dropout": recipe.dropout,
+                    "attention_dropout": recipe.dropout,
                     "initial_distribution": "normal",
                     "initial_std": 0.02,
-                    "scale_residual_init": not first,
+                    "scale_residual_init": recipe.norm == "pre",
                     "dtype": "float32",
                     "scan_layers": layers >= 24,
                     "remat": False,
                 },
-                "max_length": length,
-                "position_std": 0.0 if first else 0.01,
+                "max_length": recipe.length,
+                "position_std": recipe.position_std,
             },
             "data": {
                 "corpus": "pydocs",
@@ -104,12 +153,12 @@ def get_config(argument: str = "small") -> ConfigDict:
                 "tokenizer": {
                     "path": "",
                     "kind": "bpe",
-                    "vocab_size": 8_192 if laptop else 40_478 if first else 50_257,
+                    "vocab_size": recipe.vocab_size,
                     "lowercase": False,
                 },
                 "examples": {
                     "type": "lmjax.data.examples.Packed",
-                    "length": length,
+                    "length": recipe.length,
                     "across_documents": option != "separate",
                 },
                 "cache_dir": "",
@@ -118,18 +167,18 @@ def get_config(argument: str = "small") -> ConfigDict:
                 "name": "adamw",
                 "learning_rate": rate,
                 "schedule": "cosine",
-                "warmup_steps": warmup,
-                "final_ratio": 0.0 if first else 0.1,
+                "warmup_steps": recipe.warmup_steps,
+                "final_ratio": recipe.final_ratio,
                 "b1": 0.9,
-                "b2": 0.999 if first else 0.95,
+                "b2": recipe.b2,
                 "epsilon": 1e-8,
                 "bias_correction": True,
-                "weight_decay": 0.01 if first else 0.1,
+                "weight_decay": recipe.weight_decay,
                 "decay": "matrices",
                 "clip_norm": 1.0,
             },
             "training": {
-                "steps": steps,
+                "steps": recipe.steps,
                 "batch_size": batch,
                 "accumulation": 1,
                 "log_every": 50,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import PredictionTransform, TextEmbeddings, gather_positions
+from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
 from lmjax.nn.layers import Dense
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
@@ -20,12 +20,14 @@ class BertConfig:
       trunk: the Transformer.
       max_length: rows of the position table; no sequence may be longer.
       segment_types: rows of the segment table.
+      tie_embeddings: the masked-LM head decodes with the token table.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
     trunk: TransformerConfig
     max_length: int = 512
     segment_types: int = 2
+    tie_embeddings: bool = True
     vocab_size: int = 0
 
 
@@ -55,7 +57,7 @@ class BertEncoder(nn.Module):
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
-        return self.stack(self.embeddings(tokens, segments, positions, seeds), mask, seeds)
+        return self.stack(self.embeddings(tokens, segments, positions, seeds), mask, seeds)[0]
 
     def decode(self, x: jax.Array) -> jax.Array:
         return self.embeddings.decode(x)
@@ -73,6 +75,28 @@ class BertPooler(nn.Module):
         return nn.tanh(dense(hidden[:, 0]))
 
 
+class BertWithPooler(nn.Module):
+    """The encoder and its pooler without any head, as published encoders come."""
+
+    config: BertConfig
+
+    def setup(self) -> None:
+        self.encoder = BertEncoder(self.config)
+        self.pooler = BertPooler(self.config.trunk)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Hidden states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
+        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        return hidden, self.pooler(hidden)
+
+
 class BertForPreTraining(nn.Module):
     """The encoder with both heads of pretraining.
 
@@ -88,6 +112,8 @@ class BertForPreTraining(nn.Module):
         self.encoder = BertEncoder(c)
         self.transform = PredictionTransform(c.trunk, c.trunk.hidden_size)
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
+        if not c.tie_embeddings:
+            self.decoder = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
         if self.sentence_head:
             self.pooler = BertPooler(c.trunk)
             self.sentence = Dense(2, c.trunk.initializer())
@@ -109,7 +135,8 @@ class BertForPreTraining(nn.Module):
         """
         hidden = self.encoder(tokens, segments, positions, mask, seeds)
         targets = self.transform(gather_positions(hidden, target_positions))
-        logits = self.encoder.decode(targets) + self.output_bias
+        decoder = self.encoder if self.config.tie_embeddings else self.decoder
+        logits = decoder.decode(targets) + self.output_bias
         if not self.sentence_head:
             return logits, None
         return logits, self.sentence(self.pooler(hidden))

@@ -1,13 +1,14 @@
 """ELECTRA (Clark et al. 2020): a small generator and a discriminator, embeddings shared."""
 
 import dataclasses
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import PredictionTransform, TextEmbeddings, gather_positions
+from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
 from lmjax.nn.layers import ACTIVATIONS, Dense
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
@@ -25,6 +26,7 @@ class ElectraConfig:
       generator_size: the generator's width as a multiple of the discriminator's; its
         depth is the same.
       max_length, segment_types: rows of the position and segment tables.
+      tie_embeddings: the generator decodes with the token table.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
@@ -33,6 +35,7 @@ class ElectraConfig:
     generator_size: float = 0.25
     max_length: int = 512
     segment_types: int = 2
+    tie_embeddings: bool = True
     vocab_size: int = 0
 
     def __post_init__(self) -> None:
@@ -59,24 +62,118 @@ class ElectraConfig:
         )
 
 
+def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
+    """The tables and the norm that both networks share in pretraining."""
+    return TextEmbeddings(
+        config.trunk,
+        vocab_size=config.vocab_size,
+        features=config.embedding_features,
+        max_length=config.max_length,
+        segment_types=config.segment_types,
+        norm=True,
+    )
+
+
 class ElectraEncoder(nn.Module):
-    """Embeddings [batch, length, E] -> hidden states [batch, length, H]."""
+    """Ids [batch, length] -> [batch, length, H], with a projection where E is not H.
 
+    Attributes:
+      trunk: the discriminator's or the generator's.
+      shared: embeddings that belong to another module; None: its own.
+    """
+
+    config: ElectraConfig
     trunk: TransformerConfig
+    shared: TextEmbeddings | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, seeds: Seeds | None) -> jax.Array:
-        c = self.trunk
-        if x.shape[-1] != c.hidden_size:
+    def setup(self) -> None:
+        if self.shared is None:
+            self.embeddings = electra_embeddings(self.config)
+        if self.config.embedding_features != self.trunk.hidden_size:
             # Glorot: the authors' code passes no initializer here.
-            project = Dense(
-                c.hidden_size,
+            self.embeddings_project = Dense(
+                self.trunk.hidden_size,
                 nn.initializers.glorot_uniform(),
-                dtype=c.compute_dtype,
-                name="embeddings_project",
+                dtype=self.trunk.compute_dtype,
             )
-            x = project(x)
-        return Stack(c, name="stack")(x, mask, seeds)
+        self.stack = Stack(self.trunk)
+
+    @property
+    def tables(self) -> TextEmbeddings:
+        return self.embeddings if self.shared is None else self.shared
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
+        x = self.tables(tokens, segments, positions, seeds)
+        if self.config.embedding_features != self.trunk.hidden_size:
+            x = self.embeddings_project(x)
+        return self.stack(x, mask, seeds)[0]
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        return self.tables.decode(x)
+
+
+class ElectraGenerator(nn.Module):
+    """The masked language model whose samples are to be detected."""
+
+    config: ElectraConfig
+    shared: TextEmbeddings | None = None
+
+    def setup(self) -> None:
+        c, trunk = self.config, self.config.generator_trunk
+        self.encoder = ElectraEncoder(c, trunk, self.shared)
+        self.transform = PredictionTransform(trunk, c.embedding_features)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
+        if not c.tie_embeddings:
+            self.decoder = Table(c.vocab_size, c.embedding_features, trunk)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        target_positions: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """Masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
+        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        targets = self.transform(gather_positions(hidden, target_positions))
+        decoder = self.encoder if self.config.tie_embeddings else self.decoder
+        return decoder.decode(targets) + self.output_bias
+
+
+class ElectraDiscriminator(nn.Module):
+    """Which tokens are replaced; the encoder that fine-tuning keeps."""
+
+    config: ElectraConfig
+    shared: TextEmbeddings | None = None
+
+    def setup(self) -> None:
+        c = self.config.trunk
+        self.encoder = ElectraEncoder(self.config, c, self.shared)
+        self.dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype)
+        self.prediction = Dense(1, nn.initializers.glorot_uniform())
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """Logits [batch, length] that a token is replaced (positive = replaced)."""
+        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        x = ACTIVATIONS[self.config.trunk.activation](self.dense(hidden))
+        return self.prediction(x)[..., 0]
 
 
 class Electra(nn.Module):
@@ -89,23 +186,9 @@ class Electra(nn.Module):
     config: ElectraConfig
 
     def setup(self) -> None:
-        c = self.config
-        self.embeddings = TextEmbeddings(
-            c.trunk,
-            vocab_size=c.vocab_size,
-            features=c.embedding_features,
-            max_length=c.max_length,
-            segment_types=c.segment_types,
-            norm=True,
-        )
-        self.generator = ElectraEncoder(c.generator_trunk)
-        self.generator_transform = PredictionTransform(c.generator_trunk, c.embedding_features)
-        self.generator_bias = self.param("generator_bias", nn.initializers.zeros, (c.vocab_size,))
-        self.discriminator = ElectraEncoder(c.trunk)
-        self.discriminator_dense = Dense(
-            c.trunk.hidden_size, c.trunk.initializer(), dtype=c.trunk.compute_dtype
-        )
-        self.discriminator_prediction = Dense(1, nn.initializers.glorot_uniform())
+        self.embeddings = electra_embeddings(self.config)
+        self.generator = ElectraGenerator(self.config, self.embeddings)
+        self.discriminator = ElectraDiscriminator(self.config, self.embeddings)
 
     def generate(
         self,
@@ -118,10 +201,7 @@ class Electra(nn.Module):
     ) -> jax.Array:
         """The generator's masked-LM logits [batch, num_predict, vocab_size]."""
         seeds = None if seeds is None else seeds.fold(GENERATOR)
-        x = self.embeddings(tokens, segments, positions, seeds)
-        hidden = self.generator(x, mask, seeds)
-        targets = self.generator_transform(gather_positions(hidden, target_positions))
-        return self.embeddings.decode(targets) + self.generator_bias
+        return self.generator(tokens, segments, positions, mask, target_positions, seeds)
 
     def discriminate(
         self,
@@ -132,11 +212,7 @@ class Electra(nn.Module):
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """Logits [batch, length] that a token is replaced (positive = replaced)."""
-        hidden = self.discriminator(
-            self.embeddings(tokens, segments, positions, seeds), mask, seeds
-        )
-        x = ACTIVATIONS[self.config.trunk.activation](self.discriminator_dense(hidden))
-        return self.discriminator_prediction(x)[..., 0]
+        return self.discriminator(tokens, segments, positions, mask, seeds)
 
     def __call__(
         self,
@@ -151,3 +227,9 @@ class Electra(nn.Module):
             self.generate(tokens, segments, positions, mask, target_positions),
             self.discriminate(tokens, segments, positions, mask),
         )
+
+
+def standalone(params: Any, network: Literal["generator", "discriminator"]) -> Any:
+    """Parameters of `ElectraGenerator` or `ElectraDiscriminator` out of those of `Electra`."""
+    own = params[network]
+    return {**own, "encoder": {"embeddings": params["embeddings"], **own["encoder"]}}

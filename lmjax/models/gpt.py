@@ -9,8 +9,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from lmjax.nn.attention import Cache
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import TextEmbeddings
+from lmjax.nn.embeddings import Table, TextEmbeddings
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
@@ -22,6 +23,7 @@ class GptConfig:
     Attributes:
       trunk: the Transformer.
       max_length: rows of the position table; no sequence may be longer.
+      tie_embeddings: the output decodes with the token table.
       position_std: initial std of the position table (GPT-2's code: 0.01); 0 = the trunk's.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
@@ -29,11 +31,12 @@ class GptConfig:
     trunk: TransformerConfig
     max_length: int = 1024
     position_std: float = 0.0
+    tie_embeddings: bool = True
     vocab_size: int = 0
 
 
-class Gpt(nn.Module):
-    """Decoder with tied output: ids [batch, length] -> logits [batch, length, vocab_size]."""
+class GptEncoder(nn.Module):
+    """Embeddings and trunk: ids [batch, length] -> [batch, length, hidden_size]."""
 
     config: GptConfig
 
@@ -51,6 +54,46 @@ class Gpt(nn.Module):
         self.stack = Stack(c.trunk)
 
     def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """The last hidden states; `segments` are there for the other encoders' sake."""
+        del segments
+        return self.extend(tokens, positions, mask, seeds)[0]
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The last hidden states, and the cache with these tokens in it."""
+        x = self.embeddings(tokens, tokens, positions, seeds)
+        return self.stack(x, mask, seeds, cache, start)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        return self.embeddings.decode(x)
+
+
+class Gpt(nn.Module):
+    """The decoder with its output: ids [batch, length] -> logits [batch, length, vocab_size]."""
+
+    config: GptConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.encoder = GptEncoder(c)
+        if not c.tie_embeddings:
+            self.decoder = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
+
+    def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; the caller makes it causal."""
@@ -60,8 +103,30 @@ class Gpt(nn.Module):
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """The last hidden states, [batch, length, hidden_size]."""
-        return self.stack(self.embeddings(tokens, tokens, positions, seeds), mask, seeds)
+        return self.encoder.extend(tokens, positions, mask, seeds)[0]
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: Cache,
+        start: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Goes on with a text whose earlier tokens are in the cache.
+
+        Args:
+          tokens, positions: [batch, length] int; positions count from the first real token.
+          mask: [batch, length, slots] bool: no later slot, none of padding, none unused.
+          start: [] int, the first slot that these tokens take.
+
+        Returns:
+          logits [batch, length, vocab_size] and the cache with these tokens in it.
+        """
+        hidden, written = self.encoder.extend(tokens, positions, mask, None, cache, start)
+        assert written is not None
+        return self.decode(hidden), written
 
     def decode(self, x: jax.Array) -> jax.Array:
         """[..., hidden_size] -> logits [..., vocab_size]."""
-        return self.embeddings.decode(x)
+        return (self.encoder if self.config.tie_embeddings else self.decoder).decode(x)

@@ -1,6 +1,7 @@
 """XLNet (Yang et al. 2019): two-stream attention over a Transformer-XL memory."""
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -26,12 +27,19 @@ class XlnetConfig:
       trunk: the Transformer, post-norm; its attention has no projection biases.
       memory_length: hidden states of earlier text kept for each layer (mem_len).
       clamp_length: relative distances beyond it count as it; 0 = no limit (clamp_len).
+      attention_type: 'bi', or 'uni' where nobody sees what comes later (attn_type).
+      same_length: with 'uni', the farther into a segment a token stands, the fewer of the
+        oldest keys it sees (same_length).
+      tie_embeddings: the output decodes with the token table.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
     trunk: TransformerConfig
     memory_length: int = 0
     clamp_length: int = 0
+    attention_type: Literal["bi", "uni"] = "bi"
+    same_length: bool = False
+    tie_embeddings: bool = True
     vocab_size: int = 0
 
     def __post_init__(self) -> None:
@@ -43,8 +51,8 @@ class XlnetConfig:
             raise ConfigError("trunk.hidden_size: must be even for sinusoidal distances")
 
 
-class Xlnet(nn.Module):
-    """The two streams with the tied LM head (no transform, a bias per token).
+class XlnetEncoder(nn.Module):
+    """The two streams.
 
     There are no absolute positions, no embedding norm and no segment embeddings added
     to the words: both are terms of the attention scores (App. A of the paper).
@@ -60,9 +68,20 @@ class Xlnet(nn.Module):
             "mask_embedding", nn.initializers.glorot_uniform(), (1, c.trunk.hidden_size)
         )
         self.layers = Layers(c.trunk, TwoStreamBlock)
-        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
 
     def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """The content stream alone; `positions` are there for the other encoders' sake."""
+        del positions
+        return self.streams(tokens, segments, mask, seeds=seeds)[0]
+
+    def streams(
         self,
         tokens: jax.Array,
         segments: jax.Array,
@@ -84,7 +103,8 @@ class Xlnet(nn.Module):
           target_mapping: [batch, num_predict] int, the positions to predict, whose own
             tokens the query stream does not see; None: no query stream, all positions
             are read from the content stream (fine-tuning).
-          direction: [batch] int, +1 or -1 where the text is reversed; None = all +1.
+          direction: [batch] int, +1 or -1 where the text is reversed; None = all +1
+            (bi_data).
           reuse_length: how many of this segment's states enter the memory (reuse_len);
             0 = all.
 
@@ -99,11 +119,13 @@ class Xlnet(nn.Module):
 
         key_segments = jnp.pad(segments, ((0, 0), (memory_length, 0)))
         differs = segments[:, :, None] != key_segments[:, None, :]
-        mask = jnp.broadcast_to(mask, (batch, length, length))
+        mask = with_memory(jnp.broadcast_to(mask, (batch, length, length)), memory_length)
+        if self.config.attention_type == "uni":
+            mask &= _unidirectional(length, keys, self.config.same_length)
         context = RelativeContext(
             encoding=self._encoding(length, keys, direction is not None, seeds),
             direction=None if direction is None else (direction < 0).astype(jnp.int32),
-            content_mask=with_memory(content(mask), memory_length),
+            content_mask=content(mask),
             content_differs=differs,
         )
         h = dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING)
@@ -112,7 +134,7 @@ class Xlnet(nn.Module):
             rows = target_mapping[..., None]
             context = dataclasses.replace(
                 context,
-                query_mask=with_memory(jnp.take_along_axis(mask, rows, axis=1), memory_length),
+                query_mask=jnp.take_along_axis(mask, rows, axis=1),
                 query_differs=jnp.take_along_axis(differs, rows, axis=1),
                 target_mapping=target_mapping,
             )
@@ -127,8 +149,7 @@ class Xlnet(nn.Module):
         return output, self._new_mems(mems, inputs, reuse_length)
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """[..., hidden_size] -> logits [..., vocab_size]."""
-        return self.token.decode(x) + self.output_bias
+        return self.token.decode(x)
 
     def _encoding(
         self, length: int, keys: int, both_directions: bool, seeds: Seeds | None
@@ -156,9 +177,56 @@ class Xlnet(nn.Module):
             inputs = jnp.concatenate([mems, inputs], axis=2)
         return jax.lax.stop_gradient(inputs[:, :, -self.config.memory_length :])
 
+
+class Xlnet(nn.Module):
+    """The two streams with the LM head: no transform, a bias per token."""
+
+    config: XlnetConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.encoder = XlnetEncoder(c)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.vocab_size,))
+        if not c.tie_embeddings:
+            self.decoder = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        mask: jax.Array,
+        mems: jax.Array | None = None,
+        target_mapping: jax.Array | None = None,
+        direction: jax.Array | None = None,
+        reuse_length: int = 0,
+        seeds: Seeds | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`XlnetEncoder.streams`: hidden states to be decoded, and the memory."""
+        return self.encoder.streams(
+            tokens, segments, mask, mems, target_mapping, direction, reuse_length, seeds
+        )
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[..., hidden_size] -> logits [..., vocab_size]."""
+        decoder = self.encoder if self.config.tie_embeddings else self.decoder
+        return decoder.decode(x) + self.output_bias
+
     def empty_mems(self, batch: int) -> jax.Array | None:
         """Memory before any text: zeros, as the authors' code starts with."""
         c = self.config
         if not c.memory_length:
             return None
         return jnp.zeros((c.trunk.layers, batch, c.memory_length, c.trunk.hidden_size))
+
+
+def _unidirectional(length: int, keys: int, same_length: bool) -> jax.Array:
+    """Who may see whom from left to right, [length, keys], the memory first.
+
+    Transformer-XL's mask: position i sees the memory and 0..i; with `same_length` no
+    longer the keys before i among the first `length` ones (`_create_mask`).
+    """
+    i, j = jnp.arange(length)[:, None], jnp.arange(keys)[None]
+    seen = j <= i + keys - length
+    if same_length:
+        seen &= (j >= i) | (j >= length)
+    return seen

@@ -1,6 +1,9 @@
 """Scaled dot-product and multi-head self-attention (Vaswani et al. 2017 §3.2)."""
 
+from typing import Self
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -55,23 +58,66 @@ def attention(
     return contract("bhqk,bkhd->bqhd", weights, value, dtype)
 
 
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of tokens already read, in slots in the order of reading.
+
+    Attributes:
+      key, value: [layers, batch, slots, heads, head_dim] float32; within a block without
+        the first axis.
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+    @classmethod
+    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> Self:
+        """Room for `slots` tokens of each of `batch` rows."""
+        zeros = jnp.zeros((config.layers, batch, slots, config.heads, config.head_size))
+        return cls(zeros, zeros)
+
+    def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> Self:
+        """One layer's keys and values [batch, length, heads, head_dim] from slot `start` on."""
+        at = (0, start, 0, 0)
+        return type(self)(
+            jax.lax.dynamic_update_slice(self.key, key, at),
+            jax.lax.dynamic_update_slice(self.value, value, at),
+        )
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases: [batch, length, hidden_size] -> the same."""
+    """Multi-head self-attention with biases: [batch, length, hidden_size] -> the same.
+
+    With a cache the tokens of `x` go into its slots from `start` on, and attend to all
+    slots that `mask` [batch, length, slots] allows.
+    """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, seeds: Seeds | None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
 
         def heads(name: str) -> jax.Array:
             y = Dense(c.heads * c.head_size, c.initializer(), dtype=c.compute_dtype, name=name)(x)
             return y.reshape(*x.shape[:-1], c.heads, c.head_size)
 
+        query, key, value = heads("query"), heads("key"), heads("value")
+        if cache is not None:
+            assert start is not None
+            cache = cache.write(key, value, start)
+            key, value = cache.key, cache.value
         context = attention(
-            heads("query"),
-            heads("key"),
-            heads("value"),
+            query,
+            key,
+            value,
             mask,
             rate=c.attention_dropout,
             seeds=seeds,
@@ -81,4 +127,4 @@ class SelfAttention(nn.Module):
             c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="output"
         )
         y = output(context.reshape(*x.shape[:-1], -1))
-        return dropout(y, c.dropout, seeds, OUTPUT)
+        return dropout(y, c.dropout, seeds, OUTPUT), cache

@@ -43,9 +43,10 @@ def permutation(perm_mask: jax.Array) -> jax.Array:
 def content(mask: jax.Array) -> jax.Array:
     """What XLNet's content stream sees: what the query stream sees, and itself (eq. 3-4).
 
-    mask: [batch, length, length].
+    mask: [batch, length, keys], the last `length` keys being the segment's own.
     """
-    return mask | jnp.eye(mask.shape[-1], dtype=bool)
+    length, keys = mask.shape[-2:]
+    return mask | jnp.eye(length, keys, keys - length, dtype=bool)
 
 
 def with_memory(mask: jax.Array, memory_length: int) -> jax.Array:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax.nn.attention import SelfAttention
+from lmjax.nn.attention import Cache, SelfAttention
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm
 from lmjax.nn.trunk import TransformerConfig
@@ -42,15 +42,22 @@ def sublayer(
 class Block(nn.Module):
     """Self-attention and feed-forward, each a residual sublayer.
 
-    carry: [batch, length, hidden_size]; `layer` is the index of the block.
+    carry: [batch, length, hidden_size]; `layer` is the index of the block; the output is
+    its cache with these tokens written from slot `start` on, or None without one.
     """
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, per_layer: None, mask: jax.Array, seeds: Seeds | None
-    ) -> tuple[jax.Array, None]:
+        self,
+        x: jax.Array,
+        layer: jax.Array,
+        cache: Cache | None,
+        mask: jax.Array,
+        seeds: Seeds | None,
+        start: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         if seeds is not None:
             seeds = seeds.fold(layer)
@@ -58,9 +65,16 @@ class Block(nn.Module):
         feed_forward = FeedForward(c, name="feed_forward")
         attention_norm = LayerNorm(c.layer_norm_epsilon, name="attention_norm")
         feed_forward_norm = LayerNorm(c.layer_norm_epsilon, name="feed_forward_norm")
-        x = sublayer(c, attention_norm, x, lambda y: attend(y, mask, seeds))
+        written = None
+
+        def attended(y: jax.Array) -> jax.Array:
+            nonlocal written
+            y, written = attend(y, mask, seeds, cache, start)
+            return y
+
+        x = sublayer(c, attention_norm, x, attended)
         x = sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds))
-        return x, None
+        return x, written
 
 
 class Layers(nn.Module):
@@ -92,7 +106,7 @@ class Layers(nn.Module):
         if c.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, *[nn.broadcast] * len(shared)),
                 length=c.layers,
@@ -112,8 +126,16 @@ class Stack(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, seeds: Seeds | None) -> jax.Array:
-        x, _ = Layers(self.config, Block, name="blocks")(x, None, mask, seeds)
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        seeds: Seeds | None,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns the hidden states and, where a cache is given, the cache with them in it."""
+        x, cache = Layers(self.config, Block, name="blocks")(x, cache, mask, seeds, start)
         if self.config.norm == "pre":
             x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)
-        return x
+        return x, cache

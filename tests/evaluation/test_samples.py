@@ -50,10 +50,10 @@ def only(params: Any, token: int) -> Any:
     norm = {"scale": 0 * state, "bias": state}
     table = np.zeros((tiny.SIZE, len(state)), np.float32)
     table[token] = 100.0
-    return {
-        "embeddings": {**params["embeddings"], "token": {"embedding": table}},
-        "stack": {**params["stack"], "final_norm": norm},
-    }
+    encoder = params["encoder"]
+    embeddings = {**encoder["embeddings"], "token": {"embedding": table}}
+    stack = {**encoder["stack"], "final_norm": norm}
+    return {"encoder": {"embeddings": embeddings, "stack": stack}}
 
 
 def original(batch: dict[str, np.ndarray], row: int) -> str:

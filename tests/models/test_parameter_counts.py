@@ -83,5 +83,5 @@ def test_xlnet(size: str, parameters: int) -> None:
 def test_electra(size: str, discriminator: int, generator: int) -> None:
     params, _ = shapes(electra, size, 30_522)
     shared = count(params["embeddings"])
-    assert shared + count(params["discriminator"]) == discriminator
-    assert shared + count(params["generator"]) == generator
+    assert shared + count(params["discriminator"]["encoder"]) == discriminator
+    assert shared + count(params["generator"]["encoder"]) == generator

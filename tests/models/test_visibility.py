@@ -31,7 +31,7 @@ def influence(outputs: Callable[[jax.Array], jax.Array]) -> np.ndarray:
 
 def gpt(mask: jax.Array, positions: jax.Array) -> np.ndarray:
     config = GptConfig(
-        dataclasses.replace(tiny.TRUNK, layers=2, norm="pre"), LENGTH, 0.0, tiny.SIZE
+        dataclasses.replace(tiny.TRUNK, layers=2, norm="pre"), LENGTH, vocab_size=tiny.SIZE
     )
     model = Gpt(config)
     variables = model.init(jax.random.key(0), TOKENS, positions, mask)
@@ -39,7 +39,7 @@ def gpt(mask: jax.Array, positions: jax.Array) -> np.ndarray:
 
 
 def bert(mask: jax.Array, positions: jax.Array) -> np.ndarray:
-    config = BertConfig(dataclasses.replace(tiny.TRUNK, layers=2), LENGTH, 2, tiny.SIZE)
+    config = BertConfig(dataclasses.replace(tiny.TRUNK, layers=2), LENGTH, vocab_size=tiny.SIZE)
     model = BertEncoder(config)
     zeros = jnp.zeros_like(TOKENS)
     variables = model.init(jax.random.key(0), TOKENS, zeros, positions, mask)
@@ -70,7 +70,7 @@ def test_padding_is_seen_by_none() -> None:
 
 
 def test_a_packed_document_reads_as_it_does_alone() -> None:
-    config = GptConfig(dataclasses.replace(tiny.TRUNK, norm="pre"), LENGTH, 0.0, tiny.SIZE)
+    config = GptConfig(dataclasses.replace(tiny.TRUNK, norm="pre"), LENGTH, vocab_size=tiny.SIZE)
     model = Gpt(config)
     mask = same_document(DOCUMENTS) & causal(LENGTH)
     variables = model.init(jax.random.key(0), TOKENS, POSITIONS, mask)

@@ -120,7 +120,7 @@ def test_what_memory_keeps() -> None:
         return np.asarray(kept)
 
     whole = mems(6)
-    embedded = weights["params"]["token"]["embedding"][tokens]
+    embedded = weights["params"]["encoder"]["token"]["embedding"][tokens]
     np.testing.assert_allclose(whole[0], embedded, atol=1e-6)  # inputs of the first layer
     np.testing.assert_allclose(mems(2), whole[:, :, -2:], atol=1e-6)
     np.testing.assert_allclose(mems(6, reuse_length=3), whole[:, :, :3], atol=1e-6)

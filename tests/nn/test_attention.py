@@ -166,7 +166,8 @@ MASK = masks.causal(5)
 
 def value_and_gradient(config: TransformerConfig, params: Any) -> Any:
     def loss(params: Any) -> jax.Array:
-        return jnp.square(Stack(config).apply({"params": params}, X, MASK, SEEDS)).mean()
+        hidden, _ = Stack(config).apply({"params": params}, X, MASK, SEEDS)
+        return jnp.square(hidden).mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 

@@ -231,11 +231,12 @@ def test_memory_is_what_each_layer_read_of_the_first_part() -> None:
     mems = np.asarray(jax.jit(lambda: made.loss(params, batch, old, None).mems)())
     assert mems.shape == old.shape
     np.testing.assert_array_equal(mems[:, :, :4], old[:, :, -4:])
-    embedded = np.asarray(params["token"]["embedding"])[np.asarray(batch["tokens"])]
+    embedded = np.asarray(params["encoder"]["token"]["embedding"])[np.asarray(batch["tokens"])]
     np.testing.assert_allclose(mems[0, :, 4:], embedded[:, :8], rtol=1e-6)
     # What the second layer read is what a network of the first layer alone gives.
     one = Xlnet(dataclasses.replace(made.model, trunk=dataclasses.replace(trunk, layers=1)))
-    shallow = {**params, "layers": {"layer_0": params["layers"]["layer_0"]}}
+    first = {"layer_0": params["encoder"]["layers"]["layer_0"]}
+    shallow = {**params, "encoder": {**params["encoder"], "layers": first}}
     tokens, segments, mask, *_ = made.inputs(batch, None)
     read, _ = jax.jit(lambda: apply(one, shallow, tokens, segments, mask, old[:1]))()
     np.testing.assert_allclose(mems[1, :, 4:], read[:, :8], atol=1e-5)

@@ -248,9 +248,10 @@ def test_a_number_that_is_none_stops_the_run_at_its_step(
         step = make(*arguments)
 
         def run(state: TrainState, batch: Any) -> Any:
-            kernel = state.params["token"]["embedding"]
+            kernel = state.params["encoder"]["token"]["embedding"]
             bad = kernel.at[7].set(jnp.where(state.step == 26, jnp.nan, kernel[7]))
-            params = {**state.params, "token": {"embedding": bad}}
+            encoder = {**state.params["encoder"], "token": {"embedding": bad}}
+            params = {**state.params, "encoder": encoder}
             return step(state.replace(params=params), batch)
 
         return run

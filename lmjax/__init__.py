@@ -1,1 +1,21 @@
 """Language-model pretraining in pure JAX: four objectives, one trunk."""
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from lmjax.convert.huggingface import save_huggingface
+    from lmjax.convert.pretrained import Pretrained
+    from lmjax.convert.runs import load
+
+__all__ = ["Pretrained", "load", "save_huggingface"]
+
+_WHERE = {"load": "runs", "save_huggingface": "huggingface", "Pretrained": "pretrained"}
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Imports on first use: `import lmjax` alone stays quick."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lmjax' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f"lmjax.convert.{_WHERE[name]}"), name)

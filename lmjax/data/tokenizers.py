@@ -68,10 +68,12 @@ class Tokenizer:
     Attributes:
       roles: 'pad', 'unk', 'cls', 'sep', 'mask', 'eod' -> id.
       fingerprint: changes when any id does.
+      as_loaded: the tokenizer.json without tokens that were added for roles.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer):
         self._inner = inner
+        self.as_loaded = inner.to_str()
         inner.no_padding()
         inner.no_truncation()
         missing = {role: names[0] for role, names in ROLES.items() if not self._find(names)}

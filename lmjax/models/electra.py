@@ -52,6 +52,8 @@ class ElectraConfig:
     def generator_trunk(self) -> TransformerConfig:
         """Hidden size scaled, heads of the same size (at least one), I = 4 H, same depth."""
         t = self.trunk
+        if self.generator_size == 1.0:
+            return t
         hidden = round(t.hidden_size * self.generator_size)
         return dataclasses.replace(
             t,

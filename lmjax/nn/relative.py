@@ -13,7 +13,7 @@ from lmjax.nn.attention import OUTPUT, attention_weights
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import Dense, LayerNorm, contract
 from lmjax.nn.positions import relative_shift, relative_shift_at
-from lmjax.nn.transformer import FeedForward
+from lmjax.nn.transformer import LEAVING, FeedForward
 from lmjax.nn.trunk import TransformerConfig
 
 # The salt that sets the query stream's dropout apart from the content stream's.
@@ -175,4 +175,5 @@ class TwoStreamBlock(nn.Module):
                 g, context.query_mask, context.query_differs, context.target_mapping, g_seeds
             )
         new_h = stream(h, context.content_mask, context.content_differs, None, seeds)
+        self.sow("intermediates", LEAVING, new_h)
         return (new_h, g), h

@@ -14,6 +14,10 @@ from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
 
+# Under these names the collection "intermediates", where it is asked for, gets the hidden
+# states that enter the first block, that leave each block, and the last ones normalised.
+ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
+
 
 class FeedForward(nn.Module):
     """dense -> activation -> dense: [..., hidden_size] -> the same (Vaswani et al. §3.3)."""
@@ -74,6 +78,7 @@ class Block(nn.Module):
 
         x = sublayer(c, attention_norm, x, attended)
         x = sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds))
+        self.sow("intermediates", LEAVING, x)
         return x, written
 
 
@@ -103,6 +108,7 @@ class Layers(nn.Module):
         c = self.config
         block = nn.remat(self.block, prevent_cse=not c.scan_layers) if c.remat else self.block
         indices = jnp.arange(c.layers, dtype=jnp.uint32)
+        self.sow("intermediates", ENTERING, carry[0] if isinstance(carry, tuple) else carry)
         if c.scan_layers:
             scanned = nn.scan(
                 block,
@@ -138,4 +144,5 @@ class Stack(nn.Module):
         x, cache = Layers(self.config, Block, name="blocks")(x, cache, mask, seeds, start)
         if self.config.norm == "pre":
             x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)
+            self.sow("intermediates", NORMED, x)
         return x, cache

@@ -36,11 +36,15 @@ class CausalLM(Objective):
     def weights(self) -> dict[str, float]:
         return {"z_loss": self.z_loss}
 
+    @property
+    def network(self) -> Gpt:
+        return Gpt(self.model)
+
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        return Gpt(self.model).init(key, *self.inputs(batch))["params"]
+        return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        network = Gpt(self.model)
+        network = self.network
         hidden = apply(network, params, *self.inputs(batch), seeds, method="hidden")
         # The last position has nothing to predict, nor has a document's last token.
         logits = apply(network, params, hidden[:, :-1], method="decode")

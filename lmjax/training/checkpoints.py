@@ -9,6 +9,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -145,6 +146,45 @@ class Checkpoints:
         trace: types.TracebackType | None,
     ) -> None:
         self.close()
+
+
+def read_part(directory: str | pathlib.Path, part: str) -> dict[str, Any]:
+    """A part of the state, such as 'params', out of the latest checkpoint in `directory`.
+
+    Only reads, so that a run which is still writing there is not disturbed.
+
+    Returns:
+      Nested dict of arrays on the first device.
+
+    Raises:
+      ConfigError: no checkpoint there, one that cannot be read, or no such part in it.
+    """
+    place = pathlib.Path(directory).absolute()
+    found = place.iterdir() if place.is_dir() else ()
+    steps = [int(child.name) for child in found if child.name.isdigit()]
+    if not steps:
+        raise ConfigError(f"{directory}: no checkpoint in it; has the run saved one yet?")
+    latest = str(place / str(max(steps)))
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        stored = ocp.checkpointables_metadata(latest).metadata[_STATE]
+        wanted = {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            )
+            for name, leaf in stored.items()
+            if name.startswith(f"{part}.")
+        }
+        if not wanted:
+            raise ConfigError(f"{latest}: has no part '{part}'")
+        with context:
+            flat = ocp.load_checkpointables(latest, {_STATE: wanted})[_STATE]
+    except (ValueError, KeyError, OSError, ocp.errors.NoEntryError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{latest}: cannot be read ({first}); is it whole?") from error
+    names = {tuple(name.split(".")[1:]): leaf for name, leaf in flat.items()}
+    return flax.traverse_util.unflatten_dict(names)
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

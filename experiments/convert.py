@@ -1,0 +1,32 @@
+"""Writes a run of lmjax, or a Hugging Face directory, as a Hugging Face directory.
+
+python -m experiments.convert --from=runs/bert --to=bert-hf
+"""
+
+from absl import flags
+
+from experiments import command_line
+from lmjax.errors import ConfigError
+
+flags.DEFINE_string("from", None, "A run of lmjax (its --workdir) or a Hugging Face directory.")
+flags.DEFINE_string("to", None, "The new directory: config.json, model.safetensors, tokenizer.")
+flags.DEFINE_string("part", "discriminator", "Of an ELECTRA run: discriminator or generator.")
+
+
+def main() -> None:
+    source, target = flags.FLAGS["from"].value, flags.FLAGS["to"].value
+    for name, value in (("from", source), ("to", target)):
+        if not value:
+            raise ConfigError(f"--{name}: missing; give a directory")
+    import lmjax
+    from lmjax.convert.networks import architecture_of
+
+    assert source and target
+    pretrained = lmjax.load(source)
+    lmjax.save_huggingface(pretrained, target, flags.FLAGS.part)
+    written = lmjax.load(target)
+    print(f"{target}: {architecture_of(written.network)}, read back whole")
+
+
+if __name__ == "__main__":
+    command_line.start(main)

@@ -1,0 +1,281 @@
+"""Checkpoints of Hugging Face's format: a directory of config.json and safetensors."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.configs import ModelConfig, read_config, write_config
+from lmjax.convert.names import Rule, rules
+from lmjax.convert.networks import (
+    UNUSED,
+    architecture_of,
+    check_generator_activation,
+    choose_network,
+    labels_of,
+)
+from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.tensors import SINGLE, TensorFiles, write_tensors
+from lmjax.data.tokenizers import Tokenizer, load_tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator, standalone
+from lmjax.models.heads import Headed
+from lmjax.progress import track
+
+_BASES = ("bert.", "electra.", "transformer.")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# Classes whose tensors are named without the prefix of their base.
+_BARE = ("BertModel", "GPT2Model", "XLNetModel", "ElectraModel")
+
+
+def load_huggingface(directory: pathlib.Path) -> Pretrained:
+    """Opens a Hugging Face directory; see `lmjax.load`."""
+    config_file = directory / "config.json"
+    values, where = read_json(config_file), str(config_file)
+    model, query_scale = read_config(values, where)
+    with TensorFiles(directory) as files:
+        if model.trunk.layers > len(files.shapes):
+            raise ConfigError(
+                f"{where}: {model.trunk.layers} layers, and the files hold only"
+                f" {len(files.shapes)} tensors; config and weights belong to different models"
+            )
+        network = choose_network(model, values, files.shapes, where)
+        params = _read_params(network, files, directory, query_scale)
+    labelled = isinstance(network, Headed) and network.task.endswith("classification")
+    return Pretrained(
+        network,
+        params,
+        tokenizer_of(directory),
+        labels_of(values, where) if labelled else (),
+        {name: values[name] for name in _TOKEN_IDS if isinstance(values.get(name), int)},
+    )
+
+
+def save_huggingface(
+    pretrained: Pretrained, directory: str | pathlib.Path, part: str = "discriminator"
+) -> None:
+    """Writes a directory that `transformers` opens with no missing and no unexpected tensors.
+
+    Args:
+      pretrained: of a network that `transformers` has a class for.
+      directory: made where missing; nothing in it is overwritten.
+      part: of an ELECTRA run, which of its two networks: 'discriminator' or 'generator'.
+
+    Raises:
+      ConfigError: the directory holds something already, or the model is none that
+        `transformers` has.
+    """
+    target = pathlib.Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
+    network, params = _single(pretrained.network, pretrained.params, part)
+    try:
+        listed, architecture = rules(network), architecture_of(network)
+    except (TypeError, KeyError):
+        raise ConfigError(
+            f"{type(network).__name__}: transformers has no class for this network"
+        ) from None
+    model = _model_of(network)
+    if isinstance(network, ElectraGenerator):
+        check_generator_activation(network.config, "trunk.activation")
+    values = {"architectures": [architecture], **write_config(model)}
+    values |= _head_values(network) | dict(pretrained.token_ids)
+    if pretrained.labels:
+        values["id2label"] = {str(i): label for i, label in enumerate(pretrained.labels)}
+        values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    shorten = _without_base if architecture in _BARE else str
+    tensors = [
+        (
+            shorten(name),
+            _their_shape(rule, lambda path: _leaf(flat, path).shape),
+            _maker(rule, flat),
+        )
+        for rule in listed
+        for name in (rule.theirs, *rule.copies)
+    ]
+    target.mkdir(parents=True, exist_ok=True)
+    write_tensors(target / SINGLE, tensors)
+    _write_json(target / "config.json", values)
+    if pretrained.tokenizer is not None:
+        (target / "tokenizer.json").write_text(pretrained.tokenizer.as_loaded, encoding="utf-8")
+        _write_json(
+            target / "tokenizer_config.json", _tokenizer_values(pretrained.tokenizer, model)
+        )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      ConfigError: it is not there, or is no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the directory of an lmjax run or of"
+            " a Hugging Face model"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no JSON object")
+    return values
+
+
+def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer beside a checkpoint, if there is one."""
+    if not any((directory / name).exists() for name in _TOKENIZERS):
+        return None
+    values = directory / "tokenizer_config.json"
+    lowercase = read_json(values).get("do_lower_case", True) if values.exists() else True
+    return load_tokenizer(str(directory), bool(lowercase), where="tokenizer")
+
+
+def abstract_params(network: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape of every parameter of `network`; nothing is computed."""
+
+    def init() -> Any:
+        ids = jnp.zeros((1, 1), jnp.int32)
+        arguments = inputs(network, ids, ids, jnp.ones((1, 1), bool))
+        return network.init(jax.random.key(0), *arguments)["params"]
+
+    return flax.traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+
+
+def _read_params(
+    network: nn.Module,
+    files: TensorFiles,
+    directory: pathlib.Path,
+    query_scale: tuple[float, ...],
+) -> Any:
+    """The parameters of `network`, read tensor by tensor."""
+    wanted = abstract_params(network)
+    params: dict[str, jax.Array] = {}
+    used: set[str] = set()
+    for rule in track(rules(network), f"reading {directory}"):
+        places = [
+            name
+            for full in (rule.theirs, *rule.also, *rule.copies)
+            for name in (full, _without_base(full))
+            if name in files.shapes
+        ]
+        used.update(places)
+        if not places:
+            raise ConfigError(f"{directory}: tensor '{rule.theirs}' is missing")
+        shape = _their_shape(rule, lambda path: wanted[path].shape)
+        if files.shapes[places[0]] != shape:
+            raise ConfigError(
+                f"{directory}: tensor '{places[0]}' is {list(files.shapes[places[0]])}, and"
+                f" config.json makes it {list(shape)}; they belong to different models"
+            )
+        array = files.read(places[0])
+        for other in places[1:]:
+            same = _without_base(other) not in map(_without_base, rule.copies)
+            if same and not np.array_equal(files.read(other), array):
+                raise ConfigError(
+                    f"{directory}: '{other}' is not '{places[0]}', as config.json says that it is"
+                    " ('tie_word_embeddings'); set that to false, or drop one of them"
+                )
+        for path, part in zip(rule.ours, rule.split(array), strict=True):
+            if "/query/" in path and query_scale:
+                layer = re.search(r"layer_(\d+)", path)
+                part = part * np.float32(query_scale[int(layer[1])]) if layer else part
+            params[path] = jnp.array(part)
+    _check_unused(set(files.shapes) - used, directory)
+    assert params.keys() == wanted.keys(), params.keys() ^ wanted.keys()
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _check_unused(names: set[str], directory: pathlib.Path) -> None:
+    unknown = sorted(name for name in names if not UNUSED.fullmatch(name))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise ConfigError(
+            f"{directory}: no place here for tensor {', '.join(unknown[:3])}{more}; is"
+            " 'architectures' in config.json right?"
+        )
+    if names:
+        logging.getLogger(__name__).info("%s: not used: %s", directory, ", ".join(sorted(names)))
+
+
+def _without_base(name: str) -> str:
+    for base in _BASES:
+        if name.startswith(base):
+            return name.removeprefix(base)
+    return name
+
+
+def _their_shape(rule: Rule, shape_of: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+    parts = [np.broadcast_to(np.float32(0), shape_of(path)) for path in rule.ours]
+    return rule.join(parts).shape
+
+
+def _leaf(flat: Mapping[str, Any], path: str) -> Any:
+    """A parameter by its path with unrolled layers, out of a scanned stack too."""
+    if path in flat:
+        return flat[path]
+    layer = re.search(r"layer_(\d+)", path)
+    assert layer is not None, path
+    return flat[path.replace(layer[0], "layers")][int(layer[1])]
+
+
+def _maker(rule: Rule, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
+    return lambda: rule.join([np.asarray(_leaf(flat, path), np.float32) for path in rule.ours])
+
+
+def _single(network: nn.Module, params: Any, part: str) -> tuple[nn.Module, Any]:
+    """One network with its own config, of ELECTRA's two."""
+    if not isinstance(network, Electra):
+        return network, params
+    config = network.config
+    config = dataclasses.replace(config, embedding_size=config.embedding_features)
+    if part == "discriminator":
+        return ElectraDiscriminator(config), standalone(params, "discriminator")
+    if part != "generator":
+        raise ConfigError(f"--part: '{part}' is not one of discriminator, generator")
+    config = dataclasses.replace(config, trunk=config.generator_trunk, generator_size=1.0)
+    return ElectraGenerator(config), standalone(params, "generator")
+
+
+def _model_of(network: nn.Module) -> ModelConfig:
+    return (network.encoder if isinstance(network, Headed) else network).config
+
+
+def _head_values(network: nn.Module) -> dict[str, Any]:
+    if not isinstance(network, Headed):
+        return {}
+    head = network.head
+    values = {"classifier_dropout": head.dropout, "summary_last_dropout": head.dropout}
+    if network.task.endswith("classification"):
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.classes)}
+        values["label2id"] = {f"LABEL_{i}": i for i in range(head.classes)}
+    return values
+
+
+def _tokenizer_values(tokenizer: Tokenizer, model: ModelConfig) -> dict[str, Any]:
+    """tokenizer_config.json: with it AutoTokenizer opens the tokenizer.json."""
+    values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    values["clean_up_tokenization_spaces"] = False
+    for role, index in tokenizer.roles.items():
+        name = {"eod": "eos"}.get(role, role)
+        if index < model.vocab_size:
+            values[f"{name}_token"] = tokenizer.token(index)
+    if (length := getattr(model, "max_length", None)) is not None:
+        values["model_max_length"] = length
+    return values
+
+
+def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,134 @@
+"""A network with its parameters and what its ids and labels mean."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.models.bert import BertForPreTraining
+from lmjax.models.electra import Electra, ElectraGenerator
+from lmjax.models.gpt import Gpt, GptEncoder
+from lmjax.models.heads import Headed
+from lmjax.models.xlnet import Xlnet
+from lmjax.nn.masks import causal, padding
+from lmjax.nn.transformer import ENTERING, LEAVING, NORMED
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """What `lmjax.load` gives.
+
+    Attributes:
+      network: a Flax module; `network.apply({"params": params}, ...)` is the model.
+      params: nested dict of float32 arrays.
+      tokenizer: None where the checkpoint has none.
+      labels: names of the classes of a fine-tuned head; () without one.
+      token_ids: 'pad_token_id', 'bos_token_id', 'eos_token_id', as far as config.json says.
+    """
+
+    network: nn.Module
+    params: Any
+    tokenizer: Tokenizer | None = None
+    labels: tuple[str, ...] = ()
+    token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, tokens: Any, segments: Any = None, real: Any = None) -> Any:
+        """The network's outputs for whole texts; compiled once a shape.
+
+        Args:
+          tokens: [batch, length] int.
+          segments: [batch, length] int; None = all 0.
+          real: [batch, length] bool, False at padding, on either side; None = all True.
+
+        Returns:
+          A head's logits; vocabulary logits of all positions for the masked, causal and
+          permutation models (BERT: and sentence logits, where it has that head); hidden
+          states of an encoder.
+        """
+        return _apply(self.network, self.params, *_arrays(tokens, segments, real))
+
+    def hidden_states(self, tokens: Any, segments: Any = None, real: Any = None) -> jax.Array:
+        """[layers + 1, batch, length, hidden_size]: what enters the first block, what leaves each.
+
+        The last is the encoder's output: behind the final norm, for a pre-norm trunk.
+        """
+        return _hidden_states(self.network, self.params, *_arrays(tokens, segments, real))
+
+
+def _arrays(tokens: Any, segments: Any, real: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    tokens = np.asarray(tokens, np.int32)
+    segments = np.zeros_like(tokens) if segments is None else np.asarray(segments, np.int32)
+    real = np.ones(tokens.shape, bool) if real is None else np.asarray(real, bool)
+    return tokens, segments, real
+
+
+def inputs(network: nn.Module, tokens: Any, segments: Any, real: Any) -> tuple[Any, ...]:
+    """Arguments of `network` for whole texts, every position a target.
+
+    Positions count from the first real token for GPT, whose batches are padded on the left
+    to be continued, and from the first position for the others, as `transformers` does.
+    """
+    batch, length = tokens.shape
+    mask = padding(real)
+    if isinstance(network, Xlnet):
+        return tokens, segments, mask
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    encoder = network.encoder if isinstance(network, Headed) else network
+    if isinstance(encoder, Gpt | GptEncoder):
+        mask = mask & causal(length)
+        positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+    if isinstance(network, Gpt):
+        return tokens, positions, mask
+    if isinstance(network, BertForPreTraining | ElectraGenerator | Electra):
+        everywhere = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        return tokens, segments, positions, mask, everywhere
+    if isinstance(network, Headed):
+        return tokens, segments, positions, mask, real
+    return tokens, segments, positions, mask
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(network: nn.Module, params: Any, tokens: Any, segments: Any, real: Any) -> Any:
+    output = network.apply({"params": params}, *inputs(network, tokens, segments, real))
+    if isinstance(network, Xlnet):
+        return network.apply({"params": params}, output[0], method="decode")
+    if isinstance(network, BertForPreTraining) and not network.sentence_head:
+        return output[0]
+    return output
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden_states(
+    network: nn.Module, params: Any, tokens: Any, segments: Any, real: Any
+) -> jax.Array:
+    return hidden_states(network, params, *inputs(network, tokens, segments, real))
+
+
+def hidden_states(network: nn.Module, params: Any, *arguments: Any, **keywords: Any) -> jax.Array:
+    """Hidden states of every layer, [layers + 1, batch, length, hidden_size].
+
+    Args:
+      network: one with a single trunk, scanned or not.
+      *arguments, **keywords: of `network`, without the parameters.
+    """
+    _, kept = network.apply({"params": params}, *arguments, **keywords, mutable=["intermediates"])
+    found: dict[str, dict[tuple[str, ...], jax.Array]] = {ENTERING: {}, LEAVING: {}, NORMED: {}}
+    for path, (value,) in flax.traverse_util.flatten_dict(kept["intermediates"]).items():
+        found[path[-1]][path] = value
+    (entering,) = found[ENTERING].values()
+    layers = list(found[LEAVING].items())
+    if len(layers) == 1 and layers[0][1].ndim == entering.ndim + 1:  # scanned: stacked already
+        leaving = layers[0][1]
+    else:
+        by_index = sorted(layers, key=lambda item: int(item[0][-2].rpartition("_")[-1]))
+        leaving = jnp.stack([value for _, value in by_index])
+    for normed in found[NORMED].values():
+        leaving = leaving.at[-1].set(normed)
+    return jnp.concatenate([entering[None], leaving])

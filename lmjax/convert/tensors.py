@@ -1,0 +1,149 @@
+"""Tensors in safetensors files: read one at a time and checked, written one at a time."""
+
+import contextlib
+import json
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterable
+
+import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
+import numpy as np
+import safetensors
+
+from lmjax.errors import ConfigError
+from lmjax.progress import track
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
+
+
+class TensorFiles(contextlib.AbstractContextManager["TensorFiles"]):
+    """The tensors of a checkpoint directory, in one file or in shards; memory-mapped.
+
+    Attributes:
+      shapes: name -> shape, of every tensor.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        """Opens `directory`.
+
+        Raises:
+          ConfigError: no safetensors there, a file that is cut short or damaged, an index
+            that does not fit its files or points out of the directory.
+        """
+        self._open = contextlib.ExitStack()
+        self._file: dict[str, tuple[str, safetensors.safe_open]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        index = directory / INDEX
+        listed = _read_index(index) if index.exists() else None
+        names = sorted(set(listed.values())) if listed else [SINGLE]
+        for name in names:
+            path = directory / name
+            if not path.is_file():
+                raise ConfigError(_no_weights(directory, name, listed is not None))
+            try:
+                file = self._open.enter_context(safetensors.safe_open(path, framework="numpy"))
+                for tensor in file.keys():  # noqa: SIM118  not a dict
+                    self._file[tensor] = (name, file)
+                    self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
+            except (safetensors.SafetensorError, OSError) as error:
+                raise ConfigError(
+                    f"{path}: no whole safetensors file ({error}); copy it anew"
+                ) from error
+        for tensor, name in (listed or {}).items():
+            if self._file.get(tensor, ("",))[0] != name:
+                raise ConfigError(f"{index}: tensor '{tensor}' is not in {name}; copy both anew")
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32.
+
+        Raises:
+          ConfigError: it is not of floats, or has a NaN or an infinity.
+        """
+        where, file = self._file[name]
+        kind = file.get_slice(name).get_dtype()
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise ConfigError(
+                f"{where}: tensor '{name}' is of type {kind}; F64, F32, F16 or BF16 is needed"
+            )
+        array = file.get_tensor(name).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ConfigError(
+                f"{where}: tensor '{name}' has {int((~np.isfinite(array)).sum())} values that are"
+                " not finite; the checkpoint is damaged or comes from a run that diverged"
+            )
+        return array
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    """Tensor name -> file name, which must name a file beside the index and nothing else."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        pairs = dict(listed.items())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ConfigError(f"{path}: no index of safetensors files ({error!r})") from error
+    for tensor, name in pairs.items():
+        plain = isinstance(name, str) and name == os.path.basename(name) and "\\" not in name
+        if not plain or not name.endswith(".safetensors"):
+            raise ConfigError(
+                f"{path}: tensor '{tensor}' points to {name!r}; only a .safetensors file beside"
+                " the index may be named"
+            )
+    if not pairs:
+        raise ConfigError(f"{path}: names no tensor")
+    return pairs
+
+
+def _no_weights(directory: pathlib.Path, name: str, indexed: bool) -> str:
+    if indexed:
+        return f"{directory}: the index names '{name}', which is not there; copy it too"
+    pickles = [pickle for pickle in _PICKLES if (directory / pickle).exists()]
+    if not pickles:
+        return f"{directory}: no {SINGLE} in it; give a Hugging Face directory or a run of lmjax"
+    return (
+        f"{directory}: {pickles[0]} is not read, only safetensors: opening a pickle can run any"
+        " code that it holds. Where you trust it, convert it once with"
+        " transformers.AutoModel.from_pretrained(DIR).save_pretrained(DIR)"
+    )
+
+
+Written = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
+
+
+def write_tensors(path: pathlib.Path, tensors: Iterable[Written]) -> None:
+    """Writes a safetensors file, whole or not at all, holding one tensor in memory at a time.
+
+    The library's own writer wants all tensors, and a copy of them, in memory at once. The
+    format is 8 bytes of header length, a JSON header, the raw arrays one after the other.
+
+    Args:
+      tensors: name, shape and what makes the float32 array, called once.
+    """
+    listed = list(tensors)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, _ in listed:
+        begin, end = end, end + 4 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name, shape, make in track(listed, f"writing {path}"):
+                array = np.ascontiguousarray(make(), dtype="<f4")
+                assert array.shape == shape, (name, array.shape, shape)
+                file.write(array.data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

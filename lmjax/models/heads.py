@@ -1,0 +1,104 @@
+"""What fine-tuning puts on an encoder: a head for whole sequences, a head for tokens.
+
+Encoders of all families are called alike, so that any head fits on any of them.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.layers import Dense
+from lmjax.nn.trunk import TransformerConfig
+
+BEFORE, AFTER = 48, 49  # dropout sites
+
+TRANSFORMS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+class SequenceHead(nn.Module):
+    """One token's hidden state -> (dense, activation ->) logits [batch, classes].
+
+    BERT: first, tanh (its pooler); XLNet: last, tanh; ELECTRA: first, none, dropout before
+    (`transformers` adds a dense gelu layer); GPT: last_real, none (GPT-1 §3.3).
+
+    Attributes:
+      token: which hidden state: the first, the last position, or the last real token.
+      transform: activation of the dense layer in between; '' = no such layer.
+      dropout_before: drop out the hidden state too, not only what the last layer reads.
+      use_bias: of the last layer.
+    """
+
+    config: TransformerConfig
+    classes: int
+    token: Literal["first", "last", "last_real"]
+    transform: Literal["", "tanh", "gelu"]
+    dropout: float
+    dropout_before: bool = False
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
+        """hidden: [batch, length, hidden_size]; real: [batch, length] bool, not padding."""
+        c = self.config
+        x = hidden[:, {"first": 0}.get(self.token, -1)]
+        if self.token == "last_real":
+            last = jnp.argmax(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
+            x = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        if self.transform:
+            if self.dropout_before:
+                x = dropout(x, self.dropout, seeds, BEFORE)
+            dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype, name="transform")
+            x = TRANSFORMS[self.transform](dense(x))
+        x = dropout(x, self.dropout, seeds, AFTER)
+        return Dense(self.classes, c.initializer(), use_bias=self.use_bias, name="output")(x)
+
+
+class TokenHead(nn.Module):
+    """Logits of each token [batch, length, classes]: labels, or start and end of an answer."""
+
+    config: TransformerConfig
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
+        del real
+        x = dropout(hidden, self.dropout, seeds, AFTER)
+        return Dense(self.classes, self.config.initializer(), name="output")(x)
+
+
+Task = Literal[
+    "sequence_classification",
+    "next_sentence",
+    "multiple_choice",
+    "token_classification",
+    "question_answering",
+]
+
+
+class Headed(nn.Module):
+    """An encoder and a head on it.
+
+    Attributes:
+      task: what the logits are for. Of `multiple_choice`, one logit [batch, 1] a choice;
+        of `question_answering`, [..., 0] where the answer starts and [..., 1] where it ends.
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+    task: Task
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        real: jax.Array,
+        seeds: Seeds | None = None,
+    ) -> jax.Array:
+        """The head's logits. real: [batch, length] bool, not padding."""
+        return self.head(self.encoder(tokens, segments, positions, mask, seeds), real, seeds)

@@ -5,7 +5,7 @@ not built here, or known to change no function of the weights; an unknown one is
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lmjax.errors import ConfigError
@@ -68,8 +68,8 @@ class Fields:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; {kind.__name__} is expected")
-        if kind is int and value < 0:
-            raise ConfigError(f"{self._where}: '{name}' is {value}, which is negative")
+        if kind is int and not 0 <= value < 2**31:
+            raise ConfigError(f"{self._where}: '{name}' is {value}, which is no size")
         return value
 
     def optional(self, name: str) -> Any:
@@ -105,12 +105,12 @@ class Read(NamedTuple):
 
     Attributes:
       model: the family's config.
-      query_scale: what each layer's queries are multiplied by, beside 1 / sqrt(head_dim);
+      query_scale: what the queries of layer i are multiplied by, beside 1 / sqrt(head_dim);
         it goes into their kernels.
     """
 
     model: ModelConfig
-    query_scale: tuple[float, ...]
+    query_scale: Callable[[int], float] = lambda layer: 1.0
 
 
 def read_config(values: Mapping[str, Any], where: str) -> Read:
@@ -165,7 +165,7 @@ def _bert(fields: Fields) -> Read:
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         vocab_size=fields.get("vocab_size", int),
     )
-    return Read(model, (1.0,) * trunk.layers)
+    return Read(model)
 
 
 def _electra(fields: Fields) -> Read:
@@ -179,7 +179,7 @@ def _electra(fields: Fields) -> Read:
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         vocab_size=fields.get("vocab_size", int),
     )
-    return Read(model, (1.0,) * trunk.layers)
+    return Read(model)
 
 
 def _gpt2(fields: Fields) -> Read:
@@ -215,7 +215,7 @@ def _gpt2(fields: Fields) -> Read:
     by_layer = fields.get("scale_attn_by_inverse_layer_idx", bool, False)
     by_size = fields.get("scale_attn_weights", bool, True)
     scale = 1.0 if by_size else trunk.head_size**0.5
-    return Read(model, tuple(scale / (i + 1 if by_layer else 1) for i in range(layers)))
+    return Read(model, lambda layer: scale / (layer + 1 if by_layer else 1))
 
 
 def _xlnet(fields: Fields) -> Read:
@@ -224,6 +224,7 @@ def _xlnet(fields: Fields) -> Read:
         (False,),
         "set it to false, and say with `direction` which rows of a batch run backward",
     )
+    fields.require("attn_type", ("bi", "uni"), "'bi' and 'uni' are built here")
     fields.require("untie_r", (True,), "biases that all layers share are not built here")
     dropout = fields.get("dropout", float, 0.1)
     clamp = fields.optional("clamp_len")
@@ -252,7 +253,7 @@ def _xlnet(fields: Fields) -> Read:
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         vocab_size=fields.get("vocab_size", int),
     )
-    return Read(model, (1.0,) * trunk.layers)
+    return Read(model)
 
 
 def write_config(model: ModelConfig) -> dict[str, Any]:

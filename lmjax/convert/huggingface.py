@@ -158,7 +158,7 @@ def _read_params(
     network: nn.Module,
     files: TensorFiles,
     directory: pathlib.Path,
-    query_scale: tuple[float, ...],
+    query_scale: Callable[[int], float],
 ) -> Any:
     """The parameters of `network`, read tensor by tensor."""
     wanted = abstract_params(network)
@@ -189,9 +189,8 @@ def _read_params(
                     " ('tie_word_embeddings'); set that to false, or drop one of them"
                 )
         for path, part in zip(rule.ours, rule.split(array), strict=True):
-            if "/query/" in path and query_scale:
-                layer = re.search(r"layer_(\d+)", path)
-                part = part * np.float32(query_scale[int(layer[1])]) if layer else part
+            if "/query/" in path:
+                part = part * np.float32(query_scale(_layer(path)))
             params[path] = jnp.array(part)
     _check_unused(set(files.shapes) - used, directory)
     assert params.keys() == wanted.keys(), params.keys() ^ wanted.keys()
@@ -226,9 +225,12 @@ def _leaf(flat: Mapping[str, Any], path: str) -> Any:
     """A parameter by its path with unrolled layers, out of a scanned stack too."""
     if path in flat:
         return flat[path]
-    layer = re.search(r"layer_(\d+)", path)
-    assert layer is not None, path
-    return flat[path.replace(layer[0], "layers")][int(layer[1])]
+    layer = _layer(path)
+    return flat[path.replace(f"layer_{layer}", "layers")][layer]
+
+
+def _layer(path: str) -> int:
+    return int(re.findall(r"layer_(\d+)", path)[0])
 
 
 def _maker(rule: Rule, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:

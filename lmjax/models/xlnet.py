@@ -202,9 +202,12 @@ class Xlnet(nn.Module):
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """`XlnetEncoder.streams`: hidden states to be decoded, and the memory."""
-        return self.encoder.streams(
+        output, mems = self.encoder.streams(
             tokens, segments, mask, mems, target_mapping, direction, reuse_length, seeds
         )
+        if self.is_initializing():
+            self.decode(output)  # its parameters too
+        return output, mems
 
     def decode(self, x: jax.Array) -> jax.Array:
         """[..., hidden_size] -> logits [..., vocab_size]."""

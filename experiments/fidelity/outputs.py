@@ -25,6 +25,7 @@ LENGTH = 11
 # A gradient is held against the largest of its tensor, or this share of the largest of all
 # where the tensor's own is but rounding (a key's bias changes no softmax).
 _GRADIENT_FLOOR = 1e-2
+_ARGUMENTS = ("bi_data", "reuse_len")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def compare(case: Case, folder: pathlib.Path, seed: int = 0) -> Differences:
     theirs = make_theirs(case, seed)
     with quiet():
         theirs.save_pretrained(folder / "theirs")
-    _forward_only(folder / "theirs" / "config.json")
+    _without_arguments(folder / "theirs" / "config.json")
     ours = lmjax.load(folder / "theirs")
     arrays = make_arrays(case, seed)
 
@@ -75,7 +76,7 @@ def compare(case: Case, folder: pathlib.Path, seed: int = 0) -> Differences:
         again, told = getattr(transformers, case.network).from_pretrained(
             folder / "ours", output_loading_info=True, attn_implementation="eager"
         )
-    _set_backward(case, again)
+    _set_arguments(case, again)
     exported, _, _ = run_theirs(case, again.eval(), arrays)
     return Differences(
         outputs=max(_difference(outputs[k], their_outputs[k], real) for k in their_outputs),
@@ -293,7 +294,7 @@ def _gradient_difference(model: Pretrained, gradients: Any, theirs: Any) -> floa
     flat = {
         k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(gradients, sep="/").items()
     }
-    said = {k: v for k, v in theirs.config.to_dict().items() if k != "bi_data"}
+    said = {k: v for k, v in theirs.config.to_dict().items() if k not in _ARGUMENTS}
     _, query_scale = read_config(said, "config")
     largest = max(np.abs(grad).max() for grad in found.values())
     worst = 0.0
@@ -316,14 +317,13 @@ def _prefix(case: Case) -> str:
     return {"bert": "Bert", "gpt2": "GPT2", "xlnet": "XLNet", "electra": "Electra"}[case.family]
 
 
-def _forward_only(config: pathlib.Path) -> None:
-    """Backward rows are told to lmjax by `direction`; their field for it is refused."""
+def _without_arguments(config: pathlib.Path) -> None:
+    """Fields of theirs that are refused here, because they are arguments of a call."""
     values = json.loads(config.read_text())
-    if values.get("bi_data"):
-        config.write_text(json.dumps({**values, "bi_data": False}))
+    config.write_text(json.dumps({k: v for k, v in values.items() if k not in _ARGUMENTS}))
 
 
-def _set_backward(case: Case, model: Any) -> None:
+def _set_arguments(case: Case, model: Any) -> None:
     if case.config.get("bi_data"):
         model.transformer.bi_data = True
     if "reuse_len" in case.config:

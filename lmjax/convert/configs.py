@@ -47,7 +47,7 @@ _HARMLESS = set(
     pooler_num_fc_layers pooler_size_per_head pooler_type language n_ctx
     summary_type summary_use_proj summary_activation summary_last_dropout
     summary_first_dropout summary_proj_to_labels start_n_top end_n_top classifier_dropout
-    reuse_len use_mems_eval use_mems_train reorder_and_upcast_attn""".split()  # noqa: SIM905
+    use_mems_eval use_mems_train reorder_and_upcast_attn""".split()  # noqa: SIM905
 )
 
 
@@ -223,6 +223,11 @@ def _xlnet(fields: Fields) -> Read:
         "bi_data",
         (False,),
         "set it to false, and say with `direction` which rows of a batch run backward",
+    )
+    fields.require(
+        "reuse_len",
+        (0,),
+        "set it to null, and say with `reuse_length` how many states enter the memory",
     )
     fields.require("attn_type", ("bi", "uni"), "'bi' and 'uni' are built here")
     fields.require("untie_r", (True,), "biases that all layers share are not built here")

@@ -43,14 +43,14 @@ def load_huggingface(directory: pathlib.Path) -> Pretrained:
     config_file = directory / "config.json"
     values, where = read_json(config_file), str(config_file)
     model, query_scale = read_config(values, where)
-    with TensorFiles(directory) as files:
-        if model.trunk.layers > len(files.shapes):
-            raise ConfigError(
-                f"{where}: {model.trunk.layers} layers, and the files hold only"
-                f" {len(files.shapes)} tensors; config and weights belong to different models"
-            )
-        network = choose_network(model, values, files.shapes, where)
-        params = _read_params(network, files, directory, query_scale)
+    files = TensorFiles(directory)
+    if model.trunk.layers > len(files.shapes):
+        raise ConfigError(
+            f"{where}: {model.trunk.layers} layers, and the files hold only"
+            f" {len(files.shapes)} tensors; config and weights belong to different models"
+        )
+    network = choose_network(model, values, files.shapes, where)
+    params = _read_params(network, files, directory, query_scale)
     labelled = isinstance(network, Headed) and network.task.endswith("classification")
     return Pretrained(
         network,

@@ -1,6 +1,5 @@
 """Tensors in safetensors files: read one at a time and checked, written one at a time."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -23,22 +22,21 @@ _PICKLES = (
 )
 
 
-class TensorFiles(contextlib.AbstractContextManager["TensorFiles"]):
-    """The tensors of a checkpoint directory, in one file or in shards; memory-mapped.
+class TensorFiles:
+    """The tensors of a checkpoint directory, in one file or in shards.
 
     Attributes:
       shapes: name -> shape, of every tensor.
     """
 
     def __init__(self, directory: pathlib.Path):
-        """Opens `directory`.
+        """Reads the headers in `directory`.
 
         Raises:
           ConfigError: no safetensors there, a file that is cut short or damaged, an index
             that does not fit its files or points out of the directory.
         """
-        self._open = contextlib.ExitStack()
-        self._file: dict[str, tuple[str, safetensors.safe_open]] = {}
+        self._path: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         index = directory / INDEX
         listed = _read_index(index) if index.exists() else None
@@ -48,16 +46,16 @@ class TensorFiles(contextlib.AbstractContextManager["TensorFiles"]):
             if not path.is_file():
                 raise ConfigError(_no_weights(directory, name, listed is not None))
             try:
-                file = self._open.enter_context(safetensors.safe_open(path, framework="numpy"))
-                for tensor in file.keys():  # noqa: SIM118  not a dict
-                    self._file[tensor] = (name, file)
-                    self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
+                with safetensors.safe_open(path, framework="numpy") as file:
+                    for tensor in file.keys():  # noqa: SIM118  not a dict
+                        self._path[tensor] = path
+                        self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
             except (safetensors.SafetensorError, OSError) as error:
                 raise ConfigError(
                     f"{path}: no whole safetensors file ({error}); copy it anew"
                 ) from error
         for tensor, name in (listed or {}).items():
-            if self._file.get(tensor, ("",))[0] != name:
+            if self._path.get(tensor) != directory / name:
                 raise ConfigError(f"{index}: tensor '{tensor}' is not in {name}; copy both anew")
 
     def read(self, name: str) -> np.ndarray:
@@ -66,22 +64,21 @@ class TensorFiles(contextlib.AbstractContextManager["TensorFiles"]):
         Raises:
           ConfigError: it is not of floats, or has a NaN or an infinity.
         """
-        where, file = self._file[name]
-        kind = file.get_slice(name).get_dtype()
-        if kind not in ("F64", "F32", "F16", "BF16"):
-            raise ConfigError(
-                f"{where}: tensor '{name}' is of type {kind}; F64, F32, F16 or BF16 is needed"
-            )
-        array = file.get_tensor(name).astype(np.float32)
+        where = self._path[name]
+        # Opened for each tensor: what is mapped counts as memory until it is closed.
+        with safetensors.safe_open(where, framework="numpy") as file:
+            kind = file.get_slice(name).get_dtype()
+            if kind not in ("F64", "F32", "F16", "BF16"):
+                raise ConfigError(
+                    f"{where}: tensor '{name}' is of type {kind}; F64, F32, F16 or BF16 is needed"
+                )
+            array = file.get_tensor(name).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise ConfigError(
                 f"{where}: tensor '{name}' has {int((~np.isfinite(array)).sum())} values that are"
                 " not finite; the checkpoint is damaged or comes from a run that diverged"
             )
         return array
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:

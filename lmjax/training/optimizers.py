@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -21,12 +23,15 @@ from lmjax.training.schedules import (
 
 OptimizerName = Literal["adamw", "lamb", "adafactor", "lion", "muon"]
 DecayRule = Literal["papers", "matrices", "all", "none"]
+LayerDecayForm = Literal["intended", "released"]
 
 # Rank of the parameters of one layer; a stack of layers has its own axis in front.
 _RANK = {"kernel": 2, "embedding": 2, "bias": 1, "scale": 1}
 # XLNet's biases of relative attention: they hold "bias" in their names and decay all the
 # same (xlnet model_utils.py, AdamWeightDecayOptimizer.include_in_weight_decay).
 _DECAYED_BIASES = ("content_bias", "position_bias", "segment_bias")
+# The parts of a model that stand below its first layer.
+_EMBEDDINGS = {"embeddings", "embeddings_project", "token", "mask_embedding"}
 # Kernels thinner than this are the heads of a few classes: Adam's, not Muon's.
 _MUON_MIN_SIZE = 16
 # RMS of an AdamW update, to which Muon's is matched (Liu et al. 2025, section 2.2).
@@ -54,6 +59,12 @@ class OptimizerConfig:
         only (nanoGPT's "at least two axes"); `all`; `none`.
       clip_norm: largest global norm of the gradient; 0 does not clip.
       momentum: Muon's.
+      layer_decay: how much slower each layer learns than the one above it, embeddings the
+        slowest; 1 = alike. ELECTRA fine-tunes with 0.8 or 0.9 (Clark et al. 2020, A.2).
+      layer_decay_form: `intended`, the paper's: the top layer of n learns at layer_decay
+        times the head's rate, embeddings at layer_decay^(n+1); `released`, the authors'
+        code (model/optimization.py, `_get_layer_lrs`), which still counts a pooler that it
+        has no more: layer_decay^2 and layer_decay^(n+2).
     """
 
     learning_rate: float
@@ -70,9 +81,15 @@ class OptimizerConfig:
     decay: DecayRule = "papers"
     clip_norm: float = 1.0
     momentum: float = 0.95
+    layer_decay: float = 1.0
+    layer_decay_form: LayerDecayForm = "intended"
 
     def __post_init__(self) -> None:
-        for field, literal in (("name", OptimizerName), ("decay", DecayRule)):
+        for field, literal in (
+            ("name", OptimizerName),
+            ("decay", DecayRule),
+            ("layer_decay_form", LayerDecayForm),
+        ):
             value, known = getattr(self, field), typing.get_args(literal)
             if value not in known:
                 raise ConfigError(f"{field}: '{value}' is not one of {', '.join(known)}")
@@ -86,6 +103,8 @@ class OptimizerConfig:
         for field in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is not in [0, 1)")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: {self.layer_decay} is not in (0, 1]")
         if not self.epsilon > 0:
             raise ConfigError(f"epsilon: {self.epsilon} is not positive")
         for field in ("weight_decay", "clip_norm"):
@@ -99,7 +118,7 @@ def make_optimizer(
     """The gradient transformation, and the schedule inside it for reports.
 
     Order: clip the global norm, scale by the moments, add the decay, (LAMB: times the trust
-    ratio,) times -learning rate.
+    ratio,) times the layer's share, times -learning rate.
     Kernels of a stack of layers, [layers, in, out], are treated layer by layer wherever
     an optimizer looks at a whole tensor (LAMB, Adafactor, Muon).
 
@@ -127,6 +146,11 @@ def make_optimizer(
         # authors' lamb_optimizer.py.
         adapted = decay_mask(params_shapes, "papers")
         parts.append(_layer_by_layer(optax.scale_by_trust_ratio(), params_shapes, only=adapted))
+    if config.layer_decay < 1:
+        shares = layer_shares(params_shapes, config.layer_decay, config.layer_decay_form)
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares))
+        )
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts), schedule
 
@@ -147,6 +171,42 @@ def decay_mask(params: Any, rule: DecayRule) -> Any:
         return leaf.ndim >= 2
 
     return _map_named(decays, params)
+
+
+def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
+    """Tree like `params`: what share of the learning rate each parameter has.
+
+    A scalar, or [layers, 1, ...] for the parameters of a scanned stack. Heads have 1.
+    """
+    depths: dict[tuple[str, ...], Any] = {}
+
+    def note(path: tuple[str, ...], leaf: Any) -> None:
+        """Depth 0 for embeddings, i + 1 for layer i, the last layer's for a final norm."""
+        if (layer := _layer_of(path)) is not None:
+            depths[path] = layer + 1
+        elif "layers" in path:
+            shape = (leaf.shape[0], *[1] * (leaf.ndim - 1))
+            depths[path] = np.arange(1, leaf.shape[0] + 1, dtype=np.float32).reshape(shape)
+        elif _EMBEDDINGS & set(path):
+            depths[path] = 0
+
+    _map_named(note, params)
+    top = int(max((np.max(depth) for depth in depths.values()), default=0))
+    above = 1 if form == "intended" else 2
+
+    def share(path: tuple[str, ...], leaf: Any) -> Any:
+        if "final_norm" in path:
+            return layer_decay**above
+        if path not in depths:
+            return 1.0
+        return layer_decay ** (top + above - depths[path])
+
+    return _map_named(share, params)
+
+
+def _layer_of(path: tuple[str, ...]) -> int | None:
+    """The index in the name `layer_i` of an unrolled layer."""
+    return next((int(name[6:]) for name in path if re.fullmatch(r"layer_\d+", name)), None)
 
 
 def ema_update(ema: Any, params: Any, decay: float) -> Any:

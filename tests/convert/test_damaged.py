@@ -177,6 +177,7 @@ def test_one_clear_error(damage: Any, message: str, copy: pathlib.Path) -> None:
             {"bi_data": True},
             "'bi_data' is True: set it to false, and say with `direction`",
         ),
+        ("xlnet", {"reuse_len": 3}, "'reuse_len' is 3: set it to null, and say"),
         ("xlnet", {"untie_r": False}, "'untie_r' is False"),
         ("xlnet", {"attn_type": "diagonal"}, "'attn_type' is 'diagonal'"),
         ("xlnet", {"architectures": ["XLNetForQuestionAnswering"]}, "beam search over answers"),

@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from lmjax.errors import ConfigError
-from lmjax.training.optimizers import OptimizerConfig, decay_mask, ema_update, make_optimizer
+from lmjax.training.optimizers import (
+    OptimizerConfig,
+    decay_mask,
+    ema_update,
+    layer_shares,
+    make_optimizer,
+)
 
 STEPS = 20
 
@@ -237,6 +243,66 @@ def test_ema():
     np.testing.assert_allclose(got["w"], 0.9)
 
 
+def electra_layer_lrs(learning_rate, layer_decay, n_layers):
+    """google-research/electra, model/optimization.py, `_get_layer_lrs`."""
+    key_to_depths = {
+        "/embeddings/": 0,
+        "/embeddings_project/": 0,
+        "task_specific/": n_layers + 2,
+    }
+    for layer in range(n_layers):
+        key_to_depths[f"encoder/layer_{layer}/"] = layer + 1
+    return {
+        key: learning_rate * (layer_decay ** (n_layers + 2 - depth))
+        for key, depth in key_to_depths.items()
+    }
+
+
+def three_layers(scanned):
+    kernel = {"kernel": jnp.ones((4, 4))}
+    layers = {f"layer_{i}": {"query": kernel} for i in range(3)}
+    if scanned:
+        layers = {"layers": {"query": {"kernel": jnp.ones((3, 4, 4))}}}
+    return {
+        "encoder": {
+            "embeddings": {"token": {"embedding": jnp.ones((5, 4))}},
+            "embeddings_project": kernel,
+            "stack": {"blocks": layers},
+        },
+        "head": {"output": kernel},
+    }
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_layers_learn_at_electras_rates(scanned):
+    expected = electra_layer_lrs(1.0, 0.8, 3)
+    for form, power in (("released", 0), ("intended", 1)):
+        shares = layer_shares(three_layers(scanned), 0.8, form)
+        encoder, blocks = shares["encoder"], shares["encoder"]["stack"]["blocks"]
+        # One power too many in the released code, but for the head.
+        scale = 0.8**-power
+        assert shares["head"]["output"]["kernel"] == expected["task_specific/"] == 1.0
+        for name in ("embeddings", "embeddings_project"):
+            for share in jax.tree.leaves(encoder[name]):
+                np.testing.assert_allclose(share, expected[f"/{name}/"] * scale)
+        for i in range(3):
+            share = blocks["layers" if scanned else f"layer_{i}"]["query"]["kernel"]
+            share = np.ravel(share)[i if scanned else 0]
+            np.testing.assert_allclose(share, expected[f"encoder/layer_{i}/"] * scale, rtol=1e-6)
+
+
+def test_layer_decay_scales_the_whole_update():
+    params = three_layers(False)
+    plain = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
+    slow = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, layer_decay=0.5)
+    moves = []
+    for config in (plain, slow):
+        after = train(make_optimizer(config, STEPS, params)[0], params, steps=1)
+        moves.append(jax.tree.map(jnp.subtract, after, params))
+    shares = layer_shares(params, 0.5, "intended")
+    assert_trees_close(moves[1], jax.tree.map(jnp.multiply, moves[0], shares))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -249,6 +315,8 @@ def test_ema():
         ("clip_norm", float("inf")),
         ("decay", "some"),
         ("warmup_steps", -5),
+        ("layer_decay", 0.0),
+        ("layer_decay_form", "paper"),
     ],
 )
 def test_impossible_values_are_refused_by_name(field, value):

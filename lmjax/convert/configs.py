@@ -5,6 +5,7 @@ not built here, or known to change no function of the weights; an unknown one is
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,14 +69,20 @@ class Fields:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; {kind.__name__} is expected")
-        if kind is int and not 0 <= value < 2**31:
+        if kind is int and not 1 <= value < 2**31:
             raise ConfigError(f"{self._where}: '{name}' is {value}, which is no size")
+        if kind is float and not 0 <= value < math.inf:
+            raise ConfigError(f"{self._where}: '{name}' is {value}; a number >= 0 is expected")
         return value
 
-    def optional(self, name: str) -> Any:
-        """The value of a field that may be missing or null."""
+    def optional(self, name: str) -> int | None:
+        """The number in a field that may be missing or null."""
         self._read.add(name)
-        return self._values.get(name)
+        value = self._values.get(name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+        if value is not None and not whole:
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; int or null is expected")
+        return value
 
     def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuses all values but `allowed`, the first of which is that of a missing field."""

@@ -51,22 +51,47 @@ class Pretrained:
           A head's logits; vocabulary logits of all positions for the masked, causal and
           permutation models (BERT: and sentence logits, where it has that head); hidden
           states of an encoder.
+
+        Raises:
+          ValueError: shapes that do not fit each other, a text longer than the position
+            table, an id that the tables have not.
         """
-        return _apply(self.network, self.params, *_arrays(tokens, segments, real))
+        return _apply(self.network, self.params, *self._arrays(tokens, segments, real))
 
     def hidden_states(self, tokens: Any, segments: Any = None, real: Any = None) -> jax.Array:
         """[layers + 1, batch, length, hidden_size]: what enters the first block, what leaves each.
 
         The last is the encoder's output: behind the final norm, for a pre-norm trunk.
         """
-        return _hidden_states(self.network, self.params, *_arrays(tokens, segments, real))
+        return _hidden_states(self.network, self.params, *self._arrays(tokens, segments, real))
 
-
-def _arrays(tokens: Any, segments: Any, real: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tokens = np.asarray(tokens, np.int32)
-    segments = np.zeros_like(tokens) if segments is None else np.asarray(segments, np.int32)
-    real = np.ones(tokens.shape, bool) if real is None else np.asarray(real, bool)
-    return tokens, segments, real
+    def _arrays(self, tokens: Any, segments: Any, real: Any) -> tuple[np.ndarray, ...]:
+        """The three arrays, filled in and checked."""
+        tokens = np.asarray(tokens)
+        segments = np.zeros(tokens.shape, int) if segments is None else np.asarray(segments)
+        real = np.ones(tokens.shape, bool) if real is None else np.asarray(real)
+        if tokens.ndim != 2 or segments.shape != tokens.shape or real.shape != tokens.shape:
+            raise ValueError(
+                f"tokens {tokens.shape}, segments {segments.shape}, real {real.shape}: all are"
+                " [batch, length]"
+            )
+        model: Any = self.network.encoder if isinstance(self.network, Headed) else self.network
+        longest = getattr(model.config, "max_length", None)
+        if longest is not None and tokens.shape[1] > longest:
+            raise ValueError(
+                f"tokens: {tokens.shape[1]} are more than the {longest} rows of the position"
+                " table (config.model.max_length); cut the text"
+            )
+        for name, ids, rows in (
+            ("tokens", tokens, model.config.vocab_size),
+            ("segments", segments, getattr(model.config, "segment_types", None)),
+        ):
+            if ids.size and (ids.min() < 0 or (rows is not None and ids.max() >= rows)):
+                raise ValueError(
+                    f"{name}: ids from {ids.min()} to {ids.max()}, and the table has {rows} rows;"
+                    " does the tokenizer belong to this model?"
+                )
+        return tokens.astype(np.int32), segments.astype(np.int32), real.astype(bool)
 
 
 def inputs(network: nn.Module, tokens: Any, segments: Any, real: Any) -> tuple[Any, ...]:

@@ -1,13 +1,17 @@
-"""Damaged, mismatched and hostile checkpoints: one clear error each."""
+"""What directories are read and written; damaged, mismatched and hostile ones: one clear error."""
 
+import contextlib
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +148,8 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (with_config(num_hidden_layers=3), "tensor 'bert.encoder.layer.2"),
         (with_config(vocab_size=10**12), "which is no size"),
         (with_config(vocab_size=10**9), "config.json makes it"),
+        (with_config(layer_norm_eps=float("nan")), "'layer_norm_eps' is nan"),
+        (with_config(type_vocab_size=0), "'type_vocab_size' is 0, which is no size"),
         (with_config(hidden_act="mish"), "'hidden_act' is 'mish'; built here are gelu"),
         (with_config(position_embedding_type="relative_key"), "'position_embedding_type'"),
         (with_config(is_decoder=True), "'is_decoder' is True"),
@@ -234,6 +240,74 @@ def test_shards_half_precision_and_old_names_are_read(copy: pathlib.Path) -> Non
     safetensors.numpy.save_file(bits, copy / "a.safetensors")
     found = lmjax.load(copy).params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2), found, expected)
+
+
+JSON = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@hypothesis.given(data=st.data())
+def test_any_config_opens_or_is_refused(whole: pathlib.Path, data: st.DataObject) -> None:
+    values = json.loads((whole / "config.json").read_text())
+    fields = [*values, "id2label", "classifier_dropout", "is_decoder", "num_labels"]
+    for name in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2)):
+        values[name] = data.draw(JSON)
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        (place / "model.safetensors").symlink_to(whole / "model.safetensors")
+        (place / "config.json").write_text(json.dumps(values))
+        with contextlib.suppress(ConfigError):
+            lmjax.load(place)
+
+
+@hypothesis.given(at=st.integers(0, 3000), value=st.integers(0, 255))
+def test_any_changed_byte_of_a_header_opens_or_is_refused(
+    whole: pathlib.Path, at: int, value: int
+) -> None:
+    content = bytearray((whole / "model.safetensors").read_bytes())
+    content[at] = value
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        (place / "config.json").write_bytes((whole / "config.json").read_bytes())
+        (place / "model.safetensors").write_bytes(content)
+        with contextlib.suppress(ConfigError):
+            lmjax.load(place)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_prefixes_buffers_and_second_copies_are_read(prefix: str, copy: pathlib.Path) -> None:
+    expected = lmjax.load(copy).params
+    values = {name.removeprefix("bert."): array for name, array in tensors(copy).items()}
+    heads = {name: array for name, array in values.items() if name.startswith("cls.")}
+    base = {f"{prefix}{name}": array for name, array in values.items() if name not in heads}
+    extra = {
+        f"{prefix}embeddings.position_ids": np.arange(6)[None],
+        "cls.predictions.decoder.weight": values["embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": values["cls.predictions.bias"],
+    }
+    put(copy, {**base, **heads, **extra})
+    jax.tree.map(np.testing.assert_array_equal, lmjax.load(copy).params, expected)
+
+
+def test_impossible_texts_are_refused(whole: pathlib.Path) -> None:
+    model = lmjax.load(whole)
+    for arguments, message in (
+        ((np.zeros((1, 7), int),), "7 are more than the 6 rows of the position table"),
+        ((np.full((1, 2), 20),), "tokens: ids from 20 to 20, and the table has 20 rows"),
+        ((np.full((1, 2), -1),), "tokens: ids from -1"),
+        ((np.zeros((1, 2), int), np.full((1, 2), 2)), "segments: ids from 2 to 2"),
+        ((np.zeros(3, int),), "all are"),
+        ((np.zeros((1, 3), int), None, np.ones((1, 2), bool)), "all are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(*arguments)
 
 
 def test_a_scanned_trunk_is_written_layer_by_layer(tmp_path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import lmjax
+from experiments.fidelity.outputs import quiet
 
 SENTENCES, LENGTH = 100, 64
 
@@ -39,6 +40,7 @@ def published() -> pathlib.Path | None:
 
 def read(path: pathlib.Path) -> Readings:
     """Opens the model on both sides and reads `sentences()`."""
+    quiet()
     ours = lmjax.load(path)
     assert ours.tokenizer is not None
     roles = ours.tokenizer.roles

@@ -1,10 +1,8 @@
 """One random model, read by `transformers` and by lmjax from the same file."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import flax.traverse_util
@@ -49,9 +47,9 @@ class Differences:
 
 def compare(case: Case, folder: pathlib.Path, seed: int = 0) -> Differences:
     """Makes the model, writes it with transformers, opens it here, and compares."""
+    quiet()
     theirs = make_theirs(case, seed)
-    with quiet():
-        theirs.save_pretrained(folder / "theirs")
+    theirs.save_pretrained(folder / "theirs")
     _without_arguments(folder / "theirs" / "config.json")
     ours = lmjax.load(folder / "theirs")
     arrays = make_arrays(case, seed)
@@ -72,10 +70,9 @@ def compare(case: Case, folder: pathlib.Path, seed: int = 0) -> Differences:
     outputs, hidden, gradients = run(ours.params)
     real = arrays["real"]
     lmjax.save_huggingface(ours, folder / "ours")
-    with quiet():
-        again, told = getattr(transformers, case.network).from_pretrained(
-            folder / "ours", output_loading_info=True, attn_implementation="eager"
-        )
+    again, told = getattr(transformers, case.network).from_pretrained(
+        folder / "ours", output_loading_info=True, attn_implementation="eager"
+    )
     _set_arguments(case, again)
     exported, _, _ = run_theirs(case, again.eval(), arrays)
     return Differences(
@@ -330,15 +327,7 @@ def _set_arguments(case: Case, model: Any) -> None:
         model.transformer.reuse_len = case.config["reuse_len"]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its bars and notices."""
-    logging = transformers.utils.logging
-    logging.disable_progress_bar()
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
+def quiet() -> None:
+    """No bars and notices of transformers from here on."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -126,6 +126,7 @@ def make_batch(family: str, index: int) -> dict[str, np.ndarray]:
 
 def train(family: str) -> Curves:
     """50 steps on both sides from the same weights."""
+    quiet()
     objective = make_objective(family)
     batches = [make_batch(family, i) for i in range(STEPS)]
     first = jax.tree.map(jnp.asarray, batches[0])
@@ -172,7 +173,7 @@ class _Theirs:
         self.models = []
         pretrained = Pretrained(objective.network, params)  # type: ignore[attr-defined]
         for name, part in zip(classes, ("generator", "discriminator"), strict=False):
-            with tempfile.TemporaryDirectory() as folder, quiet():
+            with tempfile.TemporaryDirectory() as folder:
                 place = pathlib.Path(folder) / "model"
                 lmjax.save_huggingface(pretrained, place, part)
                 model = getattr(transformers, name).from_pretrained(

@@ -20,6 +20,7 @@ from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
 from lmjax.training.reporting import MetricsWriter, RunDirectory, TrainingProgress, read_metrics
+from lmjax.training.sharding import shardings
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import Metrics, make_eval_step, make_train_step
 
@@ -139,13 +140,7 @@ class _Run:
 
         abstract = jax.eval_shape(initial)
         whole, rows = replicated(mesh), batch_sharding(mesh)
-        # Memory is [layers, batch, ...]: its second axis is split as the batch is.
-        mems_sharding = jax.sharding.NamedSharding(
-            mesh, jax.sharding.PartitionSpec(None, *rows.spec)
-        )
-        self.shardings = jax.tree.map(lambda _: whole, abstract).replace(
-            mems=jax.tree.map(lambda _: mems_sharding, abstract.mems)
-        )
+        self.shardings = shardings(abstract, mesh)
         self.abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,

@@ -1,4 +1,4 @@
-"""The device mesh: one axis, `data`; parameters replicated, batches split by rows."""
+"""The device mesh, (data, fsdp, tensor), and batches on it: rows over the first two axes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,52 +9,69 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmjax.errors import ConfigError
 
-DATA_AXIS = "data"
+DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices train.
+    """How many devices train, and how they share the work: data x fsdp x tensor of them.
 
     Attributes:
-      data: devices along the data axis; -1 takes all, a smaller number the first ones.
+      data: copies of the model, each with its own rows; -1 takes what the others leave of
+        all devices, a smaller number the first ones.
+      fsdp: devices that split parameters and moments between them, each with its own rows.
+      tensor: devices that split heads and feed-forward neurons of the same rows.
     """
 
     data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:
-            raise ConfigError(f"data: {self.data} is no number of devices; -1 takes all")
+            raise ConfigError(f"data: {self.data} is no number of devices; -1 takes the rest")
+        for name in ("fsdp", "tensor"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is no number of devices")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh `(data,)` over the first `config.data` devices, with automatic axes.
+    """The mesh (data, fsdp, tensor) over the first devices, with automatic axes.
+
+    Devices that split one copy of the model stand next to each other.
 
     Raises:
       ConfigError: more devices asked for than there are, or, with several processes,
         not all of them (a process without devices could not take part).
     """
     devices = jax.devices()
-    count = len(devices) if config.data == -1 else config.data
-    if count > len(devices):
+    one_copy = config.fsdp * config.tensor
+    data = len(devices) // one_copy if config.data == -1 else config.data
+    count = data * one_copy
+    shape = f"data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor}"
+    if not 0 < count <= len(devices):
+        too_many = "data" if one_copy <= len(devices) else "fsdp"
         raise ConfigError(
-            f"config.mesh.data: {count} devices asked for, {len(devices)} available "
-            f"({devices[0].device_kind}); -1 takes all"
+            f"config.mesh.{too_many}: {shape} devices asked for, {len(devices)} available "
+            f"({devices[0].device_kind}); data = -1 takes what fsdp and tensor leave"
         )
     if jax.process_count() > 1 and count != len(devices):
         raise ConfigError(
-            f"config.mesh.data: {count} of {len(devices)} devices, but {jax.process_count()} "
-            "processes must use all of theirs; use -1"
+            f"config.mesh: {shape} of {len(devices)} devices, but {jax.process_count()} "
+            "processes must use all of theirs; use data = -1"
         )
     # The name of the first keyword differs between versions of jax: pass it by position.
     return jax.make_mesh(
-        (count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count]
+        (data, config.fsdp, config.tensor),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices[:count],
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows, the leading axis, split over the data axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    """Rows, the leading axis, split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -66,14 +83,14 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises ConfigError unless each micro-batch splits evenly over the devices."""
     if accumulation < 1:
         raise ConfigError(f"config.training.accumulation: {accumulation} is not positive")
-    devices = mesh.devices.size
+    devices = mesh.shape[DATA] * mesh.shape[FSDP]
     parts = accumulation * devices
     if batch_size < 1 or batch_size % parts:
         below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
         near = f"{below} or {above}" if below > 0 else f"{above}"
         raise ConfigError(
             f"config.training.batch_size: {batch_size} is not divisible by {parts} "
-            f"(accumulation {accumulation} x {devices} devices); use {near}"
+            f"(accumulation {accumulation} x {devices} devices along data and fsdp); use {near}"
         )
 
 
@@ -84,11 +101,11 @@ def global_batch(
 
     Args:
       local: name -> [batch_size / processes, ...], the rows of this process.
-      mesh: where they go; rows split over its data axis.
+      mesh: where they go.
       batch_size: rows over all processes.
 
     Returns:
-      name -> [batch_size, ...], sharded over the data axis.
+      name -> [batch_size, ...], sharded by rows.
     """
     rows = batch_size // jax.process_count()
     for name, array in local.items():

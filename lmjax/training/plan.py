@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.checkpoints_to_keep",
     "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
     "data.cache_dir",
 )
 

@@ -25,9 +25,11 @@ needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices
 def test_all_devices_or_the_first_ones():
     assert make_mesh(MeshConfig()).devices.size == jax.device_count()
     mesh = make_mesh(MeshConfig(data=2))
-    assert list(mesh.devices) == jax.devices()[:2]
-    assert mesh.axis_names == ("data",)
-    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    assert list(mesh.devices.flat) == jax.devices()[:2]
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 3
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": jax.device_count() // 4, "fsdp": 2, "tensor": 2}
 
 
 @needs_eight
@@ -63,10 +65,14 @@ def test_check_batch():
 
 
 def test_too_many_devices():
-    with pytest.raises(ConfigError, match=r"config\.mesh\.data: 1000 devices asked for"):
+    with pytest.raises(ConfigError, match=r"config\.mesh\.data: .* = 1000 x 1 x 1 devices asked"):
         make_mesh(MeshConfig(data=1000))
     with pytest.raises(ConfigError, match="data: 0"):
         MeshConfig(data=0)
+    with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp: .* = 0 x 1000 x 1 devices asked"):
+        make_mesh(MeshConfig(fsdp=1000))
+    with pytest.raises(ConfigError, match="tensor: 0"):
+        MeshConfig(tensor=0)
 
 
 @pytest.mark.parametrize(

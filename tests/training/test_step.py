@@ -1,5 +1,6 @@
 """The step: the same numbers on any mesh, with any accumulation, for any seed."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ import optax
 import pytest
 
 from lmjax.objectives.base import Batch, Objective
-from lmjax.training.mesh import MeshConfig, batch_sharding, make_mesh
+from lmjax.training.mesh import MeshConfig, batch_sharding, make_mesh, replicated
+from lmjax.training.sharding import shardings
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import corrupt_batch, make_eval_step, make_train_step
 from tests import tiny
@@ -31,30 +33,66 @@ def compiled(name: str, accumulation: int = 1) -> tuple[TrainState, Callable[...
     return start(objective, name), jax.jit(step)
 
 
-def losses_on(name: str, devices: int, steps: int, accumulation: int = 1) -> list[float]:
-    mesh = make_mesh(MeshConfig(data=devices))
+def losses_on(
+    name: str, config: MeshConfig, steps: int, accumulation: int = 1, **trunk: Any
+) -> list[float]:
+    mesh = make_mesh(config)
     objective = tiny.objective(name)
+    model = objective.model
+    model = dataclasses.replace(model, trunk=dataclasses.replace(model.trunk, **trunk))
+    objective = dataclasses.replace(objective, model=model)
     with jax.set_mesh(mesh):
         state = start(objective, name)
-        step = jax.jit(make_train_step(objective, OPTIMIZER, accumulation), donate_argnums=0)
+        places = shardings(state, mesh)
+        state = jax.device_put(state, places)
+        step = jax.jit(
+            make_train_step(objective, OPTIMIZER, accumulation),
+            in_shardings=(places, batch_sharding(mesh)),
+            out_shardings=(places, replicated(mesh)),
+            donate_argnums=0,
+        )
         losses = []
         for i in range(steps):
             batch = jax.device_put(tiny.batch(name, i), batch_sharding(mesh))
             state, metrics = step(state, batch)
             losses.append(metrics["loss"])
-        assert len(metrics["loss"].devices()) == devices
+        assert len(metrics["loss"].devices()) == mesh.devices.size
     return [float(loss) for loss in losses]
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_one_and_eight_devices_train_alike(name: str) -> None:
-    alone, together = losses_on(name, 1, 20), losses_on(name, 8, 20)
+    alone = losses_on(name, MeshConfig(data=1), 20)
+    together = losses_on(name, MeshConfig(data=8), 20)
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert len(set(alone)) == 20
 
 
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_a_model_split_between_devices_trains_alike(name: str) -> None:
+    alone = losses_on(name, MeshConfig(data=1), 10)
+    split = losses_on(name, MeshConfig(data=2, fsdp=2, tensor=2), 10)
+    np.testing.assert_allclose(split, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_way_to_split_eight_devices_trains_alike(name: str, scan_layers: bool) -> None:
+    trunk = {"heads": 8, "hidden_size": 32, "layers": 2, "scan_layers": scan_layers}
+    alone = losses_on(name, MeshConfig(data=1), 10, **trunk)
+    for data in (1, 2, 4, 8):
+        for fsdp in (1, 2, 4, 8):
+            if 8 % (data * fsdp) == 0:
+                config = MeshConfig(data, fsdp, 8 // (data * fsdp))
+                np.testing.assert_allclose(
+                    losses_on(name, config, 10, **trunk), alone, rtol=1e-5, err_msg=str(config)
+                )
+
+
 def test_eight_devices_and_accumulation_together_change_nothing() -> None:
-    alone, together = losses_on("xlnet", 1, 3), losses_on("xlnet", 8, 3, accumulation=2)
+    alone = losses_on("xlnet", MeshConfig(data=1), 3)
+    together = losses_on("xlnet", MeshConfig(data=8), 3, accumulation=2)
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 

@@ -73,5 +73,5 @@ def test_eight_devices_hold_an_eighth_of_the_matrices() -> None:
     whole = sum(4 * int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     for split in (MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=2, tensor=4)):
         held = bytes_per_device(params, make_mesh(split))
-        assert whole / 8 < held < 1.03 * whole / 8
+        assert whole / 8 < held < 1.05 * whole / 8
     assert bytes_per_device(params, make_mesh(MeshConfig(data=8))) == whole

@@ -124,7 +124,11 @@ def get_config(argument: str = "small") -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "objective": {"type": "lmjax.objectives.causal.CausalLM", "z_loss": 0.0},
+            "objective": {
+                "type": "lmjax.objectives.causal.CausalLM",
+                "z_loss": 0.0,
+                "loss_chunk": 256 if size in GPT3 else 0,
+            },
             "model": {
                 "trunk": {
                     "layers": layers,

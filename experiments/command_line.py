@@ -1,6 +1,7 @@
 """What every program does around its work: flags, errors in one line, exit codes.
 
-Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged.
+Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged, 75 told to
+stop by SIGTERM and saved (sysexits.h: "temporary failure, try again later"), 130 interrupted.
 """
 
 import logging
@@ -34,6 +35,7 @@ def _guarded(main: Callable[[], None]) -> None:
     # Libraries tell what they do through absl, which app.run has just made talkative.
     absl.logging.set_verbosity(absl.logging.ERROR)
     from lmjax.training.loop import DivergedError
+    from lmjax.training.preemption import PreemptedError
 
     try:
         main()
@@ -41,6 +43,8 @@ def _guarded(main: Callable[[], None]) -> None:
         _fail(str(error), 2)
     except DivergedError as error:
         _fail(str(error), 3)
+    except PreemptedError as error:
+        _fail(str(error), 75)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", 130)
 

@@ -20,6 +20,9 @@ class CausalLM(Objective):
     Attributes:
       z_loss: weight of the mean square of the log normaliser, which keeps logits from
         drifting (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
+      loss_chunk: positions of a row whose logits exist at one time; they are computed
+        again in the backward pass, so that [batch, length, vocab_size] never exists.
+        0 = all positions at once, which is faster.
     """
 
     headline = "lm"
@@ -27,8 +30,11 @@ class CausalLM(Objective):
 
     model: GptConfig
     z_loss: float = 0.0
+    loss_chunk: int = 0
 
     def __post_init__(self) -> None:
+        if self.loss_chunk < 0:
+            raise ConfigError(f"loss_chunk: must not be negative, got {self.loss_chunk}")
         if self.z_loss < 0:
             raise ConfigError(f"z_loss: must not be negative, got {self.z_loss}")
 
@@ -44,12 +50,21 @@ class CausalLM(Objective):
         return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        network = self.network
-        hidden = apply(network, params, *self.inputs(batch), seeds, method="hidden")
-        # The last position has nothing to predict, nor has a document's last token.
-        logits = apply(network, params, hidden[:, :-1], method="decode")
+        hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
         targets, documents = batch["tokens"][:, 1:], batch["documents"]
+        # The last position has nothing to predict, nor has a document's last token.
         weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
+        scored = hidden[:, :-1], targets, weights
+        if not self.loss_chunk:
+            return self._score(params, *scored)
+        chunks = jax.tree.map(lambda x: split_positions(x, self.loss_chunk), scored)
+        score = jax.checkpoint(lambda chunk: self._score(params, *chunk))
+        return jax.tree.map(lambda sums: sums.sum(0), jax.lax.map(score, chunks))
+
+    def _score(
+        self, params: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> Scored:
+        logits = apply(self.network, params, hidden, method="decode")
         terms, metrics = token_scores("lm", logits, targets, weights, self.vocabulary)
         if self.z_loss:
             log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
@@ -63,3 +78,11 @@ class CausalLM(Objective):
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         mask = same_document(batch["documents"]) & causal(batch["tokens"].shape[1])
         return batch["tokens"], batch["positions"], mask
+
+
+def split_positions(x: jax.Array, size: int) -> jax.Array:
+    """[batch, length, ...] -> [chunks, batch, size, ...], the last chunk filled with zeros."""
+    batch, length = x.shape[:2]
+    chunks = -(-length // size)
+    x = jnp.pad(x, [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, chunks, size, *x.shape[2:]), 1, 0)

@@ -19,6 +19,7 @@ from lmjax.training.devices import peak_flops
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
+from lmjax.training.preemption import PreemptedError, Preemption
 from lmjax.training.reporting import MetricsWriter, RunDirectory, TrainingProgress, read_metrics
 from lmjax.training.sharding import shardings
 from lmjax.training.state import TrainState, init_state
@@ -61,6 +62,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     Raises:
       ConfigError: before anything is compiled or written, for what cannot work.
       DivergedError: the loss is not finite or rises; nothing after it is saved.
+      PreemptedError: SIGTERM came; the run is saved at the step it had reached.
     """
     plan = make_plan(config)
     check_data(plan.data)
@@ -180,6 +182,7 @@ class _Run:
             with (
                 MetricsWriter(self.directory.path, done) as writer,
                 TrainingProgress(t.steps, name, done) as progress,
+                Preemption() as preemption,
             ):
                 watch = _Watch(self, writer, progress, checkpoints)
                 if done == 0:
@@ -191,13 +194,20 @@ class _Run:
                     watch.add(step, metrics)
                     last = step == t.steps
                     evaluate = last or _due(step, t.eval_every)
-                    save = last or _due(step, t.checkpoint_every)
+                    stop = preemption.requested and not last
+                    save = last or stop or _due(step, t.checkpoint_every)
                     if evaluate or save:
                         watch.flush()  # nothing is saved before its numbers are looked at
                     if evaluate:
                         writer.write(step, self.evaluate(state), "validation")
                     if save:
                         checkpoints.save(step, state, self.train_data.get_state())
+                    if stop:
+                        checkpoints.wait()
+                        raise PreemptedError(
+                            f"step {step}: told to stop (SIGTERM); saved in {self.directory.path},"
+                            " the same command continues"
+                        )
                     if evaluate or save:
                         watch.restart()
         return state

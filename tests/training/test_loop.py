@@ -196,35 +196,70 @@ def test_an_interrupted_run_is_the_same_run_bit_for_bit(
     assert_same_run(tmp_path, whole[0])
 
 
-def test_a_run_killed_twice_is_the_same_run_bit_for_bit(
-    whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    file = tmp_path / "killed.py"
+def begin(text: pathlib.Path, place: pathlib.Path) -> "subprocess.Popen[str]":
+    """The run as a process of its own, in place / "run"."""
+    file = place / "killed.py"
     file.write_text(
         "from ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict({config(text)!r})\n"
     )
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "experiments.pretrain",
+            f"--config={file}",
+            f"--workdir={place / 'run'}",
+        ],
+        cwd=ROOT,
+        # As many devices as here, for the same arithmetic to the last bit.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def signal_after(child: "subprocess.Popen[str]", checkpoint: pathlib.Path, number: int) -> str:
+    """Sends a signal once a checkpoint is there; returns what the process said."""
+    while not checkpoint.exists():
+        assert child.poll() is None, child.stderr and child.stderr.read()
+        time.sleep(0.01)
+    child.send_signal(number)
+    return child.communicate()[1]
+
+
+def latest_step(workdir: pathlib.Path) -> int:
+    with Checkpoints(workdir / "checkpoints", keep=99) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
+def test_a_run_killed_twice_is_the_same_run_bit_for_bit(
+    whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "experiments.pretrain"]
     for step in (10, 60):
-        child = subprocess.Popen(
-            [*command, f"--config={file}", f"--workdir={workdir}"],
-            cwd=ROOT,
-            # As many devices as here, for the same arithmetic to the last bit.
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while not (workdir / "checkpoints" / str(step)).exists():
-            assert child.poll() is None, child.stderr and child.stderr.read()
-            time.sleep(0.01)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        with Checkpoints(workdir / "checkpoints", keep=99) as checkpoints:
-            assert step <= (checkpoints.latest_step() or 0) < STEPS
+        child = begin(text, tmp_path)
+        signal_after(child, workdir / "checkpoints" / str(step), signal.SIGKILL)
+        assert step <= latest_step(workdir) < STEPS
     pretrain(ConfigDict(config(text)), workdir, "xlnet")
     assert_same_run(workdir, whole[0])
+
+
+def test_a_run_told_to_stop_saves_where_it_is(
+    whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    child = begin(text, tmp_path)
+    said = signal_after(child, workdir / "checkpoints" / "10", signal.SIGTERM)
+    assert child.returncode == 75, said
+    step = latest_step(workdir)
+    assert f"error: step {step}: told to stop (SIGTERM); saved in {workdir}" in said
+    assert 10 <= step < STEPS
+    pretrain(ConfigDict(config(text)), workdir, "xlnet")
+    ours, theirs = saved(workdir, STEPS), saved(whole[0], STEPS)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
 def test_a_directory_of_another_config_is_refused_untouched(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import rich.console
 
 from lmjax.data.loader import Loader
 from lmjax.data.store import TokenStore, check_data, prepare
@@ -21,7 +22,7 @@ from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
 from lmjax.training.preemption import PreemptedError, Preemption
 from lmjax.training.reporting import MetricsWriter, RunDirectory, TrainingProgress, read_metrics
-from lmjax.training.sharding import shardings
+from lmjax.training.sharding import layout, shardings
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import Metrics, make_eval_step, make_train_step
 
@@ -143,6 +144,8 @@ class _Run:
         abstract = jax.eval_shape(initial)
         whole, rows = replicated(mesh), batch_sharding(mesh)
         self.shardings = shardings(abstract, mesh)
+        if mesh.devices.size > 1 and jax.process_index() == 0:
+            rich.console.Console(stderr=True).print(layout(abstract, mesh))
         self.abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract,

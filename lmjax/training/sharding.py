@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+import rich.table
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.training.mesh import DATA, FSDP, TENSOR
@@ -68,11 +69,49 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 def bytes_per_device(tree: Any, mesh: Mesh) -> int:
     """What one device holds of a tree of arrays or of their shapes."""
-    total = 0
-    for leaf, sharding in zip(
-        jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True
-    ):
-        shape = sharding.shard_shape(tuple(leaf.shape))
-        width = 4 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-        total += math.prod(shape) * width
-    return total
+    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh))
+    return sum(_held(leaf, place) for leaf, place in zip(leaves, places, strict=True))
+
+
+def layout(state: Any, mesh: Mesh) -> rich.table.Table:
+    """A table of who holds what: parameters alike in all layers are one row.
+
+    Args:
+      state: a TrainState or its shapes; the caption counts all of it, the rows are the
+        parameters.
+    """
+    rows: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    places = jax.tree.leaves(shardings(state.params, mesh))
+    for (path, leaf), place in zip(leaves, places, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = ", ".join("-" if axis is None else str(axis) for axis in place.spec)
+        alike = re.sub(r"layer_\d+", "layer_*", name), tuple(leaf.shape), spec
+        rows.setdefault(alike, []).append(_held(leaf, place))
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    whole = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
+    table = rich.table.Table(
+        title=f"{mesh.devices.size} devices: {shape}",
+        caption=f"a device holds {_size(bytes_per_device(state.params, mesh))} of"
+        f" {_size(whole)} of parameters, {_size(bytes_per_device(state, mesh))} with moments",
+    )
+    table.add_column("parameter", overflow="fold")
+    for column in ("count", "shape", "split over", "bytes a device"):
+        table.add_column(column, justify="right")
+    for (name, dimensions, spec), held in rows.items():
+        table.add_row(name, str(len(held)), str(list(dimensions)), spec or "-", _size(sum(held)))
+    return table
+
+
+def _held(leaf: Any, place: NamedSharding) -> int:
+    key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return math.prod(place.shard_shape(tuple(leaf.shape))) * (8 if key else leaf.dtype.itemsize)
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -11,8 +11,31 @@ from experiments.fidelity.cases import CASES, FAMILIES, Case
 from experiments.fidelity.outputs import compare
 from experiments.fidelity.training import train
 
+# What the others cover too; still a dozen of each family are left for every day.
+SLOW = {
+    "bert": ("no segments", "untied pretraining", "one head", "four segment types", "choices"),
+    "gpt2": ("no padding", "relu", "one head", "large epsilon"),
+    "xlnet": (
+        "left padding",
+        "no segments",
+        "memory of 17",
+        "shorter memory to come",
+        "uni, padding",
+        "relu",
+        "deep",
+        "large epsilon",
+        "tokens",
+        "choices",
+    ),
+    "electra": ("no segments", "relu", "one head", "large epsilon"),
+}
+OFTEN = [case for case in CASES if case.name.split(" ", 1)[1] not in SLOW[case.family]]
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c in OFTEN else [pytest.mark.slow], id=c.name) for c in CASES],
+)
 def test_a_published_model_is_the_same_function_here(case: Case, tmp_path: pathlib.Path) -> None:
     found = compare(case, tmp_path)
     assert found.outputs < 2e-5
@@ -24,7 +47,7 @@ def test_a_published_model_is_the_same_function_here(case: Case, tmp_path: pathl
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_dozen_models(family: str) -> None:
-    assert sum(case.family == family for case in CASES) >= 12
+    assert sum(case.family == family for case in OFTEN) >= 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,16 +1,21 @@
 """Who holds what on the mesh."""
 
+import dataclasses
+import io
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich.console
 from jax.sharding import PartitionSpec as P
 
 from configs import bert
 from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.plan import make_objective
-from lmjax.training.sharding import bytes_per_device, shardings, spec_of
+from lmjax.training.sharding import bytes_per_device, layout, shardings, spec_of
 from lmjax.training.state import init_state
 from tests import tiny
 
@@ -59,6 +64,25 @@ def test_moments_lie_where_their_parameters_do(name: str) -> None:
     assert jax.tree.leaves(places.ema) == jax.tree.leaves(places.params)
     if name == "xlnet":
         assert places.mems.spec == P(None, ("data", "fsdp"))
+
+
+def test_the_layout_is_shown_a_row_for_what_is_alike_in_all_layers() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    objective = tiny.objective("bert")
+    trunk = dataclasses.replace(objective.model.trunk, layers=3)
+    model = dataclasses.replace(objective.model, trunk=trunk)
+    objective = dataclasses.replace(objective, model=model)
+    state = jax.eval_shape(
+        lambda: init_state(objective, optax.adamw(1e-3), 0, tiny.batch("bert", 0), False)
+    )
+    console = rich.console.Console(width=140, record=True, file=io.StringIO())
+    console.print(layout(state, mesh))
+    shown = console.export_text()
+    assert "8 devices: data 2 x fsdp 2 x tensor 2" in shown
+    (row,) = [line for line in shown.splitlines() if "layer_*/attention/query/kernel" in line]
+    # Three kernels of 16 x 16 float32 in four parts.
+    assert re.search(r"\b3 .*\[16, 16\].*fsdp, tensor.*\b768 B", row)
+    assert bytes_per_device(state, mesh) > 3 * bytes_per_device(state.params, mesh)
 
 
 def test_eight_devices_hold_an_eighth_of_the_matrices() -> None:

@@ -63,16 +63,9 @@ def losses_on(
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_one_and_eight_devices_train_alike(name: str) -> None:
     alone = losses_on(name, MeshConfig(data=1), 20)
-    together = losses_on(name, MeshConfig(data=8), 20)
-    np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert len(set(alone)) == 20
-
-
-@pytest.mark.parametrize("name", tiny.NAMES)
-def test_a_model_split_between_devices_trains_alike(name: str) -> None:
-    alone = losses_on(name, MeshConfig(data=1), 10)
-    split = losses_on(name, MeshConfig(data=2, fsdp=2, tensor=2), 10)
-    np.testing.assert_allclose(split, alone, rtol=1e-5)
+    for config in (MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)):
+        np.testing.assert_allclose(losses_on(name, config, 20), alone, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -99,7 +92,7 @@ def test_eight_devices_and_accumulation_together_change_nothing() -> None:
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_loss_and_gradient_do_not_depend_on_accumulation(name: str) -> None:
     found = []
-    for accumulation in (1, 2, 4):
+    for accumulation in (1, 4):
         state, step = compiled(name, accumulation)
         found.append(step(state, tiny.batch(name, 1)))
     new, whole = found[0]

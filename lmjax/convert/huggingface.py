@@ -104,14 +104,17 @@ def save_huggingface(
         for rule in listed
         for name in (rule.theirs, *rule.copies)
     ]
-    target.mkdir(parents=True, exist_ok=True)
-    write_tensors(target / SINGLE, tensors)
-    _write_json(target / "config.json", values)
-    if pretrained.tokenizer is not None:
-        (target / "tokenizer.json").write_text(pretrained.tokenizer.as_loaded, encoding="utf-8")
-        _write_json(
-            target / "tokenizer_config.json", _tokenizer_values(pretrained.tokenizer, model)
-        )
+    texts = {"config.json": _json(values)}
+    if (tokenizer := pretrained.tokenizer) is not None:
+        texts["tokenizer.json"] = tokenizer.as_loaded
+        texts["tokenizer_config.json"] = _json(_tokenizer_values(tokenizer, model))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write_tensors(target / SINGLE, tensors)
+        for name, text in texts.items():
+            (target / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--to: cannot write '{target}' ({error.strerror})") from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -165,12 +168,9 @@ def _read_params(
     params: dict[str, jax.Array] = {}
     used: set[str] = set()
     for rule in track(rules(network), f"reading {directory}"):
-        places = [
-            name
-            for full in (rule.theirs, *rule.also, *rule.copies)
-            for name in (full, _without_base(full))
-            if name in files.shapes
-        ]
+        names = (rule.theirs, *rule.also, *rule.copies)
+        both = dict.fromkeys(name for full in names for name in (full, _without_base(full)))
+        places = [name for name in both if name in files.shapes]
         used.update(places)
         if not places:
             raise ConfigError(f"{directory}: tensor '{rule.theirs}' is missing")
@@ -279,5 +279,5 @@ def _tokenizer_values(tokenizer: Tokenizer, model: ModelConfig) -> dict[str, Any
     return values
 
 
-def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"

@@ -1,6 +1,7 @@
 """What directories are read and written; damaged, mismatched and hostile ones: one clear error."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -20,9 +21,11 @@ import safetensors.numpy
 
 import lmjax
 from lmjax.convert.huggingface import abstract_params
+from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig, BertForPreTraining
+from lmjax.models.electra import ElectraConfig
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.trunk import TransformerConfig
@@ -208,11 +211,44 @@ def test_a_function_that_is_not_built_is_refused_by_name(
         lmjax.load(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("model", "token"),
+    [
+        (BertConfig(TRUNK, max_length=6, vocab_size=20), "first"),
+        (XlnetConfig(TRUNK, vocab_size=20), "last"),
+        (
+            GptConfig(dataclasses.replace(TRUNK, norm="pre"), max_length=6, vocab_size=20),
+            "last_real",
+        ),
+        (ElectraConfig(TRUNK, generator_size=1.0, max_length=6, vocab_size=20), "first"),
+    ],
+)
+def test_the_labels_of_a_fine_tuned_head_are_kept(
+    model: Any, token: str, tmp_path: pathlib.Path
+) -> None:
+    network = headed(model, "sequence_classification", 3, 0.2)
+    assert network.head.token == token
+    labels = ("bad", "neutral", "good")
+    given = Pretrained(network, random_params(network), None, labels, {"pad_token_id": 0})
+    lmjax.save_huggingface(given, tmp_path / "m")
+    opened = lmjax.load(tmp_path / "m")
+    assert opened.labels == labels
+    assert opened.token_ids == {"pad_token_id": 0}
+    assert opened.network.task == "sequence_classification"
+    # GPT-2's head in transformers drops nothing out.
+    assert opened.network.head.dropout == (0.0 if token == "last_real" else 0.2)
+    tokens = np.arange(1, 13).reshape(2, 6)
+    real = np.arange(6)[None] < np.array([[6], [4]])
+    np.testing.assert_array_equal(given(tokens, real=real), opened(tokens, real=real))
+
+
 def test_nothing_is_overwritten(whole: pathlib.Path) -> None:
     before = (whole / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="is there and not empty"):
         lmjax.save_huggingface(lmjax.load(whole), whole)
     assert (whole / "model.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match="--to: cannot write"):
+        lmjax.save_huggingface(lmjax.load(whole), whole / "config.json" / "below")
 
 
 def test_shards_half_precision_and_old_names_are_read(copy: pathlib.Path) -> None:

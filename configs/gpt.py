@@ -193,6 +193,6 @@ def get_config(argument: str = "small") -> ConfigDict:
                 "ema_decay": 0.0,
                 "max_loss_rise": 2.0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

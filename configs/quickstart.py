@@ -117,6 +117,6 @@ def get_config(name: str = "bert") -> ConfigDict:
                 "eval_batches": 10,
                 "checkpoint_every": 200,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

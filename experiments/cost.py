@@ -23,7 +23,7 @@ def summary(config: ConfigDict) -> str:
     """One line, such as `110M parameters, 32.8B tokens, 1.9e19 FLOPs`."""
     # A cost is that of the config's batch, whatever devices are here.
     config = ConfigDict(config.to_dict())
-    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    config.mesh = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
     plan = make_plan(config)
     training = plan.training
     tokens = training.steps * training.batch_size * plan.examples.length

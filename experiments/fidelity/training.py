@@ -225,7 +225,7 @@ class _Theirs:
             weights = batch["target_weights"] > 0
             found = model(
                 **given | {"attention_mask": real.float()},
-                perm_mask=batch["perm_mask"].float(),
+                perm_mask=(batch["query_place"][:, :, None] <= batch["key_place"][:, None]).float(),
                 target_mapping=torch.nn.functional.one_hot(
                     batch["target_mapping"].long(), LENGTH
                 ).float(),

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.models.gpt import Gpt
+from lmjax.nn.masks import causal
 from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.causal import CausalLM
+from lmjax.objectives.factorization import perm_mask
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
@@ -74,7 +76,7 @@ def sample_text(
     @jax.jit
     def generate(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(length)[None]
-        mask = jnp.tril(jnp.ones((1, length, length), bool))
+        mask = causal(length)
 
         def write(i: jax.Array, tokens: jax.Array) -> jax.Array:
             logits = apply(Gpt(objective.model), params, tokens, positions, mask)
@@ -104,7 +106,8 @@ def complete_in_order(
         corrupted = _corrupt(objective, key, batch)
         mapping, used = corrupted["target_mapping"], corrupted["target_weights"] > 0
         # Whoever comes later in the order sees more.
-        sees = (~jnp.take_along_axis(corrupted["perm_mask"], mapping[..., None], axis=1)).sum(-1)
+        hidden = perm_mask(corrupted["query_place"], corrupted["key_place"])
+        sees = (~jnp.take_along_axis(hidden, mapping[..., None], axis=1)).sum(-1)
         turn = jnp.argsort(jnp.where(used, sees, jnp.iinfo(jnp.int32).max), axis=-1)
         mems = objective.init_mems(rows)
 

@@ -8,6 +8,7 @@ import jax
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
 from lmjax.nn.layers import Dense
+from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
@@ -53,7 +54,7 @@ class BertEncoder(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
@@ -89,7 +90,7 @@ class BertWithPooler(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Hidden states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
@@ -123,7 +124,7 @@ class BertForPreTraining(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         target_positions: jax.Array,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:

@@ -10,6 +10,7 @@ from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
 from lmjax.nn.layers import ACTIVATIONS, Dense
+from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
@@ -109,7 +110,7 @@ class ElectraEncoder(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
@@ -141,7 +142,7 @@ class ElectraGenerator(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         target_positions: jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
@@ -169,7 +170,7 @@ class ElectraDiscriminator(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """Logits [batch, length] that a token is replaced (positive = replaced)."""
@@ -197,7 +198,7 @@ class Electra(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         target_positions: jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
@@ -210,7 +211,7 @@ class Electra(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """Logits [batch, length] that a token is replaced (positive = replaced)."""
@@ -221,7 +222,7 @@ class Electra(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         target_positions: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Both networks on the same tokens; touches every parameter, for `init`."""

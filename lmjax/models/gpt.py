@@ -12,6 +12,7 @@ import jax
 from lmjax.nn.attention import Cache
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import Table, TextEmbeddings
+from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
@@ -58,7 +59,7 @@ class GptEncoder(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """The last hidden states; `segments` are there for the other encoders' sake."""
@@ -69,7 +70,7 @@ class GptEncoder(nn.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
         cache: Cache | None = None,
         start: jax.Array | None = None,
@@ -94,13 +95,21 @@ class Gpt(nn.Module):
             self.decoder = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: Mask | jax.Array,
+        seeds: Seeds | None = None,
     ) -> jax.Array:
         """mask: boolean, broadcasts to [batch, length, length]; the caller makes it causal."""
         return self.decode(self.hidden(tokens, positions, mask, seeds))
 
     def hidden(
-        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, seeds: Seeds | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: Mask | jax.Array,
+        seeds: Seeds | None = None,
     ) -> jax.Array:
         """The last hidden states, [batch, length, hidden_size]."""
         return self.encoder.extend(tokens, positions, mask, seeds)[0]
@@ -109,7 +118,7 @@ class Gpt(nn.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         cache: Cache,
         start: jax.Array,
     ) -> tuple[jax.Array, Cache]:

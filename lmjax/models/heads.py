@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import Dense
+from lmjax.nn.masks import Mask
 from lmjax.nn.trunk import TransformerConfig
 
 BEFORE, AFTER = 48, 49  # dropout sites
@@ -96,7 +97,7 @@ class Headed(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         real: jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:

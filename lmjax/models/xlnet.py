@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds, dropout, shared_dropout
 from lmjax.nn.embeddings import Table
-from lmjax.nn.masks import content, with_memory
+from lmjax.nn.masks import Mask, Pairs, as_mask, content, with_memory
+from lmjax.nn.partition import split_length
 from lmjax.nn.positions import relative_distances, sinusoid
 from lmjax.nn.relative import QUERY_STREAM, RelativeContext, TwoStreamBlock
 from lmjax.nn.transformer import Layers
@@ -74,7 +75,7 @@ class XlnetEncoder(nn.Module):
         tokens: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None = None,
     ) -> jax.Array:
         """The content stream alone; `positions` are there for the other encoders' sake."""
@@ -85,7 +86,7 @@ class XlnetEncoder(nn.Module):
         self,
         tokens: jax.Array,
         segments: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         mems: jax.Array | None = None,
         target_mapping: jax.Array | None = None,
         direction: jax.Array | None = None,
@@ -96,7 +97,7 @@ class XlnetEncoder(nn.Module):
 
         Args:
           tokens, segments: [batch, length] int; segments are compared for equality only.
-          mask: [batch, length, length] bool, who may see whom; nobody need see itself:
+          mask: of [batch, length, length], who may see whom; nobody need see itself:
             the content stream always does, the query stream does as the mask says.
           mems: [layers, batch, memory_length, hidden_size], inputs of each layer for
             earlier text, seen by all; None without memory.
@@ -113,29 +114,28 @@ class XlnetEncoder(nn.Module):
           the memory for the next segment, behind a stop_gradient.
         """
         trunk = self.config.trunk
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         memory_length = 0 if mems is None else mems.shape[2]
         keys = memory_length + length
 
         key_segments = jnp.pad(segments, ((0, 0), (memory_length, 0)))
-        differs = segments[:, :, None] != key_segments[:, None, :]
-        mask = with_memory(jnp.broadcast_to(mask, (batch, length, length)), memory_length)
+        same_segment = Pairs(segments, key_segments, "equal")
+        mask = with_memory(as_mask(mask), memory_length)
         if self.config.attention_type == "uni":
             mask &= _unidirectional(length, keys, self.config.same_length)
         context = RelativeContext(
             encoding=self._encoding(length, keys, direction is not None, seeds),
             direction=None if direction is None else (direction < 0).astype(jnp.int32),
-            content_mask=content(mask),
-            content_differs=differs,
+            content_mask=content(mask, length, keys),
+            content_same_segment=same_segment,
         )
-        h = dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING)
+        h = split_length(dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING))
         g = None
         if target_mapping is not None:
-            rows = target_mapping[..., None]
             context = dataclasses.replace(
                 context,
-                query_mask=jnp.take_along_axis(mask, rows, axis=1),
-                query_differs=jnp.take_along_axis(differs, rows, axis=1),
+                query_mask=mask.take(target_mapping),
+                query_same_segment=same_segment.take(target_mapping),
                 target_mapping=target_mapping,
             )
             g = jnp.broadcast_to(
@@ -194,7 +194,7 @@ class Xlnet(nn.Module):
         self,
         tokens: jax.Array,
         segments: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         mems: jax.Array | None = None,
         target_mapping: jax.Array | None = None,
         direction: jax.Array | None = None,
@@ -222,14 +222,15 @@ class Xlnet(nn.Module):
         return jnp.zeros((c.trunk.layers, batch, c.memory_length, c.trunk.hidden_size))
 
 
-def _unidirectional(length: int, keys: int, same_length: bool) -> jax.Array:
-    """Who may see whom from left to right, [length, keys], the memory first.
+def _unidirectional(length: int, keys: int, same_length: bool) -> Mask:
+    """Who may see whom from left to right, of [1, length, keys], the memory first.
 
     Transformer-XL's mask: position i sees the memory and 0..i; with `same_length` no
     longer the keys before i among the first `length` ones (`_create_mask`).
     """
-    i, j = jnp.arange(length)[:, None], jnp.arange(keys)[None]
-    seen = j <= i + keys - length
-    if same_length:
-        seen &= (j >= i) | (j >= length)
-    return seen
+    i, j = jnp.arange(length)[None], jnp.arange(keys)[None]
+    seen = Pairs(i + keys - length, j, "at_most")
+    if not same_length:
+        return seen
+    oldest = jnp.where(j < length, -j, -length)
+    return seen & Pairs(-i, oldest, "at_most")

@@ -1,14 +1,17 @@
 """Scaled dot-product and multi-head self-attention (Vaswani et al. 2017 §3.2)."""
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.dropout import Seeds, Window, dropout
 from lmjax.nn.layers import Dense, contract
+from lmjax.nn.masks import Mask, as_mask
+from lmjax.nn.partition import over_queries, pad_length
 from lmjax.nn.trunk import TransformerConfig
 
 # Finite, so that a row in which everything is masked gives no NaN.
@@ -18,44 +21,95 @@ PROBABILITIES, OUTPUT = 1, 2  # dropout sites
 
 
 def attention_weights(
-    scores: jax.Array, mask: jax.Array, rate: float, seeds: Seeds | None
+    scores: jax.Array,
+    mask: jax.Array,
+    rate: float,
+    seeds: Seeds | None,
+    window: Window | None = None,
 ) -> jax.Array:
     """Softmax in float32 of `scores` [batch, heads, queries, keys] where `mask` allows.
 
-    mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights.
+    mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights, of
+    which `window` says what part they are.
     """
     mask = mask[:, None]
     weights = jax.nn.softmax(jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE), axis=-1)
     # Who may see nothing sees nothing: the first of a factorisation order without memory.
     # The softmax alone would give the mean of all that is hidden.
-    return dropout(jnp.where(mask, weights, 0.0), rate, seeds, PROBABILITIES)
+    return dropout(jnp.where(mask, weights, 0.0), rate, seeds, PROBABILITIES, window)
 
 
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: jax.Array,
+    mask: Mask | jax.Array,
     *,
     rate: float = 0.0,
     seeds: Seeds | None = None,
     dtype: jnp.dtype = jnp.float32,
+    chunk: int = 0,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value.
 
     Args:
       query: [batch, queries, heads, head_dim].
       key: [batch, keys, heads, head_dim]; value likewise.
-      mask: boolean, True = may attend, broadcasts to [batch, queries, keys].
+      mask: True = may attend, broadcasts to [batch, queries, keys].
       rate: dropout on the weights, independent for each example and head.
       dtype: of the operands of the products.
+      chunk: queries whose scores exist at one time; 0 = all.
 
     Returns:
       [batch, queries, heads, head_dim] float32.
     """
-    scores = contract("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, dtype)
-    weights = attention_weights(scores, mask, rate, seeds)
-    return contract("bhqk,bkhd->bqhd", weights, value, dtype)
+    queries = query.shape[1]
+
+    def rows(first: Any, query: jax.Array, keys_values: Any, shared: Any) -> jax.Array:
+        (key, value), (mask, seeds) = keys_values, shared
+
+        def block(start: Any, query: jax.Array) -> jax.Array:
+            count = query.shape[1]
+            scores = contract("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, dtype)
+            window = Window(2, start, queries)
+            weights = attention_weights(scores, mask.rows(start, count), rate, seeds, window)
+            return contract("bhqk,bkhd->bqhd", weights, value, dtype)
+
+        return by_chunks(block, first, query, chunk)
+
+    return over_queries(rows, query, (key, value), (as_mask(mask), seeds))
+
+
+def by_chunks(
+    f: Callable[[Any, Any], jax.Array], first: jax.Array | int, queries: Any, chunk: int
+) -> jax.Array:
+    """`f` of some queries after the other, each computed again in the backward pass.
+
+    What a chunk needs besides its queries and its result is gone when the next one comes:
+    memory grows with queries + keys, not with their product (Rabe & Staats 2021).
+
+    Args:
+      f: called as f(position of the first query, queries) -> [batch, chunk, ...].
+      first: position of the first of `queries`.
+      queries: pytree of arrays [batch, length, ...].
+      chunk: how many at a time; 0, or the length and more: all, nothing computed again.
+
+    Returns:
+      [batch, length, ...].
+    """
+    length = jax.tree.leaves(queries)[0].shape[1]
+    if not chunk or length <= chunk:
+        return f(first, queries)
+    count = -(-length // chunk)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = pad_length(x, count * chunk)
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
+
+    starts = first + chunk * jnp.arange(count)
+    done = jax.lax.map(jax.checkpoint(lambda part: f(*part)), (starts, jax.tree.map(cut, queries)))
+    done = jnp.moveaxis(done, 0, 1)
+    return done.reshape(done.shape[0], -1, *done.shape[3:])[:, :length]
 
 
 @flax.struct.dataclass
@@ -98,7 +152,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None,
         cache: Cache | None = None,
         start: jax.Array | None = None,
@@ -122,6 +176,7 @@ class SelfAttention(nn.Module):
             rate=c.attention_dropout,
             seeds=seeds,
             dtype=c.compute_dtype,
+            chunk=c.query_chunk,
         )
         output = Dense(
             c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="output"

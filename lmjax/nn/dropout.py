@@ -7,7 +7,7 @@ or micro-batches, nor on where a run was interrupted.
 """
 
 import functools
-from typing import Self
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -41,7 +41,24 @@ class Seeds:
         return type(self)(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
 
 
-def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
+@flax.struct.dataclass
+class Window:
+    """Which part of an array is at hand, so that parts are dropped as the whole would be.
+
+    Attributes:
+      axis: along which the whole is cut; not the batch.
+      first: [] index of the part's first element along it.
+      whole: size of the whole along it.
+    """
+
+    axis: int = flax.struct.field(pytree_node=False)
+    first: jax.Array
+    whole: int = flax.struct.field(pytree_node=False)
+
+
+def dropout(
+    x: jax.Array, rate: float, seeds: Seeds | None, salt: int, window: Window | None = None
+) -> jax.Array:
     """Zeroes each element of `x` with probability `rate`, scales the rest by 1/(1-rate).
 
     Args:
@@ -49,41 +66,52 @@ def dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Ar
       rate: probability of a zero, in [0, 1).
       seeds: None leaves `x` as it is (evaluation).
       salt: tells this site from the others of its layer.
+      window: what part of a larger array `x` is; None: all of it.
     """
     if seeds is None or rate == 0.0:
         return x
-    return _dropout(x, seeds.fold(salt).examples, rate)
+    return _dropout(x, seeds.fold(salt).examples, window, rate)
 
 
 def shared_dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
     """`dropout` for `x` without a batch axis: one mask for the whole batch."""
     if seeds is None or rate == 0.0:
         return x
-    return _dropout(x[None], seeds.fold(salt).step[None], rate)[0]
+    return _dropout(x[None], seeds.fold(salt).step[None], None, rate)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dropout(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
-    return _apply(x, seeds, rate)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _dropout(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
+    return _apply(x, seeds, window, rate)
 
 
-def _forward(x: jax.Array, seeds: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
-    return _apply(x, seeds, rate), seeds
+def _forward(
+    x: jax.Array, seeds: jax.Array, window: Window | None, rate: float
+) -> tuple[jax.Array, tuple[jax.Array, Window | None]]:
+    return _apply(x, seeds, window, rate), (seeds, window)
 
 
-def _backward(rate: float, seeds: jax.Array, g: jax.Array) -> tuple[jax.Array, np.ndarray]:
-    return _apply(g, seeds, rate), np.zeros(seeds.shape, jax.dtypes.float0)
+def _backward(
+    rate: float, saved: tuple[jax.Array, Window | None], g: jax.Array
+) -> tuple[jax.Array, Any, Any]:
+    seeds, window = saved
+    none = jax.tree.map(lambda x: np.zeros(jnp.shape(x), jax.dtypes.float0), (seeds, window))
+    return _apply(g, seeds, window, rate), *none
 
 
 _dropout.defvjp(_forward, _backward)
 
 
-def _apply(x: jax.Array, seeds: jax.Array, rate: float) -> jax.Array:
+def _apply(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
     index = jnp.zeros((1, *x.shape[1:]), jnp.uint32)
     stride = 1
     for axis in range(x.ndim - 1, 0, -1):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, index.shape, axis) * np.uint32(stride)
-        stride *= x.shape[axis]
+        here = jax.lax.broadcasted_iota(jnp.uint32, index.shape, axis)
+        size = x.shape[axis]
+        if window is not None and window.axis == axis:
+            here, size = here + jnp.asarray(window.first, jnp.uint32), window.whole
+        index = index + here * np.uint32(stride)
+        stride = stride * size % 2**32
     bits = _mix(_mix(index * _GOLDEN) ^ seeds.reshape(-1, *[1] * (x.ndim - 1)))
     keep = bits >= np.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

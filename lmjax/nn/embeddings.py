@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, contract, embedding_lookup
+from lmjax.nn.partition import gathered, split_length
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING = 5  # dropout site
@@ -28,7 +29,7 @@ class Table(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [...] -> [..., features]; an id outside of the table gives NaN."""
-        return embedding_lookup(self.embedding, ids)
+        return embedding_lookup(gathered(self.embedding), ids)
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Scores of every row: [..., features] -> [..., rows], float32."""
@@ -74,7 +75,7 @@ class TextEmbeddings(nn.Module):
             x = x + self.segment(segments)
         if self.norm:
             x = self.embedding_norm(x)
-        return dropout(x, self.config.dropout, seeds, EMBEDDING)
+        return split_length(dropout(x, self.config.dropout, seeds, EMBEDDING))
 
     def decode(self, x: jax.Array) -> jax.Array:
         """[..., features] -> logits [..., vocab_size] with the token table."""

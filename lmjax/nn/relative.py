@@ -4,14 +4,18 @@ Dai et al. 2019 (§3.3) and Yang et al. 2019 (§2.3-2.6, App. A); the arithmetic
 the authors' `modeling.py`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax.nn.attention import OUTPUT, attention_weights
-from lmjax.nn.dropout import Seeds, dropout
+from lmjax.nn.attention import OUTPUT, attention_weights, by_chunks
+from lmjax.nn.dropout import Seeds, Window, dropout
 from lmjax.nn.layers import Dense, LayerNorm, contract
+from lmjax.nn.masks import Mask
+from lmjax.nn.partition import over_queries, split_length
 from lmjax.nn.positions import relative_shift, relative_shift_at
 from lmjax.nn.transformer import LEAVING, FeedForward
 from lmjax.nn.trunk import TransformerConfig
@@ -31,21 +35,24 @@ class RelativeContext:
       encoding: [keys + length, hidden_size], or [2, keys + length, hidden_size] for
         text read forward and backward, when `direction` chooses.
       direction: [batch] int, 0 forward or 1 backward; None without backward text.
-      content_mask: [batch, length, keys] bool.
-      content_differs: [batch, length, keys] bool, query and key in different segments.
-      query_mask: [batch, num_predict, keys] bool; None without the query stream.
-      query_differs: [batch, num_predict, keys] bool.
+      content_mask: who sees whom, of [batch, length, keys].
+      content_same_segment: query and key in one segment, of [batch, length, keys].
+      query_mask: of [batch, num_predict, keys]; None without the query stream.
+      query_same_segment: of [batch, num_predict, keys].
       target_mapping: [batch, num_predict] int, the position that each query predicts:
         the paper's one-hot `target_mapping` as indices.
     """
 
     encoding: jax.Array
     direction: jax.Array | None
-    content_mask: jax.Array
-    content_differs: jax.Array
-    query_mask: jax.Array | None = None
-    query_differs: jax.Array | None = None
+    content_mask: Mask
+    content_same_segment: Mask
+    query_mask: Mask | None = None
+    query_same_segment: Mask | None = None
     target_mapping: jax.Array | None = None
+
+
+KeysValues = tuple[jax.Array, jax.Array]  # [batch, keys, heads, head_dim] each
 
 
 class RelativeAttention(nn.Module):
@@ -79,7 +86,7 @@ class RelativeAttention(nn.Module):
     def heads(self, projected: jax.Array) -> jax.Array:
         return projected.reshape(*projected.shape[:-1], self.config.heads, self.config.head_size)
 
-    def keys_values(self, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, h: jax.Array) -> KeysValues:
         """h: [batch, keys, hidden_size] -> two [batch, keys, heads, head_dim]."""
         return self.heads(self.key(h)), self.heads(self.value(h))
 
@@ -91,36 +98,91 @@ class RelativeAttention(nn.Module):
     def attend(
         self,
         x: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
+        own: KeysValues,
+        memory: KeysValues | None,
         positions: jax.Array,
-        mask: jax.Array,
-        differs: jax.Array,
+        mask: Mask,
+        same_segment: Mask,
         target_mapping: jax.Array | None,
-        length: int,
         seeds: Seeds | None,
     ) -> jax.Array:
         """One stream. x: [batch, queries, hidden_size] -> the same.
 
-        `target_mapping` is None for the content stream, whose queries are all positions.
+        Args:
+          own, memory: keys and values of this segment and of the memory before it.
+          positions: what `positions` gives.
+          target_mapping: None for the content stream, whose queries are all positions.
         """
         c = self.config
-        dtype = c.compute_dtype
-        query = self.heads(self.query(x))
-        scores = contract("bqhd,bkhd->bhqk", query + self.content_bias, key, dtype)
-        spec = "bqhd,phd->bhqp" if positions.ndim == 3 else "bqhd,bphd->bhqp"
-        by_distance = contract(spec, query + self.position_bias, positions, dtype)
-        if target_mapping is None:
-            scores += relative_shift(by_distance, key.shape[1])
-        else:
-            scores += relative_shift_at(by_distance, target_mapping, length)
-        by_segment = contract(
-            "bqhd,shd->sbhq", query + self.segment_bias, self.segment_embedding, dtype
-        )
-        scores += jnp.where(differs[:, None], by_segment[1, ..., None], by_segment[0, ..., None])
-        weights = attention_weights(scores * c.head_size**-0.5, mask, c.attention_dropout, seeds)
-        y = contract("bhqk,bkhd->bqhd", weights, value, dtype)
+        dtype, queries, length = c.compute_dtype, x.shape[1], own[0].shape[1]
+        biases = (self.content_bias, self.position_bias, self.segment_bias)
+
+        def rows(first: Any, queries_here: Any, own: KeysValues, shared: Any) -> jax.Array:
+            memory, positions, masks, seeds, biases, segment_embedding = shared
+            key, value = own if memory is None else _joined(memory, own)
+
+            def block(start: Any, here: Any) -> jax.Array:
+                query, target_mapping = here
+                count = query.shape[1]
+                mask, same_segment = (m.rows(start, count) for m in masks)
+                content, position, segment = (query + bias for bias in biases)
+                scores = contract("bqhd,bkhd->bhqk", content, key, dtype)
+                scores += _by_distance(
+                    position, positions, key, length, start, target_mapping, dtype
+                )
+                by_segment = contract("bqhd,shd->sbhq", segment, segment_embedding, dtype)
+                scores += jnp.where(
+                    same_segment[:, None], by_segment[0, ..., None], by_segment[1, ..., None]
+                )
+                window = Window(2, start, queries)
+                scores *= c.head_size**-0.5
+                weights = attention_weights(scores, mask, c.attention_dropout, seeds, window)
+                return contract("bhqk,bkhd->bqhd", weights, value, dtype)
+
+            return by_chunks(block, first, queries_here, c.query_chunk)
+
+        shared = memory, positions, (mask, same_segment), seeds, biases, self.segment_embedding
+        y = over_queries(rows, (self.heads(self.query(x)), target_mapping), own, shared)
         return dropout(self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT)
+
+
+def _joined(memory: KeysValues, own: KeysValues) -> KeysValues:
+    """The memory's keys and values, then the segment's own."""
+    key, value = (jnp.concatenate(both, axis=1) for both in zip(memory, own, strict=True))
+    return key, value
+
+
+def _by_distance(
+    query: jax.Array,
+    positions: jax.Array,
+    key: jax.Array,
+    length: int,
+    start: jax.Array | int,
+    target_mapping: jax.Array | None,
+    dtype: Any,
+) -> jax.Array:
+    """The position term [batch, heads, queries, keys].
+
+    Args:
+      query: [batch, queries, heads, head_dim], the queries from `start` on, or those of the
+        positions `target_mapping` [batch, queries].
+      positions: [columns, heads, head_dim], or with a batch axis in front.
+    """
+    spec = "bqhd,phd->bhqp" if positions.ndim == 3 else "bqhd,bphd->bhqp"
+    keys, count = key.shape[1], query.shape[1]
+    if target_mapping is not None:
+        by_distance = contract(spec, query, positions, dtype)
+        return relative_shift_at(by_distance, target_mapping, length)
+    if count != length:
+        # These queries meet keys + count of the keys + length distances. The last chunk may
+        # reach beyond the segment, where there are none: its queries are thrown away.
+        axis = positions.ndim - 3
+        beyond = [(0, 0)] * positions.ndim
+        beyond[axis] = (count, 0)
+        positions = jax.lax.dynamic_slice_in_dim(
+            jnp.pad(positions, beyond), length - start, keys + count, axis
+        )
+    return relative_shift(contract(spec, query, positions, dtype), keys)
 
 
 class TwoStreamBlock(nn.Module):
@@ -150,30 +212,30 @@ class TwoStreamBlock(nn.Module):
         feed_forward = FeedForward(c, name="feed_forward")
         feed_forward_norm = LayerNorm(c.layer_norm_epsilon, name="feed_forward_norm")
 
-        memory = h if mems is None else jnp.concatenate([mems, h], axis=1)
-        key, value = attention.keys_values(memory)
+        own = attention.keys_values(h)
+        memory = None if mems is None else attention.keys_values(mems)
         positions = attention.positions(context)
-        length = h.shape[1]
 
         def stream(
             x: jax.Array,
-            mask: jax.Array,
-            differs: jax.Array,
+            mask: Mask,
+            same_segment: Mask,
             mapping: jax.Array | None,
             seeds: Seeds | None,
         ) -> jax.Array:
             attended = attention.attend(
-                x, key, value, positions, mask, differs, mapping, length, seeds
+                x, own, memory, positions, mask, same_segment, mapping, seeds
             )
             x = attention_norm(x + attended)
             return feed_forward_norm(x + feed_forward(x, seeds))
 
         if g is not None:
-            assert context.query_mask is not None and context.query_differs is not None
+            assert context.query_mask is not None and context.query_same_segment is not None
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
             g = stream(
-                g, context.query_mask, context.query_differs, context.target_mapping, g_seeds
+                g, context.query_mask, context.query_same_segment, context.target_mapping, g_seeds
             )
-        new_h = stream(h, context.content_mask, context.content_differs, None, seeds)
+        new_h = stream(h, context.content_mask, context.content_same_segment, None, seeds)
+        new_h = split_length(new_h)
         self.sow("intermediates", LEAVING, new_h)
         return (new_h, g), h

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from lmjax.nn.attention import Cache, SelfAttention
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm
+from lmjax.nn.masks import Mask
+from lmjax.nn.partition import split_length
 from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
@@ -58,7 +60,7 @@ class Block(nn.Module):
         x: jax.Array,
         layer: jax.Array,
         cache: Cache | None,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None,
         start: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -77,7 +79,7 @@ class Block(nn.Module):
             return y
 
         x = sublayer(c, attention_norm, x, attended)
-        x = sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds))
+        x = split_length(sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds)))
         self.sow("intermediates", LEAVING, x)
         return x, written
 
@@ -135,7 +137,7 @@ class Stack(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         seeds: Seeds | None,
         cache: Cache | None = None,
         start: jax.Array | None = None,

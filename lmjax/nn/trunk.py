@@ -32,6 +32,9 @@ class TransformerConfig:
       scan_layers: one compiled block for all layers, parameters stacked on a leading
         axis: compile time does not grow with depth. Off is faster on CPU.
       remat: recompute a block's activations in the backward pass.
+      query_chunk: queries whose attention scores exist at one time; they are computed again
+        in the backward pass, so that memory grows linearly with the length. 0 = all at
+        once, which is faster while the scores fit.
     """
 
     layers: int
@@ -51,13 +54,15 @@ class TransformerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     remat: bool = False
+    query_chunk: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden_size", "heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.head_dim < 0:
-            raise ConfigError(f"head_dim: must not be negative, got {self.head_dim}")
+        for name in ("head_dim", "query_chunk"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
         if not self.head_dim and self.hidden_size % self.heads:
             raise ConfigError(
                 f"heads: {self.heads} heads do not divide hidden_size={self.hidden_size};"

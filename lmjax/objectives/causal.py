@@ -10,6 +10,7 @@ from lmjax.errors import ConfigError
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import causal, same_document
+from lmjax.nn.partition import pad_length
 from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores, weighted_sum
 
 
@@ -51,10 +52,11 @@ class CausalLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
-        targets, documents = batch["tokens"][:, 1:], batch["documents"]
+        targets, documents = jnp.roll(batch["tokens"], -1, axis=1), batch["documents"]
         # The last position has nothing to predict, nor has a document's last token.
-        weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
-        scored = hidden[:, :-1], targets, weights
+        following = jnp.pad(documents[:, 1:], ((0, 0), (0, 1)))
+        weights = (documents == following) & (following > 0)
+        scored = hidden, targets, weights
         if not self.loss_chunk:
             return self._score(params, *scored)
         chunks = jax.tree.map(lambda x: split_positions(x, self.loss_chunk), scored)
@@ -75,14 +77,16 @@ class CausalLM(Objective):
         head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
         return self.model.trunk.forward_flops(length, length) + head
 
-    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         mask = same_document(batch["documents"]) & causal(batch["tokens"].shape[1])
         return batch["tokens"], batch["positions"], mask
 
 
 def split_positions(x: jax.Array, size: int) -> jax.Array:
-    """[batch, length, ...] -> [chunks, batch, size, ...], the last chunk filled with zeros."""
-    batch, length = x.shape[:2]
-    chunks = -(-length // size)
-    x = jnp.pad(x, [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, chunks, size, *x.shape[2:]), 1, 0)
+    """[batch, length, ...] -> [chunks, batch, size, ...], filled with zeros.
+
+    A chunk takes every chunks-th position: some of each device where the length is split.
+    """
+    chunks = -(-x.shape[1] // size)
+    x = pad_length(x, chunks * size)
+    return jnp.moveaxis(x.reshape(x.shape[0], size, chunks, *x.shape[2:]), 2, 0)

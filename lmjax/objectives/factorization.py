@@ -69,20 +69,30 @@ def factorization_order(key: jax.Array, size: int, perm_size: int) -> jax.Array:
     return (blocks[:, None] + order[None, :]).reshape(size)
 
 
-def order_perm_mask(order: jax.Array, is_masked: jax.Array, functional: jax.Array) -> jax.Array:
-    """Who must not see whom under a factorisation order. -> perm_mask [size, size] bool.
+def places(
+    order: jax.Array, is_masked: jax.Array, functional: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Where each position of a part stands, as the one that looks and as the one that is seen.
 
-    Tokens that are neither masked nor functional come first: all see them, and they see
-    no other kind. A target sees what comes before it in the order, itself not; functional
-    tokens (SEP, CLS) stand in the order too, see themselves and are never targets.
+    Position i sees j where key_place[j] < query_place[i]. Tokens that are neither masked nor
+    functional come first: all see them, and they see no other kind. A target sees what comes
+    before it in the order, itself not; functional tokens (SEP, CLS) stand in the order too,
+    see themselves and are never targets.
 
     Args:
       order: [size] int, place in the order.
       is_masked: [size] bool.
       functional: [size] bool.
+
+    Returns:
+      query_place, 0 to size, and key_place, -1 to size - 1: [size] int each.
     """
     plain = ~is_masked & ~functional
-    place = jnp.where(plain, -1, order)
+    key_place = jnp.where(plain, -1, order)
     targets = ~plain & ~functional
-    own_place = jnp.where(targets, place, place + 1)
-    return (own_place[:, None] <= place[None, :]) & ~plain[None, :]
+    return jnp.where(targets, key_place, key_place + 1), key_place
+
+
+def perm_mask(query_place: jax.Array, key_place: jax.Array) -> jax.Array:
+    """XLNet's `perm_mask` [..., size, size]: True where i must not see j."""
+    return query_place[..., :, None] <= key_place[..., None, :]

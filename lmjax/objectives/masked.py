@@ -117,7 +117,7 @@ class MaskedLM(Objective):
         pooler = 2 * hidden * (hidden + 2) if self.sentence_prediction else 0
         return trunk.forward_flops(length, length) + head + pooler
 
-    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         if self.sentence_prediction and "label" not in batch:
             raise ConfigError(
                 "config.objective.sentence_prediction: these examples have no sentence label;"

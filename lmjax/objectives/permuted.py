@@ -12,7 +12,7 @@ from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import permutation, same_document
 from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores
-from lmjax.objectives.factorization import choose_targets, factorization_order, order_perm_mask
+from lmjax.objectives.factorization import choose_targets, factorization_order, places
 from lmjax.objectives.masking import to_slots
 
 
@@ -98,10 +98,11 @@ class PermutedLM(Objective):
         return self.network.empty_mems(batch_size)
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
-        """Adds `perm_mask` [length, length], `target_mapping`, `targets`, `target_weights`.
+        """Adds `query_place`, `key_place`, `target_mapping`, `targets`, `target_weights`.
 
-        `perm_mask` is True where i must not see j; targets are [num_predict]. In text that
-        runs backward n-grams are laid as it reads forward (`reverse` of `_sample_mask`).
+        Position i must not see j where query_place[i] <= key_place[j], both [length], which
+        is `perm_mask[i, j]`; targets are [num_predict]. In text that runs backward n-grams
+        are laid as it reads forward (`reverse` of `_sample_mask`).
         """
         tokens, real = example["tokens"], example["documents"] > 0
         vocabulary = self.vocabulary
@@ -114,8 +115,7 @@ class PermutedLM(Objective):
                 return part
             return jnp.where(example["direction"] < 0, part[::-1], part)
 
-        perm_mask = jnp.zeros((length, length), bool)
-        chosen, begin = [], 0
+        chosen, query_places, key_places, begin = [], [], [], 0
         for part, (size, count) in enumerate(self.parts(length)):
             for_targets, for_order = jax.random.split(jax.random.fold_in(key, part))
             here = slice(begin, begin + size)
@@ -129,15 +129,17 @@ class PermutedLM(Objective):
             )
             is_masked = forward(is_masked)
             order = factorization_order(for_order, size, self.perm_size or size)
-            blind = order_perm_mask(order, is_masked, functional[here])
-            perm_mask = perm_mask.at[here, here].set(blind)
-            perm_mask = perm_mask.at[here, begin + size :].set(True)
+            query_place, key_place = places(order, is_masked, functional[here])
+            # Every place of a part comes after all those of the part before it.
+            query_places.append(query_place + begin + part)
+            key_places.append(key_place + begin + part)
             chosen.append(is_masked & ~functional[here])
             begin += size
         slots = to_slots(jnp.concatenate(chosen), jnp.arange(length), self.num_predict)
         return {
             **example,
-            "perm_mask": perm_mask,
+            "query_place": jnp.concatenate(query_places),
+            "key_place": jnp.concatenate(key_places),
             "target_mapping": slots.positions,
             "targets": tokens[slots.positions],
             "target_weights": slots.weights,
@@ -165,10 +167,11 @@ class PermutedLM(Objective):
         return streams + trunk.layers * (extra + by_distance) + head
 
     def inputs(self, batch: Batch, mems: Any) -> tuple[Any, ...]:
+        in_order = permutation(batch["query_place"], batch["key_place"])
         return (
             batch["tokens"],
             batch["segments"],
-            permutation(batch["perm_mask"]) & same_document(batch["documents"]),
+            in_order & same_document(batch["documents"]),
             mems,
             batch["target_mapping"],
             batch.get("direction"),

@@ -129,7 +129,7 @@ class ReplacedTokenDetection(Objective):
         total += 2 * n * features * (generator.hidden_size + c.vocab_size)
         return total + 2 * length * c.trunk.hidden_size * (c.trunk.hidden_size + 1)
 
-    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         return (
             batch["tokens"],
             batch["segments"],

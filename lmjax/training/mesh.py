@@ -1,4 +1,4 @@
-"""The device mesh, (data, fsdp, tensor), and batches on it: rows over the first two axes."""
+"""The device mesh, and batches on it: rows over data and fsdp."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,70 +8,76 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmjax.errors import ConfigError
-
-DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+from lmjax.nn.partition import AXES, DATA, FSDP, ROWS, SEQUENCE, TENSOR
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices train, and how they share the work: data x fsdp x tensor of them.
+    """How many devices train, and how they share the work: the product of the four.
 
     Attributes:
       data: copies of the model, each with its own rows; -1 takes what the others leave of
         all devices, a smaller number the first ones.
       fsdp: devices that split parameters and moments between them, each with its own rows.
+      sequence: devices that split the length of the same rows (context parallelism).
       tensor: devices that split heads and feed-forward neurons of the same rows.
     """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
         if self.data != -1 and self.data < 1:
             raise ConfigError(f"data: {self.data} is no number of devices; -1 takes the rest")
-        for name in ("fsdp", "tensor"):
+        for name in (FSDP, SEQUENCE, TENSOR):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is no number of devices")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh (data, fsdp, tensor) over the first devices, with automatic axes.
+    """The mesh (data, fsdp, sequence, tensor) over the first devices, with automatic axes.
 
     Devices that split one copy of the model stand next to each other.
 
     Raises:
       ConfigError: more devices asked for than there are, or, with several processes,
-        not all of them (a process without devices could not take part).
+        not all of them (a process without devices could not take part) or rows that two
+        processes would share.
     """
     devices = jax.devices()
-    one_copy = config.fsdp * config.tensor
+    one_copy = config.fsdp * config.sequence * config.tensor
     data = len(devices) // one_copy if config.data == -1 else config.data
     count = data * one_copy
-    shape = f"data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor}"
+    sizes = (data, config.fsdp, config.sequence, config.tensor)
+    shape = f"{' x '.join(AXES)} = {' x '.join(map(str, sizes))}"
     if not 0 < count <= len(devices):
-        too_many = "data" if one_copy <= len(devices) else "fsdp"
+        too_many = DATA if one_copy <= len(devices) else max(AXES[1:], key=config.__getattribute__)
         raise ConfigError(
             f"config.mesh.{too_many}: {shape} devices asked for, {len(devices)} available "
-            f"({devices[0].device_kind}); data = -1 takes what fsdp and tensor leave"
+            f"({devices[0].device_kind}); data = -1 takes what the others leave"
         )
-    if jax.process_count() > 1 and count != len(devices):
-        raise ConfigError(
-            f"config.mesh: {shape} of {len(devices)} devices, but {jax.process_count()} "
-            "processes must use all of theirs; use data = -1"
-        )
+    if jax.process_count() > 1:
+        if count != len(devices):
+            raise ConfigError(
+                f"config.mesh: {shape} of {len(devices)} devices, but {jax.process_count()} "
+                "processes must use all of theirs; use data = -1"
+            )
+        if jax.local_device_count() % (config.sequence * config.tensor):
+            raise ConfigError(
+                f"config.mesh: {shape}: sequence x tensor devices share their rows and must"
+                f" belong to one process, which has {jax.local_device_count()}; lower them"
+            )
     # The name of the first keyword differs between versions of jax: pass it by position.
     return jax.make_mesh(
-        (data, config.fsdp, config.tensor),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=devices[:count],
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows, the leading axis, split over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -79,8 +85,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, length: int, accumulation: int, mesh: Mesh) -> None:
     """Raises ConfigError unless each micro-batch splits evenly over the devices."""
+    if length % mesh.shape[SEQUENCE]:
+        raise ConfigError(
+            f"config.mesh.sequence: {mesh.shape[SEQUENCE]} devices do not split"
+            f" config.data.examples.length={length} evenly"
+        )
     if accumulation < 1:
         raise ConfigError(f"config.training.accumulation: {accumulation} is not positive")
     devices = mesh.shape[DATA] * mesh.shape[FSDP]

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "training.checkpoints_to_keep",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.sequence",
     "mesh.tensor",
     "data.cache_dir",
 )
@@ -151,7 +152,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
     objective.check_length(examples.length)
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
-    check_batch(training.batch_size, training.accumulation, mesh)
+    check_batch(training.batch_size, examples.length, training.accumulation, mesh)
     return Plan(
         seed=seed,
         data=data_config,

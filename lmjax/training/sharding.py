@@ -4,7 +4,8 @@ Data parallelism copies parameters and splits rows over the axes `data` and `fsd
 (Rajbhandari et al. 2020, ZeRO stage 3) splits every matrix and its moments over `fsdp`: the
 compiler gathers a layer when it is used. Tensor parallelism (Shoeybi et al. 2019 §3) splits
 heads and feed-forward neurons over `tensor`: the first product of a sublayer by its
-columns, the second by its rows, one sum over devices at its end.
+columns, the second by its rows, one sum over devices at its end. Parameters are whole along
+`sequence`, which splits the length of a text (`lmjax.nn.partition`).
 """
 
 import math
@@ -15,7 +16,7 @@ import jax
 import rich.table
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lmjax.training.mesh import DATA, FSDP, TENSOR
+from lmjax.nn.partition import FSDP, ROWS, TENSOR
 
 # Path of a parameter, and the axis of the mesh that each of its dimensions is split over,
 # the last dimensions if it has more (a stack of layers has its own in front). The first
@@ -61,7 +62,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if re.match(r"mems(/|$)", name):
-            return NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP)))
+            return NamedSharding(mesh, PartitionSpec(None, ROWS))
         return NamedSharding(mesh, spec_of(name, tuple(leaf.shape), mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)

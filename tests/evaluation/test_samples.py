@@ -18,6 +18,7 @@ from lmjax.evaluation.samples import (
     sample_text,
 )
 from lmjax.objectives.base import Objective
+from lmjax.objectives.factorization import perm_mask
 from tests import tiny
 
 ROWS = 4
@@ -111,7 +112,7 @@ def test_targets_are_completed_in_their_order() -> None:
         # Each sees those with an earlier turn and none with a later one.
         places = np.sort(np.asarray(corrupted["target_mapping"][row])[weights])
         order = [place for _, place in sorted(zip((int(t) for t, _ in marks), places, strict=True))]
-        hidden = np.asarray(corrupted["perm_mask"][row])
+        hidden = np.asarray(perm_mask(corrupted["query_place"][row], corrupted["key_place"][row]))
         for i, earlier in enumerate(order):
             for later in order[i + 1 :]:
                 assert hidden[earlier, later]

@@ -25,7 +25,8 @@ def shapes(module: Any, size: str, vocab_size: int) -> tuple[Any, Objective]:
         "label": IDS[:, 0],
         "target_positions": IDS,
         "target_mapping": IDS,
-        "perm_mask": jnp.zeros((1, 8, 8), bool),
+        "query_place": IDS,
+        "key_place": IDS,
     }
     return jax.eval_shape(lambda: objective.init(jax.random.key(0), batch)), objective
 

@@ -55,7 +55,7 @@ def test_causal_sees_itself_and_what_came_before() -> None:
 
 def test_packed_documents_do_not_see_each_other() -> None:
     real = np.asarray(DOCUMENTS[0]) > 0
-    same = np.asarray(same_document(DOCUMENTS))[0]
+    same = np.asarray(same_document(DOCUMENTS).dense())[0]
     found = bert(same_document(DOCUMENTS), POSITIONS)
     np.testing.assert_array_equal(found[real], same[real])
     found = gpt(same_document(DOCUMENTS) & causal(LENGTH), POSITIONS)

@@ -51,24 +51,55 @@ def test_a_row_that_sees_nothing_is_finite() -> None:
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
 def test_same_document_by_a_loop(row: list[int]) -> None:
     documents = jnp.asarray([row])
-    found = np.asarray(masks.same_document(documents))[0]
+    found = np.asarray(masks.same_document(documents).dense())[0]
     for i, mine in enumerate(row):
         for j, other in enumerate(row):
             assert found[i, j] == (mine == other and other > 0)
 
 
 def test_masks_combine() -> None:
-    causal = np.asarray(masks.causal(4))[0]
+    causal = np.asarray(masks.causal(4).dense())[0]
     assert causal.tolist() == np.tril(np.ones((4, 4), bool)).tolist()
     seen = masks.prefix(jnp.array([[True, True, False, False]])) | masks.causal(4)
-    assert np.asarray(seen)[0].tolist() == (causal | [True, True, False, False]).tolist()
-    content = masks.content(jnp.zeros((1, 3, 3), bool))
-    assert np.asarray(content)[0].tolist() == np.eye(3, dtype=bool).tolist()
-    longer = masks.with_memory(content, 2)
+    assert np.asarray(seen.dense())[0].tolist() == (causal | [True, True, False, False]).tolist()
+    none = masks.as_mask(jnp.zeros((1, 3, 3), bool))
+    content = masks.content(none, 3, 3)
+    assert np.asarray(content.dense())[0].tolist() == np.eye(3, dtype=bool).tolist()
+    longer = masks.with_memory(content, 2).dense()
     assert longer.shape == (1, 3, 5)
     assert np.asarray(longer)[..., :2].all()
-    perm_mask = jnp.asarray(RNG.random((1, 3, 3)) < 0.5)
-    assert (np.asarray(masks.permutation(perm_mask)) != np.asarray(perm_mask)).all()
+    with_array = jnp.asarray(causal)[None] & masks.padding(jnp.array([[1, 1, 0, 2]]))
+    assert (
+        np.asarray(with_array.dense())[0].tolist() == (causal & [True, True, False, True]).tolist()
+    )
+
+
+MASKS = {
+    "documents": masks.same_document(jnp.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 0, 0]])),
+    "causal": masks.causal(6) & masks.padding(jnp.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]])),
+    "array": masks.as_mask(jnp.asarray(RNG.random((2, 6, 6)) < 0.5)),
+    "order": masks.content(
+        masks.permutation(
+            jnp.asarray(RNG.integers(0, 6, (2, 6))), jnp.asarray(RNG.integers(-1, 6, (2, 6)))
+        ),
+        6,
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("memory", [0, 3])
+def test_masks_by_rows_and_at_positions(name: str, memory: int) -> None:
+    mask = masks.with_memory(MASKS[name], memory)
+    whole = np.broadcast_to(mask.dense(), (2, 6, memory + 6))
+    np.testing.assert_array_equal(
+        np.broadcast_to(mask.rows(2, 3), (2, 3, memory + 6)), whole[:, 2:5]
+    )
+    assert np.shape(mask.rows(4, 4))[1] == 4, "a last chunk may reach beyond the end"
+    positions = np.array([[5, 0, 3, 3], [1, 1, 4, 2]])
+    taken = np.broadcast_to(mask.take(jnp.asarray(positions)).dense(), (2, 4, memory + 6))
+    np.testing.assert_array_equal(taken, whole[np.arange(2)[:, None], positions])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(3, 3), (3, 5), (4, 9), (1, 4)])
@@ -111,22 +142,22 @@ def test_relative_attention_by_a_loop() -> None:
             [sinusoid(d, 8) for d in (relative_distances(3, keys), -relative_distances(3, keys))]
         ),
         direction=jnp.array([0, 1]),
-        content_mask=jnp.asarray(RNG.random((2, length, keys)) < 0.7).at[..., 0].set(True),
-        content_differs=jnp.asarray(RNG.random((2, length, keys)) < 0.5),
+        content_mask=masks.as_mask(
+            jnp.asarray(RNG.random((2, length, keys)) < 0.7).at[..., 0].set(True)
+        ),
+        content_same_segment=masks.as_mask(jnp.asarray(RNG.random((2, length, keys)) < 0.5)),
     )
     h = jnp.asarray(RNG.normal(size=(2, keys, 8)), jnp.float32)
 
     def run(module: RelativeAttention) -> jax.Array:
-        key, value = module.keys_values(h)
         return module.attend(
             h[:, memory:],
-            key,
-            value,
+            module.keys_values(h[:, memory:]),
+            module.keys_values(h[:, :memory]),
             module.positions(context),
             context.content_mask,
-            context.content_differs,
+            context.content_same_segment,
             None,
-            length,
             None,
         )
 
@@ -137,6 +168,9 @@ def test_relative_attention_by_a_loop() -> None:
         return (x @ p[name]["kernel"]).reshape(*x.shape[:-1], 2, 4)
 
     x = np.asarray(h)
+    visible, same = (
+        np.asarray(m.dense()) for m in (context.content_mask, context.content_same_segment)
+    )
     for b in range(2):
         sign = 1 if b == 0 else -1
         q, k, v = heads("query", x[b, memory:]), heads("key", x[b]), heads("value", x[b])
@@ -144,11 +178,11 @@ def test_relative_attention_by_a_loop() -> None:
         for i, a in np.ndindex(length, 2):
             scores = np.full(keys, -np.inf)
             for j in range(keys):
-                if not context.content_mask[b, i, j]:
+                if not visible[b, i, j]:
                     continue
                 distance = sign * (memory + i - j)
                 r = heads("relative", np.asarray(sinusoid(jnp.array([distance]), 8)))[0, a]
-                s = p["segment_embedding"][int(context.content_differs[b, i, j]), a]
+                s = p["segment_embedding"][int(not same[b, i, j]), a]
                 scores[j] = (
                     (q[i, a] + p["content_bias"][a]) @ k[j, a]
                     + (q[i, a] + p["position_bias"][a]) @ r
@@ -202,6 +236,7 @@ def test_scan_and_remat_change_nothing() -> None:
         ({"layers": 0}, "layers: must be at least 1"),
         ({"dropout": 1.0}, "dropout: must lie in"),
         ({"head_dim": -1}, "head_dim: "),
+        ({"query_chunk": -1}, "query_chunk: "),
     ],
 )
 def test_trunks_that_cannot_be(change: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.objectives.base import apply
-from lmjax.objectives.factorization import choose_targets, factorization_order, order_perm_mask
+from lmjax.objectives.factorization import choose_targets, factorization_order, perm_mask, places
 from lmjax.objectives.permuted import PermutedLM
 from tests import tiny
 
@@ -112,7 +112,7 @@ def test_who_sees_whom_by_the_rule(seed: int) -> None:
     size = 10
     order = rng.permutation(size)
     is_masked, functional = rng.random(size) < 0.4, rng.random(size) < 0.2
-    found = np.asarray(order_perm_mask(*map(jnp.asarray, (order, is_masked, functional))))
+    found = np.asarray(perm_mask(*places(*map(jnp.asarray, (order, is_masked, functional)))))
     for i in range(size):
         for j in range(size):
             if not (is_masked[j] or functional[j]):
@@ -152,7 +152,7 @@ def corrupted(rows: int = 64) -> dict[str, jax.Array]:
 
 def test_parts_and_functional_tokens() -> None:
     batch = jax.device_get(corrupted())
-    blind = batch["perm_mask"]
+    blind = np.asarray(perm_mask(batch["query_place"], batch["key_place"]))
     assert blind[:, :8, 8:].all(), "the first part sees nothing of the second"
     assert not blind[:, 8:, :8].any(), "the second sees all of the first"
     used = batch["target_weights"] > 0
@@ -204,7 +204,9 @@ def test_padding_is_no_target_and_blocks_are_permuted_inside_parts() -> None:
     # Of two targets of a part, one in an earlier block is seen by one in a later block.
     rows = np.arange(32)[:, None, None]
     at = out["target_mapping"]
-    blind = out["perm_mask"][rows, at[:, :, None], at[:, None, :]]
+    blind = np.asarray(perm_mask(out["query_place"], out["key_place"]))[
+        rows, at[:, :, None], at[:, None, :]
+    ]
     part, block = at // 8, at // 4
     both = used[:, :, None] & used[:, None, :] & (part[:, :, None] == part[:, None, :])
     earlier = both & (block[:, None, :] < block[:, :, None])

@@ -26,10 +26,15 @@ def test_all_devices_or_the_first_ones():
     assert make_mesh(MeshConfig()).devices.size == jax.device_count()
     mesh = make_mesh(MeshConfig(data=2))
     assert list(mesh.devices.flat) == jax.devices()[:2]
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 1}
-    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 3
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "sequence": 1, "tensor": 1}
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 4
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
-    assert dict(mesh.shape) == {"data": jax.device_count() // 4, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {
+        "data": jax.device_count() // 4,
+        "fsdp": 2,
+        "sequence": 1,
+        "tensor": 2,
+    }
 
 
 @needs_eight
@@ -55,21 +60,27 @@ def test_global_batch_refuses_a_wrong_number_of_rows():
 @needs_eight
 def test_check_batch():
     mesh = make_mesh(MeshConfig(data=4))
-    check_batch(32, 2, mesh)
+    check_batch(32, 16, 2, mesh)
     with pytest.raises(ConfigError, match=r"config\.training\.batch_size: 30 .* by 8 .* 24 or 32"):
-        check_batch(30, 2, mesh)
+        check_batch(30, 16, 2, mesh)
     with pytest.raises(ConfigError, match=r"use 8$"):
-        check_batch(3, 2, mesh)
+        check_batch(3, 16, 2, mesh)
     with pytest.raises(ConfigError, match=r"config\.training\.accumulation"):
-        check_batch(32, 0, mesh)
+        check_batch(32, 16, 0, mesh)
+    with pytest.raises(ConfigError, match=r"config\.mesh\.sequence: 4 devices do not split .*=18"):
+        check_batch(32, 18, 1, make_mesh(MeshConfig(data=1, sequence=4)))
 
 
 def test_too_many_devices():
-    with pytest.raises(ConfigError, match=r"config\.mesh\.data: .* = 1000 x 1 x 1 devices asked"):
+    with pytest.raises(
+        ConfigError, match=r"config\.mesh\.data: .* = 1000 x 1 x 1 x 1 devices"
+    ):
         make_mesh(MeshConfig(data=1000))
     with pytest.raises(ConfigError, match="data: 0"):
         MeshConfig(data=0)
-    with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp: .* = 0 x 1000 x 1 devices asked"):
+    with pytest.raises(
+        ConfigError, match=r"config\.mesh\.fsdp: .* = 0 x 1000 x 1 x 1 devices"
+    ):
         make_mesh(MeshConfig(fsdp=1000))
     with pytest.raises(ConfigError, match="tensor: 0"):
         MeshConfig(tensor=0)

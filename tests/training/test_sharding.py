@@ -78,7 +78,7 @@ def test_the_layout_is_shown_a_row_for_what_is_alike_in_all_layers() -> None:
     console = rich.console.Console(width=140, record=True, file=io.StringIO())
     console.print(layout(state, mesh))
     shown = console.export_text()
-    assert "8 devices: data 2 x fsdp 2 x tensor 2" in shown
+    assert "8 devices: data 2 x fsdp 2 x sequence 1 x tensor 2" in shown
     (row,) = [line for line in shown.splitlines() if "layer_*/attention/query/kernel" in line]
     # Three kernels of 16 x 16 float32 in four parts.
     assert re.search(r"\b3 .*\[16, 16\].*fsdp, tensor.*\b768 B", row)

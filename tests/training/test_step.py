@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,23 +66,29 @@ def losses_on(
 def test_one_and_eight_devices_train_alike(name: str) -> None:
     alone = losses_on(name, MeshConfig(data=1), 20)
     assert len(set(alone)) == 20
-    for config in (MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)):
+    for config in (MeshConfig(data=8), MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)):
         np.testing.assert_allclose(losses_on(name, config, 20), alone, rtol=1e-5)
+
+
+SPLITS = [
+    MeshConfig(*sizes)
+    for sizes in itertools.product((1, 2, 4, 8), repeat=4)
+    if math.prod(sizes) == 8
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.NAMES)
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_every_way_to_split_eight_devices_trains_alike(name: str, scan_layers: bool) -> None:
+@pytest.mark.parametrize(("scan_layers", "query_chunk"), [(False, 0), (True, 3)])
+def test_every_way_to_split_eight_devices_trains_alike(
+    name: str, scan_layers: bool, query_chunk: int
+) -> None:
     trunk = {"heads": 8, "hidden_size": 32, "layers": 2, "scan_layers": scan_layers}
     alone = losses_on(name, MeshConfig(data=1), 10, **trunk)
-    for data in (1, 2, 4, 8):
-        for fsdp in (1, 2, 4, 8):
-            if 8 % (data * fsdp) == 0:
-                config = MeshConfig(data, fsdp, 8 // (data * fsdp))
-                np.testing.assert_allclose(
-                    losses_on(name, config, 10, **trunk), alone, rtol=1e-5, err_msg=str(config)
-                )
+    assert len(SPLITS) == 20
+    for config in SPLITS:
+        found = losses_on(name, config, 10, **trunk, query_chunk=query_chunk)
+        np.testing.assert_allclose(found, alone, rtol=1e-5, err_msg=str(config))
 
 
 def test_eight_devices_and_accumulation_together_change_nothing() -> None:

@@ -1,0 +1,85 @@
+"""The axes of the device mesh, and what the network itself must know of them.
+
+Where parameters lie is written in one table (`lmjax.training.sharding`), and the compiler
+finds the rest. Only the length of a text needs a hand: it is split over `sequence`, and
+attention is the one place where positions meet.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
+ROWS = (DATA, FSDP)  # what the rows of a batch are split over
+
+
+def sequence_parts() -> int:
+    """Into how many parts the present mesh splits the length; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1)
+
+
+def split_length(x: jax.Array) -> jax.Array:
+    """Keeps the positions of x [batch, length, ...] split over `sequence`."""
+    if sequence_parts() == 1:
+        return x
+    rest = [None] * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, SEQUENCE, *rest))
+
+
+def gathered(table: jax.Array) -> jax.Array:
+    """A table [rows, features] about to be read: whole along `fsdp`, which splits the ids too."""
+    parts = jax.sharding.get_abstract_mesh().shape
+    if parts.get(FSDP, 1) == 1:
+        return table
+    rows = TENSOR if table.shape[0] % parts[TENSOR] == 0 else None
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(rows, None))
+
+
+def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: Any) -> jax.Array:
+    """Attention in which each device has some of the queries and all keys and values.
+
+    Keys and values are gathered over `sequence`, their gradients summed and scattered back
+    (the "all-gather" context parallelism of Llama 3, Dubey et al. 2024 §3.3.2).
+
+    Args:
+      f: called as f(first, queries, keys, shared), where `queries` are those from position
+        `first` on and `keys` all of them -> [batch, queries, ...].
+      queries, keys: pytrees of arrays [batch, length, ...].
+      shared: pytree of what every device has whole.
+
+    Returns:
+      [batch, queries, ...].
+    """
+    parts = sequence_parts()
+    if parts == 1:
+        return f(0, queries, keys, shared)
+    length = jax.tree.leaves(queries)[0].shape[1]
+    missing = -length % parts
+
+    def part(queries: Any, keys: Any, shared: Any) -> jax.Array:
+        def whole(x: jax.Array) -> jax.Array:
+            return jax.lax.all_gather(x, SEQUENCE, axis=1, tiled=True)
+
+        count = jax.tree.leaves(queries)[0].shape[1]
+        first = jax.lax.axis_index(SEQUENCE) * count
+        return f(first, queries, jax.tree.map(whole, keys), shared)
+
+    along = PartitionSpec(None, SEQUENCE)
+    run = jax.shard_map(
+        part,
+        in_specs=(along, along, PartitionSpec()),
+        out_specs=along,
+        axis_names={SEQUENCE},
+    )
+    padded = jax.tree.map(lambda x: pad_length(x, length + missing), queries)
+    return run(padded, keys, shared)[:, :length]
+
+
+def pad_length(x: jax.Array, length: int) -> jax.Array:
+    """x [batch, shorter, ...] with zeros up to `length`."""
+    if x.shape[1] == length:
+        return x
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

@@ -1,7 +1,8 @@
 """What every program does around its work: flags, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged, 75 told to
-stop by SIGTERM and saved (sysexits.h: "temporary failure, try again later"), 130 interrupted.
+stop by SIGTERM and saved, or another process of the run is gone (sysexits.h: "temporary
+failure, try again later"), 130 interrupted.
 """
 
 import logging
@@ -20,6 +21,14 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: FILE.py or FILE.py:SIZE; any field as --config.field=value."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Of several processes: HOST:PORT of process 0, or 'auto' on TPU pods and Kubernetes."
+    " SLURM and Open MPI need none.",
+)
+PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are; with HOST:PORT.")
+PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0; with HOST:PORT.")
 
 
 def start(main: Callable[[], None]) -> None:
@@ -34,10 +43,12 @@ def start(main: Callable[[], None]) -> None:
 def _guarded(main: Callable[[], None]) -> None:
     # Libraries tell what they do through absl, which app.run has just made talkative.
     absl.logging.set_verbosity(absl.logging.ERROR)
+    from lmjax.training.distributed import LostProcessError, join
     from lmjax.training.loop import DivergedError
     from lmjax.training.preemption import PreemptedError
 
     try:
+        join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         main()
     except ConfigError as error:
         _fail(str(error), 2)
@@ -45,6 +56,9 @@ def _guarded(main: Callable[[], None]) -> None:
         _fail(str(error), 3)
     except PreemptedError as error:
         _fail(str(error), 75)
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(75)  # a proper end would wait for the lost one
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", 130)
 

@@ -12,6 +12,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from orbax.checkpoint import v1 as ocp
 
 from lmjax.errors import ConfigError
@@ -145,6 +146,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
+        if kind is not None and jax.process_count() > 1 and issubclass(kind, JaxRuntimeError):
+            return  # another process is gone: a save that waits for it would wait forever
         self.close()
 
 

@@ -17,6 +17,7 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints
 from lmjax.training.devices import peak_flops
+from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
@@ -64,12 +65,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
       ConfigError: before anything is compiled or written, for what cannot work.
       DivergedError: the loss is not finite or rises; nothing after it is saved.
       PreemptedError: SIGTERM came; the run is saved at the step it had reached.
+      LostProcessError: another process of the run is gone.
     """
     plan = make_plan(config)
     check_data(plan.data)
     directory = RunDirectory(workdir, config, MAY_CHANGE)
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
-    tokenizer.save(directory.path / "tokenizer.json")
+    if jax.process_index() == 0:
+        tokenizer.save(directory.path / "tokenizer.json")
     vocabulary = tokenizer.vocabulary(stores["train"].counts)
     objective = plan.objective_for(vocabulary)
     loaders = {
@@ -87,7 +90,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
         for split in ("train", "validation")
     }
     try:
-        with jax.set_mesh(plan.mesh):
+        with jax.set_mesh(plan.mesh), noticing_lost_processes():
             run = _Run(plan, objective, directory, loaders, stores["validation"])
             state = run.train(name)
     finally:
@@ -197,7 +200,7 @@ class _Run:
                     watch.add(step, metrics)
                     last = step == t.steps
                     evaluate = last or _due(step, t.eval_every)
-                    stop = preemption.requested and not last
+                    stop = not last and preemption.requested(step)
                     save = last or stop or _due(step, t.checkpoint_every)
                     if evaluate or save:
                         watch.flush()  # nothing is saved before its numbers are looked at

@@ -1,11 +1,7 @@
 """Whole runs: what they leave, how they continue, and how they stop."""
 
-import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +18,8 @@ from lmjax.training.checkpoints import Checkpoints
 from lmjax.training.loop import DivergedError, pretrain
 from lmjax.training.reporting import read_metrics
 from lmjax.training.state import TrainState
+from tests.runs import STEPS, begin, config, signal_after, write_text
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 150
 STEP = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
 
 # `saved` reads checkpoints without saying where the arrays go.
@@ -33,70 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """300 documents in which each word mostly decides the next."""
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefgh"), 3)) for _ in range(40)]
-    documents = []
-    for _ in range(300):
-        at, document = int(rng.integers(40)), []
-        for _ in range(int(rng.integers(20, 60))):
-            document.append(words[at] + (". " if rng.random() < 0.1 else " "))
-            at = (at * 7 + 3) % 40 if rng.random() < 0.9 else int(rng.integers(40))
-        documents.append("".join(document).strip() + ".")
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n\n".join(documents))
-    return path
-
-
-def config(text: pathlib.Path) -> dict[str, Any]:
-    """XLNet, for its memory, with dropout, for its masks, and a moving average."""
-    return {
-        "seed": 3,
-        "objective": {
-            "type": "lmjax.objectives.permuted.PermutedLM",
-            "num_predict": 5,
-            "reuse_length": 8,
-            "perm_size": 8,
-            "max_ngram": 2,
-            "alpha": 2,
-        },
-        "model": {
-            "trunk": {
-                "layers": 1,
-                "hidden_size": 16,
-                "heads": 2,
-                "intermediate_size": 32,
-                "initial_std": 0.1,
-            },
-            "memory_length": 8,
-        },
-        "data": {
-            "corpus": str(text),
-            "tokenizer": {"kind": "wordpiece", "vocab_size": 100},
-            "examples": {
-                "type": "lmjax.data.examples.SegmentStream",
-                "length": 16,
-                "reuse_length": 8,
-            },
-        },
-        "optimizer": {
-            "name": "adamw",
-            "learning_rate": 1e-2,
-            "schedule": "linear",
-            "warmup_steps": 2,
-        },
-        "training": {
-            "steps": STEPS,
-            "batch_size": 8,
-            "ema_decay": 0.5,
-            "log_every": 5,
-            "eval_every": 50,
-            "eval_batches": 2,
-            "checkpoint_every": 10,
-            "checkpoints_to_keep": 99,
-        },
-        "mesh": {"data": 1},
-    }
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="module")
@@ -196,39 +128,6 @@ def test_an_interrupted_run_is_the_same_run_bit_for_bit(
     assert_same_run(tmp_path, whole[0])
 
 
-def begin(text: pathlib.Path, place: pathlib.Path) -> "subprocess.Popen[str]":
-    """The run as a process of its own, in place / "run"."""
-    file = place / "killed.py"
-    file.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config(text)!r})\n"
-    )
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "experiments.pretrain",
-            f"--config={file}",
-            f"--workdir={place / 'run'}",
-        ],
-        cwd=ROOT,
-        # As many devices as here, for the same arithmetic to the last bit.
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def signal_after(child: "subprocess.Popen[str]", checkpoint: pathlib.Path, number: int) -> str:
-    """Sends a signal once a checkpoint is there; returns what the process said."""
-    while not checkpoint.exists():
-        assert child.poll() is None, child.stderr and child.stderr.read()
-        time.sleep(0.01)
-    child.send_signal(number)
-    return child.communicate()[1]
-
-
 def latest_step(workdir: pathlib.Path) -> int:
     with Checkpoints(workdir / "checkpoints", keep=99) as checkpoints:
         return checkpoints.latest_step() or 0
@@ -239,7 +138,7 @@ def test_a_run_killed_twice_is_the_same_run_bit_for_bit(
 ) -> None:
     workdir = tmp_path / "run"
     for step in (10, 60):
-        child = begin(text, tmp_path)
+        child = begin(config(text), tmp_path)
         signal_after(child, workdir / "checkpoints" / str(step), signal.SIGKILL)
         assert step <= latest_step(workdir) < STEPS
     pretrain(ConfigDict(config(text)), workdir, "xlnet")
@@ -250,7 +149,7 @@ def test_a_run_told_to_stop_saves_where_it_is(
     whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
-    child = begin(text, tmp_path)
+    child = begin(config(text), tmp_path)
     said = signal_after(child, workdir / "checkpoints" / "10", signal.SIGTERM)
     assert child.returncode == 75, said
     step = latest_step(workdir)

@@ -22,13 +22,17 @@ _LAUNCHERS = {
     ),
     "Open MPI": (("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"), "OMPI_COMM_WORLD_SIZE"),
 }
-# Seconds without a sign of life after which a process counts as lost. A process that dies
-# is noticed at once, by its broken connections; this is for machines that vanish.
-HEARTBEAT = 60
+# Seconds without a sign of life after which a process counts as lost. One that dies during a
+# step is noticed at once, by its broken connections; this is for machines that vanish, and for
+# processes that wait for each other to save.
+HEARTBEAT = 30
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is gone; what was saved stays, the same command continues."""
+    """Another process of the run is gone; what was saved stays, the same command continues.
+
+    Where jax's own watchdog notices first, it aborts the process with a message instead.
+    """
 
 
 def launcher(environment: Mapping[str, str] = os.environ) -> str | None:

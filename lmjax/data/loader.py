@@ -1,5 +1,6 @@
 """Batches, from a source of rows, on grain."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import grain
@@ -67,6 +68,7 @@ class Loader:
         self._batches = rows.batch(local, drop_remainder=True)
         self._batches_per_epoch = len(source) // batch_size
         self._next = 0
+        self._skipped: set[int] = set()
         self._iterator: Any = None
 
     @property
@@ -85,18 +87,30 @@ class Loader:
         if self._iterator is None:
             options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
             self._iterator = iter(self._batches[self._next :].to_iter_dataset(options))
-        batch = next(self._iterator)
-        self._next += 1
-        return batch
+        while True:
+            batch = next(self._iterator)
+            self._next += 1
+            if self.index not in self._skipped:
+                return batch
 
-    def get_state(self) -> dict[str, int]:
+    @property
+    def index(self) -> int:
+        """Which batch came last."""
+        return self._next - 1
+
+    def skip(self, batches: Iterable[int]) -> None:
+        """Passes these batches over when their turn comes."""
+        self._skipped.update(batches)
+
+    def get_state(self) -> dict[str, Any]:
         """Returns the position, fit for JSON; it holds for any number of processes."""
-        return {"next_batch": self._next}
+        return {"next_batch": self._next, "skipped": sorted(self._skipped)}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Moves to a position that `get_state` returned, at once."""
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a position that `get_state` returned; what is to be skipped stays so."""
         self.close()
         self._next = state["next_batch"]
+        self._skipped.update(state["skipped"])
 
     def close(self) -> None:
         """Stops the prefetching threads; the next batch starts them again."""

@@ -4,6 +4,8 @@ A thin wrapper of orbax. A checkpoint appears under its step only by an atomic r
 a process killed while saving leaves the previous checkpoint as the latest one.
 """
 
+import dataclasses
+import math
 import pathlib
 import types
 from collections.abc import Mapping
@@ -21,6 +23,35 @@ _STATE = "state"
 _DATA = "data_state"
 
 
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay; each that one of these wants.
+
+    Attributes:
+      latest: the latest so many, at least one.
+      every: those of steps that are multiples of it; 0 = none.
+      best: so many of the lowest held-out loss.
+    """
+
+    latest: int = 2
+    every: int = 0
+    best: int = 0
+
+    def policy(self) -> Any:
+        """The same for orbax."""
+        policies = ocp.training.preservation_policies
+        wanted: list[Any] = [policies.LatestN(self.latest)]
+        if self.every:
+            wanted.append(policies.EveryNSteps(self.every))
+        if self.best:
+            wanted.append(policies.BestN(get_metric_fn=_held_out_loss, reverse=True, n=self.best))
+        return policies.AnyPreservationPolicy(wanted)
+
+
+def _held_out_loss(metrics: Mapping[str, float]) -> float:
+    return metrics.get("loss", math.inf)
+
+
 class Checkpoints:
     """The checkpoints in a directory, as a context manager.
 
@@ -29,18 +60,16 @@ class Checkpoints:
     read alone.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
+    def __init__(self, directory: str | pathlib.Path, keep: Retention = Retention()):
         """Opens or creates `directory` and removes what killed saves have left there.
 
         Args:
           directory: holds one subdirectory a step.
-          keep: how many of the latest checkpoints stay.
+          keep: which of them stay.
         """
-        if keep < 1:
-            raise ConfigError(f"config.training.checkpoints_to_keep: {keep} is not positive")
         self._checkpointer = ocp.training.Checkpointer(
             pathlib.Path(directory).absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=keep.policy(),
             cleanup_tmp_directories=True,
         )
         self._current: set[int] = set()  # steps on the disk that are of this very run
@@ -61,7 +90,7 @@ class Checkpoints:
           step: updates made.
           state: pytree of jax arrays; None stands for nothing.
           data_state: position in the data, plain JSON.
-          metrics: stored beside it, plain numbers.
+          metrics: held-out ones, stored beside it; `loss` says which are best.
         """
         if step in self._current:
             return

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -15,21 +14,23 @@ from lmjax.data.loader import Loader
 from lmjax.data.store import TokenStore, check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
-from lmjax.training.checkpoints import Checkpoints
+from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.devices import peak_flops
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
 from lmjax.training.preemption import PreemptedError, Preemption
-from lmjax.training.reporting import MetricsWriter, RunDirectory, TrainingProgress, read_metrics
+from lmjax.training.reporting import (
+    MetricsWriter,
+    RunDirectory,
+    TrainingProgress,
+    read_metrics,
+)
 from lmjax.training.sharding import layout, shardings
 from lmjax.training.state import TrainState, init_state
-from lmjax.training.step import Metrics, make_eval_step, make_train_step
-
-
-class DivergedError(RuntimeError):
-    """Training left the numbers: the message says where; the last good checkpoint stays."""
+from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, due, means_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ class _Run:
         self.plan, self.training = plan, plan.training
         self.objective, self.directory = objective, directory
         self.train_data, self.held_out_data = loaders["train"], loaders["validation"]
+        self.events = EventsWriter(directory.path)
         self.held_out_bytes_per_token = held_out.bytes / len(held_out.tokens)
 
         mesh, training = plan.mesh, plan.training
@@ -156,7 +158,13 @@ class _Run:
         )
         self.initial = jax.jit(initial, out_shardings=self.shardings)
         self.step = jax.jit(
-            make_train_step(objective, self.optimizer, training.accumulation, training.ema_decay),
+            make_train_step(
+                objective,
+                self.optimizer,
+                training.accumulation,
+                training.ema_decay,
+                training.skip_nonfinite,
+            ),
             in_shardings=(self.shardings, rows),
             out_shardings=(self.shardings, whole),
             donate_argnums=0,
@@ -176,47 +184,94 @@ class _Run:
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends."""
         t = self.training
-        with Checkpoints(self.directory.checkpoints, t.checkpoints_to_keep) as checkpoints:
-            if checkpoints.latest_step() is None:
-                state, done = self.initial(), 0
-            else:
-                state, data_state = checkpoints.restore(None, self.abstract)
-                self.train_data.set_state(data_state)
-                done = int(state.step)
-            if done >= t.steps:
-                return state
-            with (
-                MetricsWriter(self.directory.path, done) as writer,
-                TrainingProgress(t.steps, name, done) as progress,
-                Preemption() as preemption,
-            ):
-                watch = _Watch(self, writer, progress, checkpoints)
-                if done == 0:
-                    writer.write(0, self.evaluate(state), "validation")
-                watch.restart()
-                for step in range(done + 1, t.steps + 1):
-                    batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
-                    state, metrics = self.step(state, batch)
-                    watch.add(step, metrics)
-                    last = step == t.steps
-                    evaluate = last or _due(step, t.eval_every)
-                    stop = not last and preemption.requested(step)
-                    save = last or stop or _due(step, t.checkpoint_every)
-                    if evaluate or save:
-                        watch.flush()  # nothing is saved before its numbers are looked at
-                    if evaluate:
-                        writer.write(step, self.evaluate(state), "validation")
-                    if save:
-                        checkpoints.save(step, state, self.train_data.get_state())
-                    if stop:
-                        checkpoints.wait()
-                        raise PreemptedError(
-                            f"step {step}: told to stop (SIGTERM); saved in {self.directory.path},"
-                            " the same command continues"
-                        )
-                    if evaluate or save:
-                        watch.restart()
+        retention = Retention(
+            t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
+        )
+        with Checkpoints(self.directory.checkpoints, retention) as checkpoints:
+            rewinds = 0
+            while True:
+                if checkpoints.latest_step() is None:
+                    state, done = self.initial(), 0
+                else:
+                    state, data_state = checkpoints.restore(None, self.abstract)
+                    self.train_data.set_state(data_state)
+                    done = int(state.step)
+                try:
+                    return self._advance(state, done, checkpoints, name)
+                except DivergedError as error:
+                    good = checkpoints.latest_step()
+                    if rewinds == t.max_rewinds or good is None:
+                        raise
+                    rewinds += 1
+                    # The batches are passed over from now on, in later lives of the run too.
+                    self.train_data.skip(error.batches)
+                    self.events.write(
+                        error.step, error.batches, error.reason, f"back to step {good} without them"
+                    )
+
+    def _advance(
+        self, state: TrainState, done: int, checkpoints: Checkpoints, name: str
+    ) -> TrainState:
+        """From step `done` to the last one."""
+        t = self.training
+        if done >= t.steps:
+            return state
+        with (
+            MetricsWriter(self.directory.path, done) as writer,
+            TrainingProgress(t.steps, name, done) as progress,
+            Preemption() as preemption,
+        ):
+            watch = self._watch(writer, progress, checkpoints)
+            if done == 0:
+                writer.write(0, self.evaluate(state), "validation")
+            watch.restart()
+            for step in range(done + 1, t.steps + 1):
+                batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
+                state, metrics = self.step(state, batch)
+                watch.add(step, self.train_data.index, metrics)
+                last = step == t.steps
+                evaluate = last or due(step, t.eval_every)
+                stop = not last and preemption.requested(step)
+                save = last or stop or due(step, t.checkpoint_every)
+                if evaluate or save:
+                    watch.flush()  # nothing is saved before its numbers are looked at
+                held_out = {}
+                if evaluate:
+                    held_out = self.evaluate(state)
+                    writer.write(step, held_out, "validation")
+                if save:
+                    checkpoints.save(step, state, self.train_data.get_state(), held_out)
+                if stop:
+                    checkpoints.wait()
+                    raise PreemptedError(
+                        f"step {step}: told to stop (SIGTERM); saved in {self.directory.path},"
+                        " the same command continues"
+                    )
+                if evaluate or save:
+                    watch.restart()
         return state
+
+    def _watch(
+        self, writer: MetricsWriter, progress: TrainingProgress, checkpoints: Checkpoints
+    ) -> Watch:
+        return Watch(
+            self.training,
+            self.paths,
+            self.schedule,
+            Speed(self.flops_per_step, self.peak_flops),
+            writer,
+            progress,
+            self.events,
+            lambda: self._advice(checkpoints.latest_step()),
+        )
+
+    def _advice(self, good: int | None) -> str:
+        kept = (
+            "No checkpoint was saved before it."
+            if good is None
+            else f"The last good checkpoint is that of step {good} in {self.directory.path}."
+        )
+        return f"{kept} A lower config.optimizer.learning_rate or a longer warmup may help."
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over the same held-out batches, with the same corruption, every time."""
@@ -230,129 +285,8 @@ class _Run:
             batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
             found, mems = self.evaluate_batch(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
-        means = _means(jax.device_get(sums))
+        means = means_of(jax.device_get(sums))
         if self.objective.scores_every_token:
             nats = means[self.objective.headline]
             means["bits_per_byte"] = nats / math.log(2) / self.held_out_bytes_per_token
         return means
-
-
-class _Watch:
-    """Looks at the numbers of past steps: logs them, and stops a run that has gone wrong.
-
-    Device values are fetched one interval late, so that the device never waits for it.
-    """
-
-    def __init__(
-        self, run: _Run, writer: MetricsWriter, progress: TrainingProgress, checkpoints: Checkpoints
-    ):
-        self.run, self.writer, self.progress = run, writer, progress
-        self.checkpoints = checkpoints
-        self.earlier: list[tuple[int, Metrics]] = []
-        self.current: list[tuple[int, Metrics]] = []
-        self.lowest = math.inf
-        self.since = time.perf_counter()
-
-    def restart(self) -> None:
-        """Sets the clock, after work that is not training."""
-        self.since = time.perf_counter()
-
-    def add(self, step: int, metrics: Metrics) -> None:
-        self.current.append((step, metrics))
-        if _due(step, self.run.training.log_every):
-            self._report(self.earlier)
-            self.earlier, self.current = self.current, []
-
-    def flush(self) -> None:
-        """Looks at everything up to now."""
-        self._report(self.earlier)
-        self._report(self.current)
-        self.earlier, self.current = [], []
-
-    def _report(self, interval: list[tuple[int, Metrics]]) -> None:
-        if not interval:
-            return
-        steps = [step for step, _ in interval]
-        fetched = jax.device_get([metrics for _, metrics in interval])
-        seconds = time.perf_counter() - self.since
-        self.since = time.perf_counter()
-        for step, metrics in zip(steps, fetched, strict=True):
-            self._check_finite(step, metrics)
-        loss = float(np.mean([m["loss"] for m in fetched]))
-        self._check_rise(steps[-1], loss)
-        rates = self._rates(fetched, seconds)
-        norms = np.array([m["gradient_norms"] for m in fetched], np.float64)
-        values = {
-            "loss": loss,
-            **_means([{**m["terms"], **m["metrics"]} for m in fetched]),
-            "gradient_norm": float(np.sqrt(np.square(norms).sum(1)).mean()),
-            "learning_rate": float(self.run.schedule(steps[-1] - 1)),
-            **rates,
-        }
-        self.writer.write(steps[-1], values, "train")
-        self.progress.update(steps[-1], loss, rates["tokens_per_second"])
-
-    def _rates(self, fetched: list[Metrics], seconds: float) -> dict[str, float]:
-        tokens = float(sum(m["tokens"] for m in fetched))
-        rates = {"tokens": tokens, "tokens_per_second": tokens / seconds}
-        if self.run.flops_per_step is not None:
-            rates["flops_per_second"] = self.run.flops_per_step * len(fetched) / seconds
-            if self.run.peak_flops is not None:
-                rates["mfu"] = rates["flops_per_second"] / self.run.peak_flops
-        return rates
-
-    def _check_finite(self, step: int, metrics: Metrics) -> None:
-        bad_terms = [k for k, (total, _) in metrics["terms"].items() if not np.isfinite(total)]
-        bad = [
-            path
-            for path, norm in zip(self.run.paths, metrics["gradient_norms"], strict=True)
-            if not np.isfinite(norm)
-        ]
-        if not bad_terms and not bad and np.isfinite(metrics["loss"]):
-            return
-        what = (
-            f"the loss term '{bad_terms[0]}' is {metrics['terms'][bad_terms[0]][0]}"
-            if (bad_terms)
-            else f"the loss is {metrics['loss']}"
-        )
-        where = (
-            f"; the gradient is not finite in {len(bad)} of {len(self.run.paths)} tensors,"
-            f" first in {bad[0]}"
-            if bad
-            else ""
-        )
-        raise DivergedError(f"step {step}: {what}{where}. {self._advice()}")
-
-    def _check_rise(self, step: int, loss: float) -> None:
-        limit = self.run.training.max_loss_rise
-        if limit and loss > limit * self.lowest:
-            raise DivergedError(
-                f"step {step}: the mean loss rose to {loss:.4g}, more than"
-                f" config.training.max_loss_rise={limit:g} times the lowest so far,"
-                f" {self.lowest:.4g}. {self._advice()}"
-            )
-        self.lowest = min(self.lowest, loss)
-
-    def _advice(self) -> str:
-        good = self.checkpoints.latest_step()
-        kept = (
-            "No checkpoint was saved before it."
-            if good is None
-            else f"The last good checkpoint is that of step {good} in {self.run.directory.path}."
-        )
-        return f"{kept} A lower config.optimizer.learning_rate or a longer warmup may help."
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _means(sums: list[dict[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Sums over all divided by counts over all; what never counted is left out."""
-    totals: dict[str, float] = {}
-    for name in sums[0]:
-        total = sum(float(s[name][0]) for s in sums)
-        count = sum(float(s[name][1]) for s in sums)
-        if count > 0:
-            totals[name] = total / count
-    return totals

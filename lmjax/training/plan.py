@@ -29,6 +29,9 @@ MAY_CHANGE = (
     "training.eval_batches",
     "training.checkpoint_every",
     "training.checkpoints_to_keep",
+    "training.keep_checkpoint_every",
+    "training.best_checkpoints_to_keep",
+    "training.max_rewinds",
     "mesh.data",
     "mesh.fsdp",
     "mesh.sequence",
@@ -49,9 +52,15 @@ class TrainingConfig:
         always evaluated, the last is always saved; 0 = only these.
       eval_batches: held-out batches of an evaluation, the same every time.
       checkpoints_to_keep: how many of the latest checkpoints stay.
+      keep_checkpoint_every: checkpoints of multiples of it stay too; 0 = none.
+      best_checkpoints_to_keep: how many of the lowest held-out loss stay too.
       ema_decay: of a moving average of the parameters, evaluated instead of them; 0 = none.
       max_loss_rise: stop when the mean loss of an interval exceeds this multiple of the
         lowest so far; 0 = never.
+      skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite,
+        instead of stopping.
+      max_rewinds: how often a run that would stop goes back to its last checkpoint instead,
+        and on without the batches that led there.
     """
 
     steps: int
@@ -62,20 +71,47 @@ class TrainingConfig:
     eval_batches: int = 20
     checkpoint_every: int = 0
     checkpoints_to_keep: int = 2
+    keep_checkpoint_every: int = 0
+    best_checkpoints_to_keep: int = 0
     ema_decay: float = 0.0
     max_loss_rise: float = 2.0
+    skip_nonfinite: bool = False
+    max_rewinds: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "log_every", "eval_batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "checkpoint_every", "max_loss_rise"):
+        for name in (
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoint_every",
+            "best_checkpoints_to_keep",
+            "max_loss_rise",
+            "max_rewinds",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
         if self.checkpoints_to_keep < 1:
             raise ConfigError("checkpoints_to_keep: must be at least 1")
+        if self.keep_checkpoint_every and not self._saves_at(self.keep_checkpoint_every):
+            raise ConfigError(
+                f"keep_checkpoint_every: {self.keep_checkpoint_every} is no multiple of"
+                f" checkpoint_every={self.checkpoint_every}, so none would be there to keep"
+            )
+        if self.best_checkpoints_to_keep and (
+            not self.eval_every or not self.checkpoint_every % self.eval_every == 0
+        ):
+            raise ConfigError(
+                f"best_checkpoints_to_keep: checkpoints are judged when they are saved;"
+                f" checkpoint_every={self.checkpoint_every} must be a multiple of"
+                f" eval_every={self.eval_every}"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"ema_decay: must lie in [0, 1), got {self.ema_decay}")
+
+    def _saves_at(self, step: int) -> bool:
+        return self.checkpoint_every > 0 and step % self.checkpoint_every == 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One update and one evaluation, as pure functions of (state, batch)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -53,11 +54,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int = 1,
     ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns `step(state, batch) -> (state, metrics)`, to be jitted with donated state.
 
     Loss and gradient are those of the whole batch whatever `accumulation` is: sums are
-    divided by the counts of the whole batch, never by a micro-batch's own.
+    divided by the counts of the whole batch, never by a micro-batch's own. With
+    `skip_nonfinite` a batch whose loss or gradient is not finite changes nothing but the step.
 
     Metrics are: `terms` and `metrics` of the objective as (sum, count), `loss` [],
     `tokens` [] (padding not counted), and `gradient_norms` [leaves], the norm of each
@@ -94,13 +97,17 @@ def make_train_step(
             mems=scored.mems,
             ema=ema,
         )
-        norms = [jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(grads)]
+        norms = jnp.stack([jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(grads)])
+        if skip_nonfinite:
+            good = jnp.isfinite(loss) & jnp.isfinite(norms).all()
+            kept = dataclasses.replace(state, step=new_state.step)
+            new_state = jax.tree.map(lambda new, old: _choose(good, new, old), new_state, kept)
         return new_state, {
             "loss": loss,
             "terms": scored.terms,
             "metrics": scored.metrics,
             "tokens": tokens,
-            "gradient_norms": jnp.stack(norms),
+            "gradient_norms": norms,
         }
 
     def accumulate(state: TrainState, corrupted: Batch, seeds: Seeds) -> Any:
@@ -153,6 +160,12 @@ def make_eval_step(objective: Objective) -> Callable[..., tuple[dict[str, Sum], 
         return {"loss": (loss, jnp.float32(1)), **scored.terms, **scored.metrics}, scored.mems
 
     return evaluate
+
+
+def _choose(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return old  # the same in both
+    return jnp.where(condition, new, old)
 
 
 def _counts(scored: Scored) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from lmjax.errors import ConfigError
-from lmjax.training.checkpoints import Checkpoints
+from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.mesh import MeshConfig, make_mesh, replicated
 
 
@@ -64,13 +64,13 @@ def assert_same(got, expected):
 
 
 def test_round_trip_is_exact_and_the_latest_are_kept(tmp_path):
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", keep=Retention(2)) as checkpoints:
         assert checkpoints.latest_step() is None
         for step in (1, 2, 3):
             checkpoints.save(step, make_state(step), data_state(step), {"loss": 1.0 / step})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 3]
-    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", keep=Retention(2)) as checkpoints:
         assert checkpoints.latest_step() == 3
         for asked, step in ((None, 3), (2, 2)):
             state, data = checkpoints.restore(asked, abstract(make_state()))
@@ -83,11 +83,11 @@ def test_round_trip_is_exact_and_the_latest_are_kept(tmp_path):
 
 
 def test_saving_a_step_twice(tmp_path):
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    with Checkpoints(tmp_path, keep=Retention(3)) as checkpoints:
         checkpoints.save(1, make_state(1), {"position": 1})
         checkpoints.save(1, make_state(1), {"position": 1})
         checkpoints.save(2, make_state(2), {"position": 2})
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    with Checkpoints(tmp_path, keep=Retention(3)) as checkpoints:
         # Back to 1 and on again: the 2 of the past gives way to that of the present.
         checkpoints.restore(1, abstract(make_state()))
         checkpoints.save(1, make_state(7), {"position": 7})
@@ -136,16 +136,24 @@ def test_a_checkpoint_of_another_model_is_refused_by_tensor(tmp_path):
             checkpoints.restore(1, abstract(state._replace(ema=state.params)))
         with pytest.raises(ConfigError, match="has a tensor 'key'"):
             checkpoints.restore(1, abstract(state._replace(key=None)))
-    with pytest.raises(ConfigError, match=r"config\.training\.checkpoints_to_keep"):
-        Checkpoints(tmp_path, keep=0)
+
+
+def test_the_latest_those_of_every_so_many_steps_and_the_best_stay(tmp_path):
+    state = {"w": jnp.zeros(2)}
+    losses = {1: 5.0, 2: 4.0, 3: 1.0, 4: 2.0, 5: 3.0, 6: None, 7: 9.0, 8: 8.0}
+    with Checkpoints(tmp_path, keep=Retention(latest=2, every=4, best=1)) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, state, {}, {} if loss is None else {"loss": loss})
+            checkpoints.wait()
+        assert checkpoints.steps() == [3, 4, 7, 8]
 
 
 CHILD = """
 import sys
 import jax.numpy as jnp
-from lmjax.training.checkpoints import Checkpoints
+from lmjax.training.checkpoints import Checkpoints, Retention
 
-with Checkpoints(sys.argv[1], keep=2) as checkpoints:
+with Checkpoints(sys.argv[1], keep=Retention(2)) as checkpoints:
     for step in range(1, 1000):
         checkpoints.save(step, {"w": jnp.full(4_000_000, step, jnp.float32)}, {"position": step})
         if step > 1:
@@ -166,7 +174,7 @@ def test_kill_9_while_saving_leaves_the_previous_checkpoint(tmp_path):
     saving = [int(child.stdout.readline()) for _ in range(2)][-1]
     os.kill(child.pid, signal.SIGKILL)  # while `saving` or one after it is being written
     child.wait()
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
+    with Checkpoints(tmp_path, keep=Retention(2)) as checkpoints:
         latest = checkpoints.latest_step()
         assert latest is not None and latest >= saving - 1
         shape = {"w": jax.ShapeDtypeStruct((4_000_000,), jnp.float32)}

@@ -1,5 +1,6 @@
 """Whole runs: what they leave, how they continue, and how they stop."""
 
+import json
 import pathlib
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lmjax.errors import ConfigError
 from lmjax.training import loop
-from lmjax.training.checkpoints import Checkpoints
+from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.loop import DivergedError, pretrain
 from lmjax.training.reporting import read_metrics
 from lmjax.training.state import TrainState
@@ -62,7 +63,7 @@ def assert_same_run(workdir: pathlib.Path, whole: pathlib.Path) -> None:
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
     places = []
     for directory in (workdir, whole):
-        with Checkpoints(directory / "checkpoints", keep=99) as checkpoints:
+        with Checkpoints(directory / "checkpoints", keep=Retention(99)) as checkpoints:
             places.append(checkpoints.restore(None, STEP, partial=True)[1])
     assert places[0] == places[1]
     clock = ("time", "tokens_per_second", "flops_per_second")
@@ -113,15 +114,15 @@ def test_an_interrupted_run_is_the_same_run_bit_for_bit(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    add = loop._Watch.add
+    add = loop.Watch.add
 
-    def interrupted(self: Any, step: int, metrics: Any) -> None:
-        add(self, step, metrics)
+    def interrupted(self: Any, step: int, batch: int, metrics: Any) -> None:
+        add(self, step, batch, metrics)
         if step == stops:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Watch, "add", interrupted)
+        patch.setattr(loop.Watch, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
     pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
@@ -129,7 +130,7 @@ def test_an_interrupted_run_is_the_same_run_bit_for_bit(
 
 
 def latest_step(workdir: pathlib.Path) -> int:
-    with Checkpoints(workdir / "checkpoints", keep=99) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", keep=Retention(99)) as checkpoints:
         return checkpoints.latest_step() or 0
 
 
@@ -171,6 +172,96 @@ def test_a_directory_of_another_config_is_refused_untouched(
     with pytest.raises(ConfigError, match=r"config\.optimizer\.learning_rate"):
         pretrain(other, workdir, "xlnet")
     assert contents(workdir) == before
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]) -> None:
+    """Training on these batches of the data gives no numbers."""
+    numbered, make = loop.global_batch, loop.make_train_step
+
+    def counted(rows: Any, mesh: Any, size: int) -> Any:
+        marked = any(np.array_equal(rows["tokens"], bad) for bad in poisonous)
+        made = numbered(rows, mesh, size)
+        return {**made, "bad": jnp.full(size, marked)}
+
+    def poisoned(*arguments: Any) -> Callable[[TrainState, Any], Any]:
+        step = make(*arguments)
+
+        def run(state: TrainState, batch: Any) -> Any:
+            bad = batch["bad"].any()
+            kernel = state.params["encoder"]["token"]["embedding"]
+            kernel = kernel.at[7].add(jnp.where(bad, jnp.nan, 0.0))
+            encoder = {**state.params["encoder"], "token": {"embedding": kernel}}
+            broken = state.replace(params={**state.params, "encoder": encoder})
+            rest = {name: x for name, x in batch.items() if name != "bad"}
+            new, metrics = step(broken, rest)
+            # What a step that leaves its update out keeps is what came in, not our poison.
+            params = jax.tree.map(
+                lambda kept, was: jnp.where(bad & jnp.isnan(kept), was, kept),
+                new.params, state.params,
+            )  # fmt: skip
+            return (new.replace(params=params) if arguments[4] else new), metrics
+
+        return run
+
+    poisonous: list[np.ndarray] = []
+    load = loop.Loader
+
+    def loader(*arguments: Any, **options: Any) -> Any:
+        made = load(*arguments, **options)
+        if options["split"] == "train":
+            poisonous.extend(made.batch_at(i)["tokens"] for i in batches)
+        return made
+
+    monkeypatch.setattr(loop, "Loader", loader)
+    monkeypatch.setattr(loop, "global_batch", counted)
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+
+
+def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_goes_back_and_on_without_the_batches_that_broke_it(
+    text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, (26, 63))
+    forgiving = ConfigDict(config(text))
+    forgiving.training.update({"max_rewinds": 2, "steps": 80})
+    pretrain(forgiving, tmp_path, "xlnet")
+    first, second = events(tmp_path)
+    assert (first["batches"], first["step"]) == ([26], 27)
+    assert first["reason"].startswith("the loss term 'plm' is nan")
+    assert first["action"] == "back to step 20 without them"
+    assert second["batches"] == [63]
+    assert [r["step"] for r in read_metrics(tmp_path) if r["split"] == "train"] == [
+        *range(5, 81, 5)
+    ]
+    with Checkpoints(tmp_path / "checkpoints", keep=Retention(99)) as checkpoints:
+        data = checkpoints.restore(None, STEP, partial=True)[1]
+    assert data == {"next_batch": 82, "skipped": [26, 63]}
+    # A third time would be one too many.
+    monkeypatch.undo()
+    poison(monkeypatch, (85, 90, 95))
+    forgiving.training.steps = 100
+    with pytest.raises(DivergedError, match=r"the loss term 'plm' is nan"):
+        pretrain(forgiving, tmp_path, "xlnet")
+    assert [event["batches"] for event in events(tmp_path)] == [[26], [63], [85], [90]]
+
+
+def test_an_update_that_is_no_number_can_be_left_out(
+    text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, (6, 26))
+    forgiving = ConfigDict(config(text))
+    forgiving.training.update({"skip_nonfinite": True, "steps": 40})
+    pretrain(forgiving, tmp_path, "xlnet")
+    assert [(event["step"], event["batches"]) for event in events(tmp_path)] == [
+        (7, [6]),
+        (27, [26]),
+    ]
+    for name, array in saved(tmp_path, 40).items():
+        assert np.isfinite(array).all(), name
+    assert all(np.isfinite(r["loss"]) for r in read_metrics(tmp_path))
 
 
 def test_a_number_that_is_none_stops_the_run_at_its_step(

@@ -1,0 +1,73 @@
+"""Shows a batch of a run, such as one that its events.jsonl names.
+
+python -m experiments.show_batch --workdir=runs/bert --batch=1234
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+from lmjax.convert.huggingface import read_json
+from lmjax.data.loader import Loader
+from lmjax.data.store import prepare
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.training.plan import make_plan
+
+BATCH = flags.DEFINE_integer("batch", None, "Which batch of the training data, from 0.")
+ROWS = flags.DEFINE_integer("rows", 8, "How many rows to show, those with the rarest text first.")
+
+
+def main() -> None:
+    if BATCH.value is None or BATCH.value < 0:
+        raise ConfigError("--batch: missing; give the index of a batch, from 0")
+    values = read_json(pathlib.Path(command_line.workdir()) / "config.json")
+    # Data does not depend on the devices that read it.
+    values["mesh"] = {"data": 1}
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        plan = make_plan(ml_collections.ConfigDict(values))
+        tokenizer, stores = prepare(plan.data, ("train",))
+        vocabulary = tokenizer.vocabulary(stores["train"].counts)
+        loader = Loader(
+            plan.examples,
+            stores["train"],
+            vocabulary,
+            batch_size=plan.training.batch_size,
+            seed=plan.seed,
+        )
+        for line in describe(
+            loader.batch_at(BATCH.value), tokenizer, vocabulary.log_frequency, ROWS.value
+        ):
+            print(line)
+
+
+def describe(
+    batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, log_frequency: np.ndarray, rows: int
+) -> list[str]:
+    """A few lines a row: its place, size, how surprising its tokens are, and its text.
+
+    Args:
+      batch: clean, `tokens` and `documents` [batch, length].
+      log_frequency: [vocab_size], nats.
+      rows: how many, the most surprising first (mean unigram score in nats a token).
+    """
+    found = []
+    for index, (tokens, documents) in enumerate(
+        zip(batch["tokens"], batch["documents"], strict=True)
+    ):
+        real = tokens[documents > 0]
+        score = float(-np.asarray(log_frequency)[real].mean()) if len(real) else 0.0
+        what = f"{len(real)} tokens, {len(np.unique(documents[documents > 0]))} documents"
+        head = f"row {index}: {what}, unigram score {score:.2f}"
+        found.append((score, f"{head}\n{tokenizer.decode(real)}\n"))
+    found.sort(key=lambda pair: -pair[0])
+    return [text for _, text in found[:rows]]
+
+
+if __name__ == "__main__":
+    command_line.start(main)

@@ -1,21 +1,24 @@
 """What every program does around its work: flags, errors in one line, exit codes.
 
-Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged, 75 told to
-stop by SIGTERM and saved, or another process of the run is gone (sysexits.h: "temporary
-failure, try again later"), 130 interrupted.
+Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged, 4 the disk is
+full or not to be written to, or a checkpoint on it damaged, 75 told to stop by SIGTERM and
+saved, or another process of the run is gone (sysexits.h: "temporary failure, try again
+later"), 130 interrupted.
 """
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lmjax.errors import ConfigError
 from lmjax.training.devices import tune_host_memory
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: FILE.py or FILE.py:SIZE; any field as --config.field=value."
@@ -41,8 +44,11 @@ def start(main: Callable[[], None]) -> None:
 
 
 def _guarded(main: Callable[[], None]) -> None:
-    # Libraries tell what they do through absl, which app.run has just made talkative.
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    # Libraries tell what they do through absl's handler, which app.run has just made talkative;
+    # what goes wrong in them is raised, too, and told once.
+    for name in (None, "absl"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from lmjax.training.checkpoints import CheckpointError
     from lmjax.training.distributed import LostProcessError, join
     from lmjax.training.loop import DivergedError
     from lmjax.training.preemption import PreemptedError
@@ -52,13 +58,18 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except ConfigError as error:
         _fail(str(error), 2)
+    except CheckpointError as error:
+        _fail_at_once(str(error), 4)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _fail_at_once(f"{error.filename or WORKDIR.value}: {error.strerror}", 4)
     except DivergedError as error:
         _fail(str(error), 3)
     except PreemptedError as error:
         _fail(str(error), 75)
     except LostProcessError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(75)  # a proper end would wait for the lost one
+        _fail_at_once(str(error), 75)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", 130)
 
@@ -143,3 +154,9 @@ def _argument(name: str) -> str | None:
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail_at_once(message: str, code: int) -> None:
+    """Without what is done at exit: other threads wait for what will not come, or cry for it."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -4,11 +4,13 @@ A thin wrapper of orbax. A checkpoint appears under its step only by an atomic r
 a process killed while saving leaves the previous checkpoint as the latest one.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -21,6 +23,10 @@ from lmjax.errors import ConfigError
 
 _STATE = "state"
 _DATA = "data_state"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the others are as they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +100,16 @@ class Checkpoints:
         """
         if step in self._current:
             return
-        self._checkpointer.save_checkpointables_async(
-            step,
-            # orbax refuses arrays without elements; their shape says it all.
-            {_STATE: {name: leaf for name, leaf in _flatten(state).items() if leaf.size}},
-            force=True,
-            overwrite=step in self.steps(),
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
-            custom_metadata={_DATA: dict(data_state)},
-        )
+        with self._writing():
+            self._checkpointer.save_checkpointables_async(
+                step,
+                # orbax refuses arrays without elements; their shape says it all.
+                {_STATE: {name: leaf for name, leaf in _flatten(state).items() if leaf.size}},
+                force=True,
+                overwrite=step in self.steps(),
+                metrics={name: float(value) for name, value in (metrics or {}).items()},
+                custom_metadata={_DATA: dict(data_state)},
+            )
         self._current.add(step)
 
     def restore(
@@ -132,11 +139,12 @@ class Checkpoints:
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise ConfigError(f"--workdir: {which} in {directory}; steps there: {known}")
         wanted = {name: _placed(leaf) for name, leaf in _flatten(abstract_state).items()}
-        described = self._checkpointer.checkpointables_metadata(step)
+        with self._reading(step):
+            described = self._checkpointer.checkpointables_metadata(step)
         _check_same_tensors(wanted, described.metadata[_STATE], f"{directory}/{step}", partial)
         context = ocp.Context()
         context.pytree.loading.partial_load = partial
-        with context:
+        with context, self._reading(step):
             loaded = ocp.load_checkpointables(
                 f"{directory}/{step}",
                 {_STATE: {name: leaf for name, leaf in wanted.items() if leaf.size}},
@@ -160,11 +168,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save in progress is on the disk; raises what went wrong in it."""
-        self._checkpointer.wait()
+        with self._writing():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and releases the threads. Leaving without it may lose the last save."""
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -175,9 +185,35 @@ class Checkpoints:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        if kind is not None and jax.process_count() > 1 and issubclass(kind, JaxRuntimeError):
-            return  # another process is gone: a save that waits for it would wait forever
-        self.close()
+        # After a failed save, or when of several processes one is gone, there is nothing to
+        # wait for, or nothing that would come.
+        if kind is None or (not issubclass(kind, CheckpointError) and jax.process_count() == 1):
+            self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if jax.process_count() > 1 and isinstance(error, JaxRuntimeError):
+                raise  # another process is gone
+            raise CheckpointError(
+                f"{self._checkpointer.directory}: a checkpoint cannot be written"
+                f" ({_reason(error)}); the earlier ones are whole, make it possible and the same"
+                " command continues"
+            ) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of several libraries, as many kinds as ways to be damaged
+            earlier = [known for known in self.steps() if known < step]
+            after = f"from step {earlier[-1]}" if earlier else "from the beginning"
+            raise CheckpointError(
+                f"{self._checkpointer.directory}/{step}: cannot be read ({_reason(error)});"
+                f" move it away and the same command continues {after}"
+            ) from error
 
 
 def read_part(directory: str | pathlib.Path, part: str) -> dict[str, Any]:
@@ -211,10 +247,21 @@ def read_part(directory: str | pathlib.Path, part: str) -> dict[str, Any]:
         with context:
             flat = ocp.load_checkpointables(latest, {_STATE: wanted})[_STATE]
     except Exception as error:  # of several libraries, as many kinds as ways to be damaged
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{latest}: cannot be read ({first}); is it whole?") from error
+        raise ConfigError(f"{latest}: cannot be read ({_reason(error)}); is it whole?") from error
     names = {tuple(name.split(".")[1:]): leaf for name, leaf in flat.items()}
     return flax.traverse_util.unflatten_dict(names)
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what went wrong; the system's own words where it was the system."""
+    said = re.search(r"[^:]+ \[os_error_code=.*?\]", str(error))
+    if said:
+        return said[0].split(" [os_error")[0].strip()
+    deeper = error.__cause__ or error.__context__
+    if deeper is not None:
+        return _reason(deeper)
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first if len(first) <= 200 else f"{first[:200]}..."
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

@@ -46,8 +46,7 @@ def start(main: Callable[[], None]) -> None:
 def _guarded(main: Callable[[], None]) -> None:
     # Libraries tell what they do through absl's handler, which app.run has just made talkative;
     # what goes wrong in them is raised, too, and told once.
-    for name in (None, "absl"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     from lmjax.training.checkpoints import CheckpointError
     from lmjax.training.distributed import LostProcessError, join
     from lmjax.training.loop import DivergedError

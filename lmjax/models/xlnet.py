@@ -11,7 +11,7 @@ from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds, dropout, shared_dropout
 from lmjax.nn.embeddings import Table
 from lmjax.nn.masks import Mask, Pairs, as_mask, content, with_memory
-from lmjax.nn.partition import split_length
+from lmjax.nn.partition import pad_length, sequence_parts, split_activations, whole_length
 from lmjax.nn.positions import relative_distances, sinusoid
 from lmjax.nn.relative import QUERY_STREAM, RelativeContext, TwoStreamBlock
 from lmjax.nn.transformer import Layers
@@ -114,7 +114,7 @@ class XlnetEncoder(nn.Module):
           the memory for the next segment, behind a stop_gradient.
         """
         trunk = self.config.trunk
-        length = tokens.shape[1]
+        length, parts = tokens.shape[1], sequence_parts()
         memory_length = 0 if mems is None else mems.shape[2]
         keys = memory_length + length
 
@@ -129,9 +129,11 @@ class XlnetEncoder(nn.Module):
             content_mask=content(mask, length, keys),
             content_same_segment=same_segment,
         )
-        h = split_length(dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING))
+        h = split_activations(dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING))
         g = None
         if target_mapping is not None:
+            num_predict = target_mapping.shape[1]
+            target_mapping = pad_length(target_mapping, -(-num_predict // parts) * parts)
             context = dataclasses.replace(
                 context,
                 query_mask=mask.take(target_mapping),
@@ -142,10 +144,11 @@ class XlnetEncoder(nn.Module):
                 self.mask_embedding, (*target_mapping.shape, self.mask_embedding.shape[-1])
             )
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
-            g = dropout(g, trunk.dropout, g_seeds, EMBEDDING)
+            g = split_activations(dropout(g, trunk.dropout, g_seeds, EMBEDDING))
 
         (h, g), inputs = self.layers((h, g), mems, context, seeds)
-        output = dropout(h if g is None else g, trunk.dropout, seeds, FINAL)
+        output = h if g is None else whole_length(g)[:, :num_predict]
+        output = dropout(output, trunk.dropout, seeds, FINAL)
         return output, self._new_mems(mems, inputs, reuse_length)
 
     def decode(self, x: jax.Array) -> jax.Array:

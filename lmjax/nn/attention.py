@@ -63,7 +63,6 @@ def attention(
     Returns:
       [batch, queries, heads, head_dim] float32.
     """
-    queries = query.shape[1]
 
     def rows(first: Any, query: jax.Array, keys_values: Any, shared: Any) -> jax.Array:
         (key, value), (mask, seeds) = keys_values, shared
@@ -71,7 +70,7 @@ def attention(
         def block(start: Any, query: jax.Array) -> jax.Array:
             count = query.shape[1]
             scores = contract("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, dtype)
-            window = Window(2, start, queries)
+            window = Window(2, start)
             weights = attention_weights(scores, mask.rows(start, count), rate, seeds, window)
             return contract("bhqk,bkhd->bqhd", weights, value, dtype)
 

@@ -48,12 +48,10 @@ class Window:
     Attributes:
       axis: along which the whole is cut; not the batch.
       first: [] index of the part's first element along it.
-      whole: size of the whole along it.
     """
 
     axis: int = flax.struct.field(pytree_node=False)
     first: jax.Array
-    whole: int = flax.struct.field(pytree_node=False)
 
 
 def dropout(
@@ -103,15 +101,19 @@ _dropout.defvjp(_forward, _backward)
 
 
 def _apply(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
+    # The axis that is cut counts slowest: an element's index does not depend on how many
+    # there are along it.
+    axes = list(range(1, x.ndim))
+    if window is not None:
+        axes = [window.axis, *(axis for axis in axes if axis != window.axis)]
     index = jnp.zeros((1, *x.shape[1:]), jnp.uint32)
     stride = 1
-    for axis in range(x.ndim - 1, 0, -1):
+    for axis in reversed(axes):
         here = jax.lax.broadcasted_iota(jnp.uint32, index.shape, axis)
-        size = x.shape[axis]
         if window is not None and window.axis == axis:
-            here, size = here + jnp.asarray(window.first, jnp.uint32), window.whole
+            here = here + jnp.asarray(window.first, jnp.uint32)
         index = index + here * np.uint32(stride)
-        stride = stride * size % 2**32
+        stride = stride * x.shape[axis] % 2**32
     bits = _mix(_mix(index * _GOLDEN) ^ seeds.reshape(-1, *[1] * (x.ndim - 1)))
     keep = bits >= np.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

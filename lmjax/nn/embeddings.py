@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.nn.dropout import Seeds, dropout
-from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, contract, embedding_lookup
-from lmjax.nn.partition import gathered, split_length
+from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, dense, embedding_lookup
+from lmjax.nn.partition import gathered, split_activations
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING = 5  # dropout site
@@ -33,9 +33,7 @@ class Table(nn.Module):
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Scores of every row: [..., features] -> [..., rows], float32."""
-        flat = x.reshape(-1, x.shape[-1])
-        scores = contract("nd,vd->nv", flat, self.embedding, self.config.compute_dtype)
-        return scores.reshape(*x.shape[:-1], self.rows)
+        return dense(x, self.embedding.T, self.config.compute_dtype)
 
 
 class TextEmbeddings(nn.Module):
@@ -75,7 +73,7 @@ class TextEmbeddings(nn.Module):
             x = x + self.segment(segments)
         if self.norm:
             x = self.embedding_norm(x)
-        return split_length(dropout(x, self.config.dropout, seeds, EMBEDDING))
+        return split_activations(dropout(x, self.config.dropout, seeds, EMBEDDING))
 
     def decode(self, x: jax.Array) -> jax.Array:
         """[..., features] -> logits [..., vocab_size] with the token table."""

@@ -21,12 +21,25 @@ def sequence_parts() -> int:
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1)
 
 
-def split_length(x: jax.Array) -> jax.Array:
-    """Keeps the positions of x [batch, length, ...] split over `sequence`."""
-    if sequence_parts() == 1:
+def split_activations(x: jax.Array) -> jax.Array:
+    """Keeps x [batch, length, ...] split: rows over `data` and `fsdp`, positions over `sequence`.
+
+    Left alone, the compiler may split the features of an activation as those of the kernel
+    that made it lie, and then gather it whole.
+    """
+    return _constrained(x, SEQUENCE)
+
+
+def whole_length(x: jax.Array) -> jax.Array:
+    """Gathers the positions of x [batch, length, ...]."""
+    return _constrained(x, None)
+
+
+def _constrained(x: jax.Array, axis: str | None) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().size <= 1:
         return x
     rest = [None] * (x.ndim - 2)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, SEQUENCE, *rest))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, axis, *rest))
 
 
 def gathered(table: jax.Array) -> jax.Array:
@@ -47,7 +60,7 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
     Args:
       f: called as f(first, queries, keys, shared), where `queries` are those from position
         `first` on and `keys` all of them -> [batch, queries, ...].
-      queries, keys: pytrees of arrays [batch, length, ...].
+      queries, keys: pytrees of arrays [batch, length, ...], lengths that split evenly.
       shared: pytree of what every device has whole.
 
     Returns:
@@ -56,8 +69,6 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
     parts = sequence_parts()
     if parts == 1:
         return f(0, queries, keys, shared)
-    length = jax.tree.leaves(queries)[0].shape[1]
-    missing = -length % parts
 
     def part(queries: Any, keys: Any, shared: Any) -> jax.Array:
         def whole(x: jax.Array) -> jax.Array:
@@ -74,8 +85,7 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
         out_specs=along,
         axis_names={SEQUENCE},
     )
-    padded = jax.tree.map(lambda x: pad_length(x, length + missing), queries)
-    return run(padded, keys, shared)[:, :length]
+    return run(queries, keys, shared)
 
 
 def pad_length(x: jax.Array, length: int) -> jax.Array:

@@ -15,7 +15,7 @@ from lmjax.nn.attention import OUTPUT, attention_weights, by_chunks
 from lmjax.nn.dropout import Seeds, Window, dropout
 from lmjax.nn.layers import Dense, LayerNorm, contract
 from lmjax.nn.masks import Mask
-from lmjax.nn.partition import over_queries, split_length
+from lmjax.nn.partition import over_queries, split_activations
 from lmjax.nn.positions import relative_shift, relative_shift_at
 from lmjax.nn.transformer import LEAVING, FeedForward
 from lmjax.nn.trunk import TransformerConfig
@@ -114,7 +114,7 @@ class RelativeAttention(nn.Module):
           target_mapping: None for the content stream, whose queries are all positions.
         """
         c = self.config
-        dtype, queries, length = c.compute_dtype, x.shape[1], own[0].shape[1]
+        dtype, length = c.compute_dtype, own[0].shape[1]
         biases = (self.content_bias, self.position_bias, self.segment_bias)
 
         def rows(first: Any, queries_here: Any, own: KeysValues, shared: Any) -> jax.Array:
@@ -134,7 +134,7 @@ class RelativeAttention(nn.Module):
                 scores += jnp.where(
                     same_segment[:, None], by_segment[0, ..., None], by_segment[1, ..., None]
                 )
-                window = Window(2, start, queries)
+                window = Window(2, start)
                 scores *= c.head_size**-0.5
                 weights = attention_weights(scores, mask, c.attention_dropout, seeds, window)
                 return contract("bhqk,bkhd->bqhd", weights, value, dtype)
@@ -236,6 +236,7 @@ class TwoStreamBlock(nn.Module):
                 g, context.query_mask, context.query_same_segment, context.target_mapping, g_seeds
             )
         new_h = stream(h, context.content_mask, context.content_same_segment, None, seeds)
-        new_h = split_length(new_h)
+        new_h = split_activations(new_h)
+        g = None if g is None else split_activations(g)
         self.sow("intermediates", LEAVING, new_h)
         return (new_h, g), h

@@ -11,7 +11,7 @@ from lmjax.nn.attention import Cache, SelfAttention
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm
 from lmjax.nn.masks import Mask
-from lmjax.nn.partition import split_length
+from lmjax.nn.partition import split_activations
 from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
@@ -79,7 +79,7 @@ class Block(nn.Module):
             return y
 
         x = sublayer(c, attention_norm, x, attended)
-        x = split_length(sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds)))
+        x = split_activations(sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds)))
         self.sow("intermediates", LEAVING, x)
         return x, written
 

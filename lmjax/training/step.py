@@ -97,7 +97,8 @@ def make_train_step(
             mems=scored.mems,
             ema=ema,
         )
-        norms = jnp.stack([jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(grads)])
+        # Not of g.ravel(): that would gather a matrix whose columns are split over devices.
+        norms = jnp.stack([jnp.sqrt(jnp.square(g).sum()) for g in jax.tree.leaves(grads)])
         if skip_nonfinite:
             good = jnp.isfinite(loss) & jnp.isfinite(norms).all()
             kept = dataclasses.replace(state, step=new_state.step)

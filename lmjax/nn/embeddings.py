@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, dense, embedding_lookup
-from lmjax.nn.partition import gathered, split_activations
+from lmjax.nn.partition import gathered, split_activations, whole_length
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING = 5  # dropout site
@@ -33,7 +33,7 @@ class Table(nn.Module):
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Scores of every row: [..., features] -> [..., rows], float32."""
-        return dense(x, self.embedding.T, self.config.compute_dtype)
+        return dense(x, gathered(self.embedding).T, self.config.compute_dtype)
 
 
 class TextEmbeddings(nn.Module):
@@ -95,4 +95,4 @@ class PredictionTransform(nn.Module):
 
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rows of x [batch, length, features] at positions [batch, n] -> [batch, n, features]."""
-    return jnp.take_along_axis(x, positions[..., None], axis=1)
+    return whole_length(jnp.take_along_axis(x, positions[..., None], axis=1))

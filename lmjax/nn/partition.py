@@ -30,6 +30,14 @@ def split_activations(x: jax.Array) -> jax.Array:
     return _constrained(x, SEQUENCE)
 
 
+def split_rows(tree: Any) -> Any:
+    """Keeps arrays [batch, ...] split by rows alone."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return tree
+    rows = PartitionSpec(ROWS)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), tree)
+
+
 def whole_length(x: jax.Array) -> jax.Array:
     """Gathers the positions of x [batch, length, ...]."""
     return _constrained(x, None)
@@ -43,7 +51,7 @@ def _constrained(x: jax.Array, axis: str | None) -> jax.Array:
 
 
 def gathered(table: jax.Array) -> jax.Array:
-    """A table [rows, features] about to be read: whole along `fsdp`, which splits the ids too."""
+    """A table [rows, features] about to be used: whole along `fsdp`, which splits rows too."""
     parts = jax.sharding.get_abstract_mesh().shape
     if parts.get(FSDP, 1) == 1:
         return table
@@ -74,6 +82,8 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
         def whole(x: jax.Array) -> jax.Array:
             return jax.lax.all_gather(x, SEQUENCE, axis=1, tiled=True)
 
+        # Sums of gradients over devices are then of `shared` itself, not of what is made of it.
+        shared = jax.tree.map(lambda x: jax.lax.pcast(x, SEQUENCE, to="varying"), shared)
         count = jax.tree.leaves(queries)[0].shape[1]
         first = jax.lax.axis_index(SEQUENCE) * count
         return f(first, queries, jax.tree.map(whole, keys), shared)

@@ -91,9 +91,8 @@ class RelativeAttention(nn.Module):
         return self.heads(self.key(h)), self.heads(self.value(h))
 
     def positions(self, context: RelativeContext) -> jax.Array:
-        """[columns, heads, head_dim], or [batch, columns, heads, head_dim] with directions."""
-        encoded = self.heads(self.relative(context.encoding))
-        return encoded if context.direction is None else encoded[context.direction]
+        """[columns, heads, head_dim], or [2, columns, heads, head_dim] with directions."""
+        return self.heads(self.relative(context.encoding))
 
     def attend(
         self,
@@ -101,6 +100,7 @@ class RelativeAttention(nn.Module):
         own: KeysValues,
         memory: KeysValues | None,
         positions: jax.Array,
+        direction: jax.Array | None,
         mask: Mask,
         same_segment: Mask,
         target_mapping: jax.Array | None,
@@ -110,7 +110,7 @@ class RelativeAttention(nn.Module):
 
         Args:
           own, memory: keys and values of this segment and of the memory before it.
-          positions: what `positions` gives.
+          positions: what `positions` gives, of which `direction` chooses for each row.
           target_mapping: None for the content stream, whose queries are all positions.
         """
         c = self.config
@@ -118,7 +118,8 @@ class RelativeAttention(nn.Module):
         biases = (self.content_bias, self.position_bias, self.segment_bias)
 
         def rows(first: Any, queries_here: Any, own: KeysValues, shared: Any) -> jax.Array:
-            memory, positions, masks, seeds, biases, segment_embedding = shared
+            memory, positions, direction, masks, seeds, biases, segment_embedding = shared
+            positions = positions if direction is None else positions[direction]
             key, value = own if memory is None else _joined(memory, own)
 
             def block(start: Any, here: Any) -> jax.Array:
@@ -141,7 +142,15 @@ class RelativeAttention(nn.Module):
 
             return by_chunks(block, first, queries_here, c.query_chunk)
 
-        shared = memory, positions, (mask, same_segment), seeds, biases, self.segment_embedding
+        shared = (
+            memory,
+            positions,
+            direction,
+            (mask, same_segment),
+            seeds,
+            biases,
+            self.segment_embedding,
+        )
         y = over_queries(rows, (self.heads(self.query(x)), target_mapping), own, shared)
         return dropout(self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT)
 
@@ -224,7 +233,15 @@ class TwoStreamBlock(nn.Module):
             seeds: Seeds | None,
         ) -> jax.Array:
             attended = attention.attend(
-                x, own, memory, positions, mask, same_segment, mapping, seeds
+                x,
+                own,
+                memory,
+                positions,
+                context.direction,
+                mask,
+                same_segment,
+                mapping,
+                seeds,
             )
             x = attention_norm(x + attended)
             return feed_forward_norm(x + feed_forward(x, seeds))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.partition import split_rows
 from lmjax.objectives.base import Batch, Objective, Scored, Sum
 from lmjax.training.optimizers import ema_update
 from lmjax.training.state import TrainState
@@ -33,7 +34,7 @@ def corrupt_batch(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
     for_corruption, for_dropout = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     seeds = Seeds.of(for_dropout, jax.random.fold_in(key, SHARED))
-    return jax.vmap(objective.corrupt)(for_corruption, batch), seeds
+    return split_rows(jax.vmap(objective.corrupt)(for_corruption, batch)), seeds
 
 
 def total_loss(objective: Objective, scored: Scored, counts: dict[str, jax.Array]) -> jax.Array:

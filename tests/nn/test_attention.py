@@ -155,6 +155,7 @@ def test_relative_attention_by_a_loop() -> None:
             module.keys_values(h[:, memory:]),
             module.keys_values(h[:, :memory]),
             module.positions(context),
+            context.direction,
             context.content_mask,
             context.content_same_segment,
             None,

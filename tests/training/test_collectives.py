@@ -70,6 +70,8 @@ def test_copies_of_the_model_only_sum(name: str) -> None:
 @pytest.mark.parametrize("name", slow_but_gpt())
 def test_fsdp_gathers_parameters_and_no_activations(name: str) -> None:
     found, parameters = sent(name, "fsdp")
+    # What the masked positions' gradients are: some targets of some rows, some features.
+    assert all(tiny.LENGTH not in shape for shape in found.pop("all-to-all", {}))
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
     known = {tuple(sorted(shape)) for shape in parameters}
     assert any(len(shape) == 2 for shape in found["all-gather"])
@@ -110,6 +112,8 @@ def test_tensor_only_sums_at_the_ends_of_sublayers(name: str) -> None:
     rows = tiny.BATCH // 2 * tiny.LENGTH
     sums = [shape for shape in found["all-reduce"] if len(shape) == 2 and shape[0] == rows]
     assert sums, "of the attention's and the feed-forward's outputs"
-    known = {tuple(sorted(shape)) for shape in parameters}
+    # XLNet's distances, forward and backward, have no batch either.
+    known = {shape for shape in parameters if len(shape) > 2} | {(2, 40, HEADS // 4, 4)}
+    known |= {(2, HEADS // 4, 4)}
     for shape in found["all-reduce"]:
-        assert len(shape) <= 2 or tuple(sorted(shape)) in known, shape
+        assert len(shape) <= 2 or shape in known, shape

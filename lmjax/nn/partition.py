@@ -21,6 +21,12 @@ def sequence_parts() -> int:
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1)
 
 
+def _several_devices() -> bool:
+    """Whether the present mesh is one of ours, with more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 and SEQUENCE in mesh.shape
+
+
 def split_activations(x: jax.Array) -> jax.Array:
     """Keeps x [batch, length, ...] split: rows over `data` and `fsdp`, positions over `sequence`.
 
@@ -32,7 +38,7 @@ def split_activations(x: jax.Array) -> jax.Array:
 
 def split_rows(tree: Any) -> Any:
     """Keeps arrays [batch, ...] split by rows alone."""
-    if jax.sharding.get_abstract_mesh().size <= 1:
+    if not _several_devices():
         return tree
     rows = PartitionSpec(ROWS)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, rows), tree)
@@ -44,7 +50,7 @@ def whole_length(x: jax.Array) -> jax.Array:
 
 
 def _constrained(x: jax.Array, axis: str | None) -> jax.Array:
-    if jax.sharding.get_abstract_mesh().size <= 1:
+    if not _several_devices():
         return x
     rest = [None] * (x.ndim - 2)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, axis, *rest))

@@ -56,6 +56,7 @@ def wait_for(place: pathlib.Path, step: int, both: Pair) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: pathlib.Path) -> None:
     settings = short(tmp_path, 20)
     alone = tmp_path / "alone"

@@ -66,8 +66,8 @@ def losses_on(
 def test_one_and_eight_devices_train_alike(name: str) -> None:
     alone = losses_on(name, MeshConfig(data=1), 20)
     assert len(set(alone)) == 20
-    for config in (MeshConfig(data=8), MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)):
-        np.testing.assert_allclose(losses_on(name, config, 20), alone, rtol=1e-5)
+    together = losses_on(name, MeshConfig(data=1, fsdp=2, sequence=2, tensor=2), 20)
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
 SPLITS = [

@@ -62,7 +62,7 @@ def get_config(size: str = "base") -> ConfigDict:
                     "initial_std": 0.02,
                     "dtype": "float32",
                     "scan_layers": layers >= 24,
-                    "remat": False,
+                    "remat": "",
                     "query_chunk": 0,
                 },
                 "memory_length": memory,

@@ -46,6 +46,11 @@ class XlnetConfig:
     def __post_init__(self) -> None:
         if self.trunk.norm != "post":
             raise ConfigError("trunk.norm: XLNet is defined with 'post' norm only")
+        if self.trunk.attention not in ("auto", "plain"):
+            raise ConfigError(
+                f"trunk.attention: '{self.trunk.attention}' knows no distances, which XLNet's"
+                " scores depend on; use 'auto', and trunk.query_chunk for long texts"
+            )
         if self.memory_length < 0 or self.clamp_length < 0:
             raise ConfigError("memory_length: lengths must not be negative")
         if self.trunk.hidden_size % 2:

@@ -8,11 +8,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lmjax.nn import kernels
 from lmjax.nn.dropout import Seeds, Window, dropout
 from lmjax.nn.layers import Dense, contract
 from lmjax.nn.masks import Mask, as_mask
 from lmjax.nn.partition import over_queries, pad_length
-from lmjax.nn.trunk import TransformerConfig
+from lmjax.nn.trunk import Kernel, TransformerConfig
 
 # Finite, so that a row in which everything is masked gives no NaN.
 MASKED_SCORE = -1e30
@@ -48,6 +49,7 @@ def attention(
     rate: float = 0.0,
     seeds: Seeds | None = None,
     dtype: jnp.dtype = jnp.float32,
+    kernel: Kernel = "auto",
     chunk: int = 0,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value.
@@ -58,11 +60,17 @@ def attention(
       mask: True = may attend, broadcasts to [batch, queries, keys].
       rate: dropout on the weights, independent for each example and head.
       dtype: of the operands of the products.
-      chunk: queries whose scores exist at one time; 0 = all.
+      kernel: which one; see `lmjax.nn.kernels`.
+      chunk: queries whose scores exist at one time where no kernel is used; 0 = all.
 
     Returns:
       [batch, queries, heads, head_dim] float32.
     """
+    mask = as_mask(mask)
+    drops = rate > 0 and seeds is not None
+    chosen = kernels.choose(kernel, query, key, mask, dtype, drops)
+    if chosen != "plain":
+        return kernels.KERNELS[chosen](query, key, value, mask, dtype)
 
     def rows(first: Any, query: jax.Array, keys_values: Any, shared: Any) -> jax.Array:
         (key, value), (mask, seeds) = keys_values, shared
@@ -76,7 +84,7 @@ def attention(
 
         return by_chunks(block, first, query, chunk)
 
-    return over_queries(rows, query, (key, value), (as_mask(mask), seeds))
+    return over_queries(rows, query, (key, value), (mask, seeds))
 
 
 def by_chunks(
@@ -175,6 +183,8 @@ class SelfAttention(nn.Module):
             rate=c.attention_dropout,
             seeds=seeds,
             dtype=c.compute_dtype,
+            # A cache has slots that no query may see yet: no kernel knows such a mask.
+            kernel=c.attention if cache is None else "plain",
             chunk=c.query_chunk,
         )
         output = Dense(

@@ -46,17 +46,20 @@ class Pairs(Mask):
       query: [batch or 1, queries or 1].
       key: [batch or 1, keys].
       relation: of the key's number to the query's.
+      name: what a kernel that has this mask built in needs to know it by, while its queries
+        are all positions; '' = no kernel has it.
     """
 
     query: jax.Array
     key: jax.Array
     relation: Literal["equal", "below", "at_most"] = flax.struct.field(pytree_node=False)
+    name: Literal["", "causal", "documents"] = flax.struct.field(pytree_node=False, default="")
 
     def rows(self, first: jax.Array | int, count: int) -> jax.Array:
         return self.replace(query=_rows(self.query, first, count)).dense()  # type: ignore[attr-defined]
 
     def take(self, positions: jax.Array) -> Mask:
-        return self.replace(query=_taken(self.query, positions))  # type: ignore[attr-defined]
+        return self.replace(query=_taken(self.query, positions), name="")  # type: ignore[attr-defined]
 
     def dense(self) -> jax.Array:
         query, key = self.query[:, :, None], self.key[:, None, :]
@@ -127,6 +130,20 @@ def as_mask(mask: Mask | jax.Array) -> Mask:
     return mask if isinstance(mask, Mask) else Dense(mask)
 
 
+def named_parts(mask: Mask) -> dict[str, Pairs] | None:
+    """The parts of a conjunction by their names, such as causal and documents.
+
+    None where a part has no name, or is not one of a conjunction.
+    """
+    if isinstance(mask, Pairs):
+        return {mask.name: mask} if mask.name else None
+    if isinstance(mask, Combined) and mask.how == "and":
+        left, right = named_parts(mask.left), named_parts(mask.right)
+        if left is not None and right is not None and not left.keys() & right.keys():
+            return left | right
+    return None
+
+
 def padding(documents: jax.Array) -> Mask:
     """No one sees padding. documents: [batch, keys], 0 = padding."""
     return Pairs(jnp.zeros((1, 1), jnp.int32), (documents == 0).astype(jnp.int32), "at_most")
@@ -137,13 +154,13 @@ def same_document(documents: jax.Array) -> Mask:
 
     documents: [batch, length] int, 0 = padding.
     """
-    return Pairs(documents, jnp.where(documents > 0, documents, -1), "equal")
+    return Pairs(documents, jnp.where(documents > 0, documents, -1), "equal", "documents")
 
 
 def causal(length: int) -> Mask:
     """Position i sees 0..i."""
     position = jnp.arange(length)[None]
-    return Pairs(position, position, "at_most")
+    return Pairs(position, position, "at_most", "causal")
 
 
 def prefix(in_prefix: jax.Array) -> Mask:

@@ -108,7 +108,10 @@ class Layers(nn.Module):
           (carry, outputs stacked on a leading axis [layers]).
         """
         c = self.config
-        block = nn.remat(self.block, prevent_cse=not c.scan_layers) if c.remat else self.block
+        block = self.block
+        if c.remat:
+            policy = getattr(jax.checkpoint_policies, c.remat)
+            block = nn.remat(block, prevent_cse=not c.scan_layers, policy=policy)
         indices = jnp.arange(c.layers, dtype=jnp.uint32)
         self.sow("intermediates", ENTERING, carry[0] if isinstance(carry, tuple) else carry)
         if c.scan_layers:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from lmjax.errors import ConfigError
 from lmjax.nn.layers import Activation, Initializer, truncated_normal
 
+Kernel = Literal["auto", "plain", "cudnn", "splash"]
+RematPolicy = Literal["", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -31,7 +34,12 @@ class TransformerConfig:
         loss are float32 always.
       scan_layers: one compiled block for all layers, parameters stacked on a leading
         axis: compile time does not grow with depth. Off is faster on CPU.
-      remat: recompute a block's activations in the backward pass.
+      remat: what of a block is kept for the backward pass, by the name of a policy of
+        `jax.checkpoint_policies`, the rest being computed again: nothing, the products
+        with parameters, or those of attention too. '' = everything, nothing again.
+      attention: what computes softmax(query key^T) value: `plain` products, cuDNN's or
+        TPU's flash attention (`splash`); `auto` takes the device's where it can, else plain
+        ones (`lmjax.nn.kernels`).
       query_chunk: queries whose attention scores exist at one time; they are computed again
         in the backward pass, so that memory grows linearly with the length. 0 = all at
         once, which is faster while the scores fit.
@@ -53,7 +61,8 @@ class TransformerConfig:
     scale_residual_init: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
-    remat: bool = False
+    remat: RematPolicy = ""
+    attention: Kernel = "auto"
     query_chunk: int = 0
 
     def __post_init__(self) -> None:

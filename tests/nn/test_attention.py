@@ -212,14 +212,17 @@ def test_scan_and_remat_change_nothing() -> None:
     params = Stack(config).init(jax.random.key(0), X, MASK, None)["params"]
     value, gradient = value_and_gradient(config, params)
 
-    remat = dataclasses.replace(config, remat=True)
-    again, gradient_again = value_and_gradient(remat, params)
-    np.testing.assert_allclose(again, value, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient_again, gradient)
+    for policy in ("nothing_saveable", "dots_with_no_batch_dims_saveable"):
+        remat = dataclasses.replace(config, remat=policy)
+        again, gradient_again = value_and_gradient(remat, params)
+        np.testing.assert_allclose(again, value, rtol=1e-6)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient_again, gradient
+        )
 
     blocks = params["blocks"]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks.values())
-    scan = dataclasses.replace(config, scan_layers=True, remat=True)
+    scan = dataclasses.replace(config, scan_layers=True, remat="nothing_saveable")
     scanned, gradient_scanned = value_and_gradient(scan, {**params, "blocks": {"layers": stacked}})
     np.testing.assert_allclose(scanned, value, rtol=1e-6)
     for i in range(2):

@@ -32,7 +32,7 @@ GOOD: dict[str, Any] = {
             "norm": "post",
             "dropout": 0.1,
             "dtype": "float32",
-            "remat": False,
+            "remat": "",
         },
         "max_length": 128,
         "segment_types": 2,

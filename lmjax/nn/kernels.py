@@ -1,0 +1,225 @@
+"""Which kernel computes attention: the one place that looks at device, dtype and mask.
+
+Besides plain products (`lmjax.nn.attention`, whole or in chunks of queries) there are the flash
+attention of cuDNN on NVIDIA GPUs and of TPUs ("splash"). Both need 16-bit operands, a whole
+length on each device and no dropout on the weights. XLNet's scores depend on distances that a
+kernel's bias would have to hold written out, so it has none of them.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lmjax.errors import ConfigError
+from lmjax.nn.masks import Mask, named_parts
+from lmjax.nn.partition import ROWS, SEQUENCE, TENSOR, sequence_parts
+from lmjax.nn.trunk import Kernel
+
+_OF_PLATFORM: dict[str, Kernel] = {"gpu": "cudnn", "tpu": "splash"}
+_SPLASH_BLOCK = 128  # of queries and keys: one register's lanes
+
+
+def choose(
+    wanted: Kernel, query: jax.Array, key: jax.Array, mask: Mask, dtype: Any, drops: bool
+) -> Kernel:
+    """The kernel for these operands on the present mesh's devices: plain, cudnn or splash.
+
+    Args:
+      wanted: `auto` falls back to plain, with one line on stderr if the device has a kernel.
+      query, key: [batch, length, heads, head_dim].
+      dtype: of the operands of the products.
+      drops: whether weights are dropped out.
+
+    Raises:
+      ConfigError: the kernel asked for by name cannot do it.
+    """
+    if wanted == "plain":
+        return "plain"
+    platform = _platform()
+    kernel = _OF_PLATFORM.get(platform, "plain") if wanted == "auto" else wanted
+    if kernel == "plain":
+        return "plain"
+    why = _why_not(kernel, platform, query, key, mask, dtype, drops)
+    if not why:
+        return kernel
+    if wanted != "auto":
+        raise ConfigError(
+            f"config.model.trunk.attention: '{kernel}' {why}; 'auto' takes it where it can"
+        )
+    _tell(f"attention: plain products, since {kernel} {why}")
+    return "plain"
+
+
+def cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    dtype: Any,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """Flash attention of cuDNN. Shapes as `attention`; the mask is written out but for causal.
+
+    Memory is [batch, 1, queries, keys] of 16 bits for the mask, none for the scores. Gradients
+    of the queries that see nothing are zero, as their results are.
+    """
+    parts = named_parts(mask)
+    causal = parts is not None and "causal" in parts
+    visible = None
+    if parts is None:
+        written = mask.dense()
+        seeing = written.any(-1)
+    elif "documents" in parts:
+        written, seeing = parts["documents"].dense(), _sees_itself(parts)
+    else:
+        written, seeing = None, None
+    if written is not None:
+        shape = (written.shape[0], query.shape[1], key.shape[1])
+        visible = jnp.broadcast_to(written, shape)[:, None]
+    query, key, value = (x.astype(dtype) for x in (query, key, value))
+    y = jax.nn.dot_product_attention(
+        query, key, value, mask=visible, is_causal=causal, implementation=implementation
+    ).astype(jnp.float32)
+    return y if seeing is None else jnp.where(seeing[..., None, None], y, 0.0)
+
+
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    dtype: Any,
+    interpret: bool = False,
+) -> jax.Array:
+    """Flash attention of TPUs: blocks of keys that a causal mask hides are passed over.
+
+    Shapes as `attention`. Memory is linear in the length; documents are told apart by their
+    numbers. interpret: run it without a TPU, slowly.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as shapes
+
+    parts = named_parts(mask)
+    assert parts is not None
+    length, head_dim = query.shape[1], query.shape[-1]
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    blocks: dict[str, Any] = dict.fromkeys(
+        (
+            "block_q",
+            "block_kv",
+            "block_kv_compute",
+            "block_q_dkv",
+            "block_kv_dkv",
+            "block_kv_dkv_compute",
+            "block_q_dq",
+            "block_kv_dq",
+        ),
+        block,
+    )
+    shape = (length, length)
+    form = shapes.CausalMask(shape) if "causal" in parts else shapes.FullMask(shape)
+
+    def on_one_device(
+        query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array
+    ) -> jax.Array:
+        kernel = kernels.make_splash_mha(
+            shapes.MultiHeadMask([form] * query.shape[2]),
+            block_sizes=kernels.BlockSizes(**blocks),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+
+        def row(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
+            by_head = (x.swapaxes(0, 1) for x in (query, key, value))
+            return kernel(*by_head, kernels.SegmentIds(q=ids, kv=ids)).swapaxes(0, 1)
+
+        return jax.vmap(row)(query, key, value, ids)
+
+    ids = jnp.zeros((1, length), jnp.int32)
+    if "documents" in parts:
+        ids = parts["documents"].query.astype(jnp.int32)
+    ids = jnp.broadcast_to(ids, query.shape[:2])
+    operands = [x.astype(dtype) for x in (query * head_dim**-0.5, key, value)]
+    run: Callable[..., jax.Array] = on_one_device
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and SEQUENCE in mesh.shape:
+        # The compiler cannot split a kernel by itself: each device runs its rows and heads.
+        heads = PartitionSpec(ROWS, None, TENSOR)
+        run = jax.shard_map(
+            on_one_device,
+            in_specs=(heads, heads, heads, PartitionSpec(ROWS)),
+            out_specs=heads,
+            check_vma=False,
+        )
+    y = run(*operands, ids).astype(jnp.float32)
+    # Padding has seen padding.
+    return jnp.where(_sees_itself(parts)[..., None, None], y, 0.0) if "documents" in parts else y
+
+
+KERNELS: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn, "splash": splash}
+
+
+def _why_not(
+    kernel: Kernel,
+    platform: str,
+    query: jax.Array,
+    key: jax.Array,
+    mask: Mask,
+    dtype: Any,
+    drops: bool,
+) -> str:
+    """What is in the way of a kernel, to be read after its name; '' = nothing."""
+    (_, length, heads, head_dim), keys = query.shape, key.shape[1]
+    if _OF_PLATFORM.get(platform) != kernel:
+        return f"does not run on this device ({platform})"
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"computes in bfloat16 (config.model.trunk.dtype), not in {jnp.dtype(dtype).name}"
+    if drops:
+        return "has no dropout of the weights; set config.model.trunk.attention_dropout to 0"
+    if sequence_parts() > 1:
+        return "needs whole texts on each device; set config.mesh.sequence to 1"
+    if kernel == "cudnn":
+        if _compute_capability() < 8.0:
+            return "needs an NVIDIA GPU of the Ampere generation or later"
+        if head_dim % 8 or head_dim > 128:
+            return f"needs heads of a multiple of 8 up to 128, not of {head_dim}"
+        if length % 2 or keys % 2:
+            return f"needs an even length, not {length}"
+        return ""
+    if named_parts(mask) is None:
+        return "knows causal masks and documents alone"
+    if length % _SPLASH_BLOCK or length != keys:
+        return f"needs a length of a multiple of {_SPLASH_BLOCK}, not {length}"
+    if heads % jax.sharding.get_abstract_mesh().shape.get(TENSOR, 1):
+        return f"needs {heads} heads to split evenly over config.mesh.tensor"
+    return ""
+
+
+def _sees_itself(parts: dict[str, Any]) -> jax.Array:
+    """[batch, length] bool: not padding."""
+    return parts["documents"].query == parts["documents"].key
+
+
+def _platform() -> str:
+    """Of the devices of the present mesh, which need not be here; else of the default ones."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.platform if device is not None else jax.default_backend()
+
+
+def _compute_capability() -> float:
+    """Of the first GPU here; 0 where it is none of NVIDIA's."""
+    return float(getattr(jax.local_devices()[0], "compute_capability", "0"))
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

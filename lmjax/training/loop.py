@@ -17,19 +17,19 @@ from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.devices import peak_flops
 from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.mesh import batch_sharding, global_batch, replicated
-from lmjax.training.optimizers import make_optimizer
+from lmjax.training.memory import predict
+from lmjax.training.mesh import global_batch
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
 from lmjax.training.preemption import PreemptedError, Preemption
+from lmjax.training.program import Program
 from lmjax.training.reporting import (
     MetricsWriter,
     RunDirectory,
     TrainingProgress,
     read_metrics,
 )
-from lmjax.training.sharding import layout, shardings
-from lmjax.training.state import TrainState, init_state
-from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.sharding import layout
+from lmjax.training.state import TrainState
 from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, due, means_of
 
 
@@ -92,8 +92,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     }
     try:
         with jax.set_mesh(plan.mesh), noticing_lost_processes():
-            run = _Run(plan, objective, directory, loaders, stores["validation"])
-            state = run.train(name)
+            run = _Run(plan, objective, directory, loaders, stores["validation"], name)
+            state = run.train()
     finally:
         for loader in loaders.values():
             loader.close()
@@ -119,69 +119,31 @@ class _Run:
         directory: RunDirectory,
         loaders: dict[str, Loader],
         held_out: TokenStore,
+        name: str,
     ):
+        self.name = name
         self.plan, self.training = plan, plan.training
         self.objective, self.directory = objective, directory
         self.train_data, self.held_out_data = loaders["train"], loaders["validation"]
         self.events = EventsWriter(directory.path)
         self.held_out_bytes_per_token = held_out.bytes / len(held_out.tokens)
 
-        mesh, training = plan.mesh, plan.training
-        example = global_batch(self.train_data.batch_at(0), mesh, training.batch_size)
-        shapes = jax.eval_shape(
-            lambda: objective.init(
-                jax.random.key(0),
-                jax.vmap(objective.corrupt)(
-                    jax.random.split(jax.random.key(0), training.batch_size), example
-                ),
-            )
-        )
-        self.optimizer, self.schedule = make_optimizer(plan.optimizer, training.steps, shapes)
-        self.paths = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
-        ]
-
-        def initial() -> TrainState:
-            ema = training.ema_decay > 0
-            return init_state(objective, self.optimizer, plan.seed, example, ema)
-
-        abstract = jax.eval_shape(initial)
-        whole, rows = replicated(mesh), batch_sharding(mesh)
-        self.shardings = shardings(abstract, mesh)
-        if mesh.devices.size > 1 and jax.process_index() == 0:
-            rich.console.Console(stderr=True).print(layout(abstract, mesh))
-        self.abstract = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract,
-            self.shardings,
-        )
-        self.initial = jax.jit(initial, out_shardings=self.shardings)
-        self.step = jax.jit(
-            make_train_step(
-                objective,
-                self.optimizer,
-                training.accumulation,
-                training.ema_decay,
-                training.skip_nonfinite,
-            ),
-            in_shardings=(self.shardings, rows),
-            out_shardings=(self.shardings, whole),
-            donate_argnums=0,
-        )
-        self.evaluate_batch = jax.jit(
-            make_eval_step(objective),
-            in_shardings=(self.shardings.params, self.shardings.mems, whole, rows),
-            out_shardings=(whole, self.shardings.mems),
-        )
+        row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
+        self.program = program = Program(plan, objective, row)
+        if jax.process_index() == 0:
+            console = rich.console.Console(stderr=True)
+            if plan.mesh.devices.size > 1:
+                console.print(layout(program.state, plan.mesh))
+            expected = predict(plan, objective, program)
+            console.print(f"{name}: at most about {expected}", highlight=False, soft_wrap=True)
         flops = objective.forward_flops(plan.examples.length)
         # A backward pass costs twice the forward pass.
-        self.flops_per_step = None if flops is None else 3 * flops * training.batch_size
+        self.flops_per_step = None if flops is None else 3 * flops * plan.training.batch_size
         dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
-        peak = peak_flops(mesh.devices.flat[0], dtype)
-        self.peak_flops = None if peak is None else peak * mesh.devices.size
+        peak = peak_flops(plan.mesh.devices.flat[0], dtype)
+        self.peak_flops = None if peak is None else peak * plan.mesh.devices.size
 
-    def train(self, name: str) -> TrainState:
+    def train(self) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends."""
         t = self.training
         retention = Retention(
@@ -191,13 +153,13 @@ class _Run:
             rewinds = 0
             while True:
                 if checkpoints.latest_step() is None:
-                    state, done = self.initial(), 0
+                    state, done = self.program.initial(), 0
                 else:
-                    state, data_state = checkpoints.restore(None, self.abstract)
+                    state, data_state = checkpoints.restore(None, self.program.state)
                     self.train_data.set_state(data_state)
                     done = int(state.step)
                 try:
-                    return self._advance(state, done, checkpoints, name)
+                    return self._advance(state, done, checkpoints)
                 except DivergedError as error:
                     good = checkpoints.latest_step()
                     if rewinds == t.max_rewinds or good is None:
@@ -209,16 +171,14 @@ class _Run:
                         error.step, error.batches, error.reason, f"back to step {good} without them"
                     )
 
-    def _advance(
-        self, state: TrainState, done: int, checkpoints: Checkpoints, name: str
-    ) -> TrainState:
+    def _advance(self, state: TrainState, done: int, checkpoints: Checkpoints) -> TrainState:
         """From step `done` to the last one."""
         t = self.training
         if done >= t.steps:
             return state
         with (
             MetricsWriter(self.directory.path, done) as writer,
-            TrainingProgress(t.steps, name, done) as progress,
+            TrainingProgress(t.steps, self.name, done) as progress,
             Preemption() as preemption,
         ):
             watch = self._watch(writer, progress, checkpoints)
@@ -227,7 +187,7 @@ class _Run:
             watch.restart()
             for step in range(done + 1, t.steps + 1):
                 batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
-                state, metrics = self.step(state, batch)
+                state, metrics = self.program.step(state, batch)
                 watch.add(step, self.train_data.index, metrics)
                 last = step == t.steps
                 evaluate = last or due(step, t.eval_every)
@@ -256,8 +216,8 @@ class _Run:
     ) -> Watch:
         return Watch(
             self.training,
-            self.paths,
-            self.schedule,
+            self.program.paths,
+            self.program.schedule,
             Speed(self.flops_per_step, self.peak_flops),
             writer,
             progress,
@@ -283,7 +243,7 @@ class _Run:
         sums = []
         for i in range(batches):
             batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
-            found, mems = self.evaluate_batch(params, mems, jax.random.fold_in(key, i), batch)
+            found, mems = self.program.evaluate(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
         means = means_of(jax.device_get(sums))
         if self.objective.scores_every_token:

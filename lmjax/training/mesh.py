@@ -1,7 +1,7 @@
 """The device mesh, and batches on it: rows over data and fsdp."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -36,17 +36,20 @@ class MeshConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is no number of devices")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh (data, fsdp, sequence, tensor) over the first devices, with automatic axes.
 
     Devices that split one copy of the model stand next to each other.
+
+    Args:
+      devices: those there are; None = all that jax sees.
 
     Raises:
       ConfigError: more devices asked for than there are, or, with several processes,
         not all of them (a process without devices could not take part) or rows that two
         processes would share.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     one_copy = config.fsdp * config.sequence * config.tensor
     data = len(devices) // one_copy if config.data == -1 else config.data
     count = data * one_copy

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -148,8 +148,14 @@ class Plan:
         return dataclasses.replace(self.objective, model=model, vocabulary=vocabulary)
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
+def make_plan(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Plan:
     """Reads every field of `config`; nothing is computed or written.
+
+    Args:
+      config: plain values.
+      devices: what the mesh is laid over; None = all that jax sees.
 
     Raises:
       ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
@@ -187,7 +193,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
     )
     objective.check_length(examples.length)
-    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
+    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"), devices)
     check_batch(training.batch_size, examples.length, training.accumulation, mesh)
     return Plan(
         seed=seed,

@@ -93,14 +93,14 @@ def layout(state: Any, mesh: Mesh) -> rich.table.Table:
     whole = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
     table = rich.table.Table(
         title=f"{mesh.devices.size} devices: {shape}",
-        caption=f"a device holds {_size(bytes_per_device(state.params, mesh))} of"
-        f" {_size(whole)} of parameters, {_size(bytes_per_device(state, mesh))} with moments",
+        caption=f"a device holds {in_words(bytes_per_device(state.params, mesh))} of"
+        f" {in_words(whole)} of parameters, {in_words(bytes_per_device(state, mesh))} with moments",
     )
     table.add_column("parameter", overflow="fold")
     for column in ("count", "shape", "split over", "bytes a device"):
         table.add_column(column, justify="right")
     for (name, dimensions, spec), held in rows.items():
-        table.add_row(name, str(len(held)), str(list(dimensions)), spec or "-", _size(sum(held)))
+        table.add_row(name, str(len(held)), str(list(dimensions)), spec or "-", in_words(sum(held)))
     return table
 
 
@@ -109,7 +109,7 @@ def _held(leaf: Any, place: NamedSharding) -> int:
     return math.prod(place.shard_shape(tuple(leaf.shape))) * (8 if key else leaf.dtype.itemsize)
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

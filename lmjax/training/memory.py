@@ -1,0 +1,75 @@
+"""What a device will hold at the height of a step, reckoned before anything is compiled."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.nn.partition import ROWS, SEQUENCE
+from lmjax.objectives.base import Objective
+from lmjax.training.plan import Plan
+from lmjax.training.program import Program
+from lmjax.training.sharding import bytes_per_device, in_words
+from lmjax.training.step import corrupt_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes on one device.
+
+    Attributes:
+      state: parameters, moments, moving average, memory of earlier text.
+      gradients: of the parameters; twice, where they are added up over micro-batches.
+      activations: what the forward pass of a micro-batch keeps for the backward pass, and the
+        gradient of the largest of it. What `tensor` splits counts whole.
+    """
+
+    state: int
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.gradients + self.activations
+
+    def __str__(self) -> str:
+        return (
+            f"{in_words(self.total)} a device: state {in_words(self.state)}, gradients"
+            f" {in_words(self.gradients)}, activations {in_words(self.activations)}"
+        )
+
+
+def predict(plan: Plan, objective: Objective, program: Program) -> Footprint:
+    """Traces the loss and adds up what its backward pass needs; to be called under the mesh.
+
+    The compiler may compute some of it again, or hold some of it in fewer bits or twice:
+    `docs/scale.md` holds predictions against compiled programs.
+    """
+    mesh, training = plan.mesh, plan.training
+    rows = training.batch_size // training.accumulation
+
+    def kept(params: Any, batch: Any, mems: Any) -> list[jax.Array]:
+        corrupted, seeds = corrupt_batch(objective, jax.random.key(0), batch)
+
+        def loss(params: Any) -> jax.Array:
+            scored = objective.loss(params, corrupted, mems, seeds)
+            return jnp.stack([total for total, _ in scored.terms.values()]).sum()
+
+        given = {id(x) for x in jax.tree.leaves((params, mems))}
+        return [x for x in jax.tree.leaves(jax.vjp(loss, params)[1]) if id(x) not in given]
+
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+        for name, x in program.batch.items()
+    }
+    mems = jax.eval_shape(lambda: objective.init_mems(rows))
+    found = jax.eval_shape(kept, program.state.params, batch, mems)
+    sizes = [x.size * x.dtype.itemsize for x in found]
+    parts = mesh.shape[ROWS[0]] * mesh.shape[ROWS[1]] * mesh.shape[SEQUENCE]
+    gradients = bytes_per_device(program.state.params, mesh)
+    return Footprint(
+        state=bytes_per_device(program.state, mesh),
+        gradients=gradients * (2 if training.accumulation > 1 else 1),
+        activations=(sum(sizes) + max(sizes, default=0)) // parts,
+    )

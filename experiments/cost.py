@@ -12,7 +12,9 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import command_line
+from lmjax.data.examples.stand_in import stand_in_row
 from lmjax.training.plan import Plan, make_plan
+from lmjax.training.program import Program
 
 
 def main() -> None:
@@ -36,16 +38,9 @@ def summary(config: ConfigDict) -> str:
 
 def parameters(plan: Plan) -> int:
     """How many numbers the parameters are; nothing is allocated."""
-    length = plan.examples.length
-    fields = ("tokens", "segments", "documents", "positions")
-
-    def init() -> object:
-        batch = {name: jax.numpy.zeros((1, length), jax.numpy.int32) for name in fields}
-        batch["label"] = jax.numpy.zeros(1, jax.numpy.int32)
-        key = jax.random.key(0)
-        return plan.objective.init(key, jax.vmap(plan.objective.corrupt)(key[None], batch))
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
+    row = stand_in_row(plan.examples, plan.objective.vocabulary)
+    params = Program(plan, plan.objective, row).state.params
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def short(number: float) -> str:

@@ -1,15 +1,33 @@
 """Pretrains one objective, or continues the run in --workdir.
 
-python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
+  python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
+
+Or compiles it for devices that need not be here, and prints what it would need on them:
+
+  python -m experiments.pretrain --config=configs/gpt.py:xl --config.mesh.fsdp=16 --dry_run=v5e:4x4
 """
 
 import json
 
+from absl import flags
+
 from experiments import command_line
+
+DRY_RUN = flags.DEFINE_string(
+    "dry_run",
+    "",
+    "Compile a step for these devices, print its memory and FLOPs, and stop: 'here', 'cpu:8' or"
+    " TPUs such as 'v5e:4x4'. Needs no --workdir and no data.",
+)
 
 
 def main() -> None:
-    config, workdir = command_line.config(), command_line.workdir()
+    config = command_line.config()
+    if DRY_RUN.value:
+        from lmjax.training.dry_run import dry_run
+
+        return dry_run(config, DRY_RUN.value)
+    workdir = command_line.workdir()
     from lmjax.training.loop import pretrain  # after the flags: importing it takes seconds
 
     name = config.objective.type.rsplit(".", 1)[-1] if "objective" in config else ""

@@ -33,11 +33,32 @@ def attention_weights(
     mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights, of
     which `window` says what part they are.
     """
-    mask = mask[:, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE), axis=-1)
-    # Who may see nothing sees nothing: the first of a factorisation order without memory.
-    # The softmax alone would give the mean of all that is hidden.
-    return dropout(jnp.where(mask, weights, 0.0), rate, seeds, PROBABILITIES, window)
+    weights = masked_softmax(scores, mask[:, None])
+    return dropout(weights, rate, seeds, PROBABILITIES, window)
+
+
+@jax.custom_vjp
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax of `scores` over the last axis where `mask` allows, zeros elsewhere; float32.
+
+    Who may see nothing sees nothing: the first of a factorisation order without memory. The
+    backward pass needs the result alone, the only array of this size that is kept.
+    """
+    scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)
+    return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+
+
+def _softmax_forward(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = masked_softmax(scores, mask)
+    return weights, weights
+
+
+def _softmax_backward(weights: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
+    g = g * weights
+    return g - weights * g.sum(-1, keepdims=True), None
+
+
+masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attention(

@@ -31,7 +31,8 @@ class FeedForward(nn.Module):
         c = self.config
         inner = Dense(c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="inner")
         outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
-        y = ACTIVATIONS[c.activation](inner(x))
+        # Computed again in the backward pass, which would keep up to five arrays of this size.
+        y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
         return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
 

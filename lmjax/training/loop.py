@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import rich.console
 
 from lmjax.data.loader import Loader
 from lmjax.data.store import TokenStore, check_data, prepare
@@ -27,6 +26,7 @@ from lmjax.training.reporting import (
     RunDirectory,
     TrainingProgress,
     read_metrics,
+    wide_console,
 )
 from lmjax.training.sharding import layout
 from lmjax.training.state import TrainState
@@ -131,7 +131,7 @@ class _Run:
         row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
         self.program = program = Program(plan, objective, row)
         if jax.process_index() == 0:
-            console = rich.console.Console(stderr=True)
+            console = wide_console(stderr=True)
             if plan.mesh.devices.size > 1:
                 console.print(layout(program.state, plan.mesh))
             expected = predict(plan, objective, program)

@@ -56,8 +56,10 @@ def predict(plan: Plan, objective: Objective, program: Program) -> Footprint:
             scored = objective.loss(params, corrupted, mems, seeds)
             return jnp.stack([total for total, _ in scored.terms.values()]).sum()
 
-        given = {id(x) for x in jax.tree.leaves((params, mems))}
-        return [x for x in jax.tree.leaves(jax.vjp(loss, params)[1]) if id(x) not in given]
+        needed = {id(x): x for x in jax.tree.leaves(jax.vjp(loss, params)[1])}
+        for x in jax.tree.leaves((params, mems)):  # part of the state
+            needed.pop(id(x), None)
+        return list(needed.values())
 
     batch = {
         name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)

@@ -296,6 +296,12 @@ class TrainingProgress:
             self._bar.stop()
 
 
+def wide_console(stderr: bool = False) -> rich.console.Console:
+    """A console; where the output is no terminal, wide enough for a table of parameters."""
+    console = rich.console.Console(stderr=stderr)
+    return console if console.is_terminal else rich.console.Console(stderr=stderr, width=120)
+
+
 def plot_curves(
     path: str | pathlib.Path,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
+from lmjax.data.examples.stand_in import stand_in_row
 from lmjax.data.loader import Loader
 from lmjax.errors import ConfigError
 
@@ -123,6 +124,14 @@ def test_without_shuffling_rows_come_in_order_and_wrap():
     rows = np.concatenate([b["tokens"] for b in take(loader, count)])
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(row, source[i % len(source)]["tokens"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: type(f).__name__)
+def test_a_stand_in_has_the_form_of_a_row(form):
+    found, real = stand_in_row(form, VOCABULARY), load(form).batch_at(0)
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        name: (x.shape[1:], x.dtype) for name, x in real.items()
+    }
 
 
 def test_streams_are_not_shuffled():

@@ -39,8 +39,8 @@ def summary(config: ConfigDict) -> str:
 def parameters(plan: Plan) -> int:
     """How many numbers the parameters are; nothing is allocated."""
     row = stand_in_row(plan.examples, plan.objective.vocabulary)
-    params = Program(plan, plan.objective, row).state.params
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
 
 
 def short(number: float) -> str:

@@ -37,10 +37,10 @@ def dry_run(config: ml_collections.ConfigDict, topology: str) -> None:
     row = stand_in_row(plan.examples, plan.objective.vocabulary)
     console = wide_console()
     with jax.set_mesh(plan.mesh):
-        program = Program(plan, plan.objective, row)
+        program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
         console.print(layout(program.state, plan.mesh))
         kind = f"{plan.mesh.devices.size} x {devices[0].device_kind}"
-        expected = predict(plan, plan.objective, program)
+        expected = predict(plan.objective, program, plan.training.accumulation)
         _say(console, f"{kind}: expected, at most about {expected}")
         began = time.perf_counter()
         try:

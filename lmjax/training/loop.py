@@ -3,14 +3,16 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from lmjax.data.loader import Loader
-from lmjax.data.store import TokenStore, check_data, prepare
+from lmjax.data.store import check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
@@ -18,7 +20,8 @@ from lmjax.training.devices import peak_flops
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.memory import predict
 from lmjax.training.mesh import global_batch
-from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
+from lmjax.training.plan import MAY_CHANGE, TrainingConfig, make_plan
 from lmjax.training.preemption import PreemptedError, Preemption
 from lmjax.training.program import Program
 from lmjax.training.reporting import (
@@ -28,6 +31,7 @@ from lmjax.training.reporting import (
     read_metrics,
     wide_console,
 )
+from lmjax.training.schedules import Schedule
 from lmjax.training.sharding import layout
 from lmjax.training.state import TrainState
 from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, due, means_of
@@ -92,8 +96,19 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     }
     try:
         with jax.set_mesh(plan.mesh), noticing_lost_processes():
-            run = _Run(plan, objective, directory, loaders, stores["validation"], name)
-            state = run.train()
+            held_out = stores["validation"]
+            run = Run(
+                objective,
+                directory,
+                loaders,
+                seed=plan.seed,
+                training=plan.training,
+                optimizer=plan.optimizer,
+                mesh=plan.mesh,
+                length=plan.examples.length,
+                bytes_per_token=held_out.bytes / len(held_out.tokens),
+            )
+            state = run.train(name)
     finally:
         for loader in loaders.values():
             loader.close()
@@ -109,43 +124,83 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     )
 
 
-class _Run:
-    """One run's compiled functions and its bookkeeping; `train` is the loop."""
+class Batches(Protocol):
+    """What a run reads: an endless iterator that knows where it is; see `Loader`."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    def batch_at(self, index: int) -> dict[str, np.ndarray]: ...
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def skip(self, batches: Iterable[int]) -> None: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """One run's compiled functions and its bookkeeping; `train` is the loop.
+
+    A subclass may begin from other parameters (`first_state`), train some of them
+    (`transformation`) and look at held-out data in its own way (`evaluate`).
+    """
 
     def __init__(
         self,
-        plan: Plan,
         objective: Objective,
         directory: RunDirectory,
-        loaders: dict[str, Loader],
-        held_out: TokenStore,
-        name: str,
+        data: Mapping[str, Batches],
+        *,
+        seed: int,
+        training: TrainingConfig,
+        optimizer: OptimizerConfig,
+        mesh: jax.sharding.Mesh,
+        length: int,
+        bytes_per_token: float = 1.0,
     ):
-        self.name = name
-        self.plan, self.training = plan, plan.training
-        self.objective, self.directory = objective, directory
-        self.train_data, self.held_out_data = loaders["train"], loaders["validation"]
-        self.events = EventsWriter(directory.path)
-        self.held_out_bytes_per_token = held_out.bytes / len(held_out.tokens)
+        """Compiles nothing yet; to be called under the mesh.
 
+        Args:
+          data: of the splits train and validation.
+          length: of an example, in tokens.
+          bytes_per_token: of the held-out text, for objectives that score every token.
+        """
+        self.objective, self.directory = objective, directory
+        self.seed, self.training, self.mesh = seed, training, mesh
+        self.train_data, self.held_out_data = data["train"], data["validation"]
+        self.events = EventsWriter(directory.path)
+        self.held_out_bytes_per_token = bytes_per_token
         row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
-        self.program = program = Program(plan, objective, row)
+        self.program = Program(objective, row, training, optimizer, mesh, seed, self.transformation)
+        flops = objective.forward_flops(length)
+        # A backward pass costs twice the forward pass.
+        self.flops_per_step = None if flops is None else 3 * flops * training.batch_size
+        dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
+        peak = peak_flops(mesh.devices.flat[0], dtype)
+        self.peak_flops = None if peak is None else peak * mesh.devices.size
+
+    def transformation(
+        self, config: OptimizerConfig, steps: int, shapes: Any
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        """What makes updates of gradients. shapes: tree like the parameters."""
+        return make_optimizer(config, steps, shapes)
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        return self.program.initial()
+
+    def train(self, name: str) -> TrainState:
+        """Runs to the last step; continues where the latest checkpoint ends.
+
+        Says first who holds what on several devices, and what each will hold at most.
+        """
+        t = self.training
         if jax.process_index() == 0:
             console = wide_console(stderr=True)
-            if plan.mesh.devices.size > 1:
-                console.print(layout(program.state, plan.mesh))
-            expected = predict(plan, objective, program)
+            if self.mesh.devices.size > 1:
+                console.print(layout(self.program.state, self.mesh))
+            expected = predict(self.objective, self.program, t.accumulation)
             console.print(f"{name}: at most about {expected}", highlight=False, soft_wrap=True)
-        flops = objective.forward_flops(plan.examples.length)
-        # A backward pass costs twice the forward pass.
-        self.flops_per_step = None if flops is None else 3 * flops * plan.training.batch_size
-        dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
-        peak = peak_flops(plan.mesh.devices.flat[0], dtype)
-        self.peak_flops = None if peak is None else peak * plan.mesh.devices.size
-
-    def train(self) -> TrainState:
-        """Runs to the last step; continues where the latest checkpoint ends."""
-        t = self.training
         retention = Retention(
             t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
         )
@@ -153,13 +208,13 @@ class _Run:
             rewinds = 0
             while True:
                 if checkpoints.latest_step() is None:
-                    state, done = self.program.initial(), 0
+                    state, done = self.first_state(), 0
                 else:
                     state, data_state = checkpoints.restore(None, self.program.state)
                     self.train_data.set_state(data_state)
                     done = int(state.step)
                 try:
-                    return self._advance(state, done, checkpoints)
+                    return self._advance(state, done, checkpoints, name)
                 except DivergedError as error:
                     good = checkpoints.latest_step()
                     if rewinds == t.max_rewinds or good is None:
@@ -171,14 +226,16 @@ class _Run:
                         error.step, error.batches, error.reason, f"back to step {good} without them"
                     )
 
-    def _advance(self, state: TrainState, done: int, checkpoints: Checkpoints) -> TrainState:
+    def _advance(
+        self, state: TrainState, done: int, checkpoints: Checkpoints, name: str
+    ) -> TrainState:
         """From step `done` to the last one."""
         t = self.training
         if done >= t.steps:
             return state
         with (
             MetricsWriter(self.directory.path, done) as writer,
-            TrainingProgress(t.steps, self.name, done) as progress,
+            TrainingProgress(t.steps, name, done) as progress,
             Preemption() as preemption,
         ):
             watch = self._watch(writer, progress, checkpoints)
@@ -186,7 +243,7 @@ class _Run:
                 writer.write(0, self.evaluate(state), "validation")
             watch.restart()
             for step in range(done + 1, t.steps + 1):
-                batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
+                batch = global_batch(next(self.train_data), self.mesh, t.batch_size)
                 state, metrics = self.program.step(state, batch)
                 watch.add(step, self.train_data.index, metrics)
                 last = step == t.steps
@@ -239,10 +296,10 @@ class _Run:
         params = state.params if state.ema is None else state.ema
         batches = min(t.eval_batches, self.held_out_data.batches_per_epoch)
         mems = jax.tree.map(lambda leaf: jax.numpy.zeros_like(leaf), state.mems)
-        key = jax.random.key(self.plan.seed)
+        key = jax.random.key(self.seed)
         sums = []
         for i in range(batches):
-            batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
+            batch = global_batch(self.held_out_data.batch_at(i), self.mesh, t.batch_size)
             found, mems = self.program.evaluate(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
         means = means_of(jax.device_get(sums))

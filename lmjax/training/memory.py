@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from lmjax.nn.partition import ROWS, SEQUENCE
 from lmjax.objectives.base import Objective
-from lmjax.training.plan import Plan
 from lmjax.training.program import Program
 from lmjax.training.sharding import bytes_per_device, in_words
 from lmjax.training.step import corrupt_batch
@@ -40,14 +39,14 @@ class Footprint:
         )
 
 
-def predict(plan: Plan, objective: Objective, program: Program) -> Footprint:
+def predict(objective: Objective, program: Program, accumulation: int) -> Footprint:
     """Traces the loss and adds up what its backward pass needs; to be called under the mesh.
 
     The compiler may compute some of it again, or hold some of it in fewer bits or twice:
     `docs/scale.md` holds predictions against compiled programs.
     """
-    mesh, training = plan.mesh, plan.training
-    rows = training.batch_size // training.accumulation
+    mesh = program.mesh
+    rows = program.batch["tokens"].shape[0] // accumulation
 
     def kept(params: Any, batch: Any, mems: Any) -> list[jax.Array]:
         corrupted, seeds = corrupt_batch(objective, jax.random.key(0), batch)
@@ -72,6 +71,6 @@ def predict(plan: Plan, objective: Objective, program: Program) -> Footprint:
     gradients = bytes_per_device(program.state.params, mesh)
     return Footprint(
         state=bytes_per_device(program.state, mesh),
-        gradients=gradients * (2 if training.accumulation > 1 else 1),
+        gradients=gradients * (2 if accumulation > 1 else 1),
         activations=(sum(sizes) + max(sizes, default=0)) // parts,
     )

@@ -1,26 +1,31 @@
-"""A plan's compiled functions, for devices that may be here or only described."""
+"""A run's compiled functions, for devices that may be here or only described."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lmjax.objectives.base import Objective
 from lmjax.training.mesh import batch_sharding, replicated
-from lmjax.training.optimizers import make_optimizer
-from lmjax.training.plan import Plan
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
+from lmjax.training.plan import TrainingConfig
+from lmjax.training.schedules import Schedule
 from lmjax.training.sharding import shardings
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import make_eval_step, make_train_step
 
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+MakeTransformation = Callable[
+    [OptimizerConfig, int, Any], tuple[optax.GradientTransformation, Schedule]
+]
 
 
 class Program:
     """What a run computes on its mesh; nothing is compiled before it is called.
 
     Attributes:
+      mesh: whose devices it is for.
       batch: shapes of a global batch with their shardings.
       state: shapes of a TrainState with their shardings.
       paths: names of the parameters, in the order of `jax.tree.leaves(params)`.
@@ -30,14 +35,25 @@ class Program:
       evaluate: (params, mems, key, batch) -> (sums, mems).
     """
 
-    def __init__(self, plan: Plan, objective: Objective, row: Mapping[str, Any]):
+    def __init__(
+        self,
+        objective: Objective,
+        row: Mapping[str, Any],
+        training: TrainingConfig,
+        optimizer: OptimizerConfig,
+        mesh: jax.sharding.Mesh,
+        seed: int = 0,
+        make_transformation: MakeTransformation = make_optimizer,
+    ):
         """Reads shapes only.
 
         Args:
           objective: over the vocabulary of the run.
           row: a clean example, of which names, shapes and dtypes matter.
+          make_transformation: gives the gradient transformation and its schedule, from the
+            optimizer's config, the number of steps and the shapes of the parameters.
         """
-        mesh, training = plan.mesh, plan.training
+        self.mesh = mesh
         whole, rows = replicated(mesh), batch_sharding(mesh)
         self.batch: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct((training.batch_size, *x.shape), x.dtype, sharding=rows)
@@ -52,14 +68,14 @@ class Program:
             return jax.vmap(objective.corrupt)(keys, blank())
 
         shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0), corrupted()))
-        optimizer, self.schedule = make_optimizer(plan.optimizer, training.steps, shapes)
+        transformation, self.schedule = make_transformation(optimizer, training.steps, shapes)
         self.paths = [
             jax.tree_util.keystr(path, simple=True, separator="/")
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
         ]
 
         def initial() -> TrainState:
-            return init_state(objective, optimizer, plan.seed, blank(), training.ema_decay > 0)
+            return init_state(objective, transformation, seed, blank(), training.ema_decay > 0)
 
         abstract = jax.eval_shape(initial)
         places = shardings(abstract, mesh)
@@ -72,7 +88,7 @@ class Program:
         self.step = jax.jit(
             make_train_step(
                 objective,
-                optimizer,
+                transformation,
                 training.accumulation,
                 training.ema_decay,
                 training.skip_nonfinite,

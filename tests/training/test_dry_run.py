@@ -32,8 +32,8 @@ def footprint(**fields: Any) -> Footprint:
     plan = make_plan(config(**fields))
     with jax.set_mesh(plan.mesh):
         row = stand_in_row(plan.examples, plan.objective.vocabulary)
-        program = Program(plan, plan.objective, row)
-        return predict(plan, plan.objective, program)
+        program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
+        return predict(plan.objective, program, plan.training.accumulation)
 
 
 def test_a_dry_run_tells_what_was_expected_and_what_was_compiled(
@@ -56,8 +56,8 @@ def test_what_is_expected_is_near_what_the_compiler_says() -> None:
     plan = make_plan(made)
     with jax.set_mesh(plan.mesh):
         row = stand_in_row(plan.examples, plan.objective.vocabulary)
-        program = Program(plan, plan.objective, row)
-        expected = predict(plan, plan.objective, program)
+        program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
+        expected = predict(plan.objective, program, plan.training.accumulation)
         found = program.step.lower(program.state, program.batch).compile().memory_analysis()
     compiled = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert expected.activations > 0.8 * expected.total

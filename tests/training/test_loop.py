@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from lmjax.errors import ConfigError
-from lmjax.training import loop
+from lmjax.training import loop, program
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.loop import DivergedError, pretrain
 from lmjax.training.reporting import read_metrics
@@ -201,7 +201,7 @@ def test_a_directory_of_another_config_is_refused_untouched(
 
 def poison(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]) -> None:
     """Training on these batches of the data gives no numbers."""
-    numbered, make = loop.global_batch, loop.make_train_step
+    numbered, make = loop.global_batch, program.make_train_step
 
     def counted(rows: Any, mesh: Any, size: int) -> Any:
         marked = any(np.array_equal(rows["tokens"], bad) for bad in poisonous)
@@ -239,7 +239,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]) -> None:
 
     monkeypatch.setattr(loop, "Loader", loader)
     monkeypatch.setattr(loop, "global_batch", counted)
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    monkeypatch.setattr(program, "make_train_step", poisoned)
 
 
 def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -306,7 +306,7 @@ def test_a_number_that_is_none_stops_the_run_at_its_step(
 
         return run
 
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    monkeypatch.setattr(program, "make_train_step", poisoned)
     with pytest.raises(DivergedError) as caught:
         pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
     message = str(caught.value)

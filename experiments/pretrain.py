@@ -2,14 +2,18 @@
 
   python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
 
-Or compiles it for devices that need not be here, and prints what it would need on them:
+Goes on from another model, if config.init names one (configs/adapt.py). Or compiles a step for
+devices that need not be here, and prints what it would need on them:
 
   python -m experiments.pretrain --config=configs/gpt.py:xl --config.mesh.fsdp=16 --dry_run=v5e:4x4
 """
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import command_line
 
@@ -31,12 +35,30 @@ def main() -> None:
     from lmjax.training.loop import pretrain  # after the flags: importing it takes seconds
 
     name = config.objective.type.rsplit(".", 1)[-1] if "objective" in config else ""
-    result = pretrain(config, workdir, name)
+    begin = None
+    if config.get("init"):
+        config, begin = beginning(config)
+    result = pretrain(config, workdir, name, begin)
     held_out = [line for line in result.records if line["split"] == "validation"]
     for line in (held_out[0], held_out[-1]) if len(held_out) > 1 else held_out:
         numbers = {k: round(v, 4) for k, v in line.items() if k not in ("time", "split")}
         print(f"held-out: {json.dumps(numbers)}")
     print(f"{result.parameters:,} parameters; everything about the run is in {workdir}")
+
+
+def beginning(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
+    """The config with what `init` says of the model, and what puts its parameters in."""
+    from lmjax.convert.adapting import adapted, put_in
+
+    config, given = adapted(config)
+
+    def begin(fresh: Any) -> Any:
+        params, random = put_in(fresh, given)
+        if random:
+            print(f"not in {given.source}, and begun at random: {', '.join(random)}")
+        return params
+
+    return config, begin
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -60,11 +60,17 @@ class Result:
     parameters: int
 
 
-def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, name: str) -> Result:
+def pretrain(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    name: str,
+    begin: Callable[[Any], Any] | None = None,
+) -> Result:
     """Trains, or continues, the run of `config` in `workdir`.
 
     Args:
       name: shown beside the progress bar.
+      begin: makes the parameters of step 0 of random ones; None = takes them as they are.
 
     Raises:
       ConfigError: before anything is compiled or written, for what cannot work.
@@ -107,6 +113,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
                 mesh=plan.mesh,
                 length=plan.examples.length,
                 bytes_per_token=held_out.bytes / len(held_out.tokens),
+                begin=begin,
             )
             state = run.train(name)
     finally:
@@ -141,8 +148,8 @@ class Batches(Protocol):
 class Run:
     """One run's compiled functions and its bookkeeping; `train` is the loop.
 
-    A subclass may begin from other parameters (`first_state`), train some of them
-    (`transformation`) and look at held-out data in its own way (`evaluate`).
+    A subclass may train some of the parameters (`transformation`) and look at held-out data in
+    its own way (`evaluate`).
     """
 
     def __init__(
@@ -157,6 +164,7 @@ class Run:
         mesh: jax.sharding.Mesh,
         length: int,
         bytes_per_token: float = 1.0,
+        begin: Callable[[Any], Any] | None = None,
     ):
         """Compiles nothing yet; to be called under the mesh.
 
@@ -164,12 +172,14 @@ class Run:
           data: of the splits train and validation.
           length: of an example, in tokens.
           bytes_per_token: of the held-out text, for objectives that score every token.
+          begin: makes the parameters of step 0 of random ones.
         """
         self.objective, self.directory = objective, directory
         self.seed, self.training, self.mesh = seed, training, mesh
         self.train_data, self.held_out_data = data["train"], data["validation"]
         self.events = EventsWriter(directory.path)
         self.held_out_bytes_per_token = bytes_per_token
+        self.begin = begin
         row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
         self.program = Program(objective, row, training, optimizer, mesh, seed, self.transformation)
         flops = objective.forward_flops(length)
@@ -187,7 +197,12 @@ class Run:
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        return self.program.initial()
+        state = self.program.initial()
+        if self.begin is None:
+            return state
+        params = self.begin(state.params)
+        ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+        return dataclasses.replace(state, params=params, ema=ema)
 
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends.

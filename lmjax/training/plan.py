@@ -19,6 +19,8 @@ from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 
 FIELDS = ("seed", "objective", "model", "data", "optimizer", "training", "mesh")
+# A checkpoint to begin with, whose model and tokenizer `lmjax.convert.adapting` fills in.
+OPTIONAL = ("init",)
 
 # What a continued run may change: how long, and how often it looks up. The schedule knows
 # the number of steps, so a longer run continues on the schedule of the longer one.
@@ -250,5 +252,5 @@ def _check_fields(values: Mapping[str, Any]) -> None:
         if name != "seed" and not isinstance(values[name], Mapping):
             raise ConfigError(f"config.{name}: expected a block of fields, got {values[name]!r}")
     for name in values:
-        if name not in FIELDS:
+        if name not in FIELDS + OPTIONAL:
             raise ConfigError(f"config.{name}: unknown; a config has {', '.join(FIELDS)}")

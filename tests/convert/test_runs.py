@@ -8,11 +8,13 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import lmjax
+from lmjax.convert.adapting import Given, adapted, put_in
 from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
 from lmjax.training.loop import Result, pretrain
@@ -164,3 +166,86 @@ def test_a_damaged_run_is_one_clear_error(
 def test_a_place_without_a_model_is_said_to_be_one(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(No such file"):
         lmjax.load(tmp_path / "nowhere")
+
+
+def adapting(init: pathlib.Path, text: pathlib.Path) -> ConfigDict:
+    """A config that goes on from `init` with a longer warmup and less dropout."""
+    return ConfigDict(
+        {
+            "seed": 1,
+            "init": str(init),
+            "objective": {
+                "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
+                "max_predictions": 4,
+            },
+            "model": {"trunk": {"dropout": 0.0}},
+            "data": {
+                "corpus": str(text),
+                "tokenizer": {"path": ""},
+                "examples": {"type": "lmjax.data.examples.ElectraPairs", "length": LENGTH},
+            },
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
+            "training": {"steps": 1, "batch_size": 8, "eval_batches": 1, "ema_decay": 0.5},
+            "mesh": {"data": 1},
+        }
+    )
+
+
+def test_pretraining_goes_on_from_a_run(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
+) -> None:
+    path, before = run
+    began_with = jax.device_get(lmjax.load(path).params)
+    config, given = adapted(adapting(path, path.parent / "text.txt"))
+    assert config.model.trunk.dropout == 0.0 and config.model.trunk.scan_layers
+    assert config.model.generator_size == 0.5
+    named = []
+
+    def begin(fresh: Any) -> Any:
+        params, random = put_in(fresh, given)
+        named.extend(random)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), began_with)
+        return params
+
+    after = pretrain(config, tmp_path / "more", "", begin)
+    assert named == []
+    # One step at the rate of a warmup's first moves each number by little.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.02),
+        jax.device_get(after.params),
+        began_with,
+    )
+    # And what it leaves is a run like any.
+    opened = lmjax.load(tmp_path / "more")
+    assert opened.tokenizer is not None
+    assert opened.tokenizer.fingerprint == before.tokenizer.fingerprint
+
+
+def test_what_a_checkpoint_lacks_begins_at_random_if_it_is_a_head() -> None:
+    given = Given(
+        {"encoder": {"token": {"embedding": np.ones((3, 2))}, "norm": {"scale": np.ones(2)}}}, "m"
+    )
+    zeros = {
+        "encoder": {"token": {"embedding": jnp.zeros((5, 2))}, "norm": {"scale": jnp.zeros(2)}},
+        "output_bias": jnp.zeros(5),
+    }
+    params, random = put_in(zeros, given)
+    assert random == ["output_bias"]
+    np.testing.assert_array_equal(params["encoder"]["token"]["embedding"].sum(1), [2, 2, 2, 0, 0])
+    other = {**zeros, "encoder": {**zeros["encoder"], "stack": {"kernel": jnp.zeros(1)}}}
+    with pytest.raises(ConfigError, match=r"config\.init: 'm' has no 'encoder/stack/kernel'"):
+        put_in(other, given)
+    wide = {**zeros, "encoder": {**zeros["encoder"], "norm": {"scale": jnp.zeros(4)}}}
+    with pytest.raises(ConfigError, match=r"'encoder/norm/scale' of 'm' is \[2\], and .* \[4\]"):
+        put_in(wide, given)
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
+) -> None:
+    config = adapting(run[0], tmp_path)
+    config.data.tokenizer.path = "other.json"
+    with pytest.raises(ConfigError, match=r"config\.data\.tokenizer\.path: 'other\.json' is not"):
+        adapted(config)
+    with pytest.raises(ConfigError, match=r"config\.init: .*nowhere"):
+        adapted(adapting(tmp_path / "nowhere", tmp_path))

@@ -292,7 +292,7 @@ def test_an_update_that_is_no_number_can_be_left_out(
 def test_a_number_that_is_none_stops_the_run_at_its_step(
     text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = loop.make_train_step
+    make = program.make_train_step
 
     def poisoned(*arguments: Any) -> Callable[[TrainState, Any], Any]:
         step = make(*arguments)

@@ -1,0 +1,54 @@
+"""Pretraining that goes on from another model, on other text.
+
+  python -m experiments.pretrain --config=configs/adapt.py:bert --config.init=runs/bert \\
+      --config.data.corpus='medicine/*.txt' --workdir=runs/bert-medicine
+
+Domain-adaptive pretraining (Gururangan et al. 2020: 12.5k steps of RoBERTa's recipe, 256 rows;
+here a recipe for small models and short texts). `init` is a run or a Hugging Face directory of
+the objective's family; model and tokenizer are its own, and whatever `model` names is changed
+(`--config.model.trunk.dropout=0.1`). What it costs depends on the model.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.quickstart import OBJECTIVES
+from experiments.command_line import size_of
+
+TRUNK = {"dropout": 0.1, "attention_dropout": 0.1, "dtype": "float32"}
+
+
+def get_config(name: str = "bert") -> ConfigDict:
+    """The config of one objective: bert, gpt, xlnet or electra."""
+    own = OBJECTIVES[size_of(tuple(OBJECTIVES), name)]
+    return ConfigDict(
+        {
+            "seed": 0,
+            "init": "",
+            "objective": own["objective"],
+            "model": {"trunk": TRUNK},
+            "data": {
+                "corpus": "pydocs",
+                "validation_corpus": "",
+                "text_feature": "text",
+                "tokenizer": {"path": ""},
+                "examples": own["examples"],
+                "cache_dir": "",
+            },
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 5e-4,
+                "schedule": "linear_product",
+                "warmup_steps": 20,
+                "weight_decay": 0.01,
+            },
+            "training": {
+                "steps": 300,
+                "batch_size": 32,
+                "log_every": 20,
+                "eval_every": 100,
+                "eval_batches": 10,
+                "checkpoint_every": 100,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
+        }
+    )

@@ -1,0 +1,116 @@
+"""A pretrained model as the beginning of another run: pretraining goes on, on other text.
+
+Domain- and task-adaptive pretraining (Gururangan et al. 2020).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from lmjax.convert.runs import load
+from lmjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Parameters to begin with.
+
+    Attributes:
+      params: nested dict of arrays, of a network like the run's.
+      source: where they are from, for messages.
+    """
+
+    params: Any
+    source: str
+
+
+def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, Given]:
+    """What `config.init` leaves to say: the config with its model and tokenizer.
+
+    Fields that `config.model` names stay as they say, the others are the checkpoint's.
+
+    Raises:
+      ConfigError: the checkpoint cannot be opened, has no tokenizer, or the config asks for
+        another one.
+    """
+    try:
+        pretrained = load(config.init)
+    except ConfigError as error:
+        raise ConfigError(f"config.init: {error}") from error
+    if pretrained.tokenizer is None:
+        raise ConfigError(
+            f"config.init: '{config.init}' has no tokenizer.json; put its own beside it"
+        )
+    network: Any = pretrained.network
+    if not dataclasses.is_dataclass(getattr(network, "config", None)):
+        raise ConfigError(
+            f"config.init: '{config.init}' holds a fine-tuned {type(network).__name__}; give the"
+            " pretrained model"
+        )
+    model = dataclasses.asdict(network.config)
+    filled = ml_collections.ConfigDict(config.to_dict())
+    with filled.unlocked():
+        filled.model = _over(model, config.model.to_dict())
+        # Tokens that were added for roles get rows of their own.
+        filled.model.vocab_size = max(filled.model.vocab_size, pretrained.tokenizer.size)
+        if filled.data.tokenizer.get("path", "") not in ("", config.init):
+            raise ConfigError(
+                f"config.data.tokenizer.path: '{filled.data.tokenizer.path}' is not the tokenizer"
+                f" of config.init; leave it ''"
+            )
+        filled.data.tokenizer.path = str(pathlib.Path(config.init))
+    return filled, Given(pretrained.params, config.init)
+
+
+def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
+    """Random parameters with the given ones in their places, where they have one.
+
+    A table of tokens with fewer rows than the random one fills the first rows.
+
+    Args:
+      fresh: nested dict of arrays, whose shardings are kept.
+
+    Returns:
+      The parameters, and the names of those that stay random, which are heads.
+
+    Raises:
+      ConfigError: part of the encoder is not given, or has another shape.
+    """
+    ours = flax.traverse_util.flatten_dict(fresh, sep="/")
+    theirs = flax.traverse_util.flatten_dict(given.params, sep="/")
+    missing = sorted(ours.keys() - theirs.keys())
+    of_encoder = [name for name in missing if "encoder/" in name or "embeddings/" in name]
+    if of_encoder:
+        raise ConfigError(
+            f"config.init: '{given.source}' has no '{of_encoder[0]}'; it is another kind of model"
+            " than config.objective trains, or one layer is written as another"
+            " (config.model.trunk.scan_layers)"
+        )
+    for name in ours.keys() & theirs.keys():
+        here, array = ours[name], jnp.asarray(theirs[name])
+        if name.endswith(("token/embedding", "output_bias")) and array.shape[0] < here.shape[0]:
+            array = jnp.concatenate([array, jnp.asarray(here)[array.shape[0] :]])
+        if array.shape != here.shape:
+            raise ConfigError(
+                f"config.init: '{name}' of '{given.source}' is {list(array.shape)}, and"
+                f" config.model makes it {list(here.shape)}"
+            )
+        # A copy: the step takes its memory over.
+        ours[name] = jax.device_put(jnp.array(array, here.dtype, copy=True), here.sharding)
+    return flax.traverse_util.unflatten_dict(ours, sep="/"), missing
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested fields of `below`, and of `above` where it has them."""
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
+        merged[name] = _over(inner, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -3,23 +3,25 @@
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 import rich.console
 
 from lmjax.data.loader import Loader
-from lmjax.data.store import TokenStore, check_data, prepare
+from lmjax.data.store import check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.devices import peak_flops
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
-from lmjax.training.optimizers import make_optimizer
-from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
+from lmjax.training.plan import MAY_CHANGE, TrainingConfig, make_plan
 from lmjax.training.preemption import PreemptedError, Preemption
 from lmjax.training.reporting import (
     MetricsWriter,
@@ -27,6 +29,7 @@ from lmjax.training.reporting import (
     TrainingProgress,
     read_metrics,
 )
+from lmjax.training.schedules import Schedule
 from lmjax.training.sharding import layout, shardings
 from lmjax.training.state import TrainState, init_state
 from lmjax.training.step import make_eval_step, make_train_step
@@ -92,7 +95,18 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     }
     try:
         with jax.set_mesh(plan.mesh), noticing_lost_processes():
-            run = _Run(plan, objective, directory, loaders, stores["validation"])
+            held_out = stores["validation"]
+            run = Run(
+                objective,
+                directory,
+                loaders,
+                seed=plan.seed,
+                training=plan.training,
+                optimizer=plan.optimizer,
+                mesh=plan.mesh,
+                length=plan.examples.length,
+                bytes_per_token=held_out.bytes / len(held_out.tokens),
+            )
             state = run.train(name)
     finally:
         for loader in loaders.values():
@@ -109,24 +123,53 @@ def pretrain(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, nam
     )
 
 
-class _Run:
-    """One run's compiled functions and its bookkeeping; `train` is the loop."""
+class Batches(Protocol):
+    """What a run reads: an endless iterator that knows where it is; see `Loader`."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    def batch_at(self, index: int) -> dict[str, np.ndarray]: ...
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def skip(self, batches: Iterable[int]) -> None: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """One run's compiled functions and its bookkeeping; `train` is the loop.
+
+    A subclass may begin from other parameters (`first_state`), train some of them
+    (`transformation`) and look at held-out data in its own way (`evaluate`).
+    """
 
     def __init__(
         self,
-        plan: Plan,
         objective: Objective,
         directory: RunDirectory,
-        loaders: dict[str, Loader],
-        held_out: TokenStore,
+        data: Mapping[str, Batches],
+        *,
+        seed: int,
+        training: TrainingConfig,
+        optimizer: OptimizerConfig,
+        mesh: jax.sharding.Mesh,
+        length: int,
+        bytes_per_token: float = 1.0,
     ):
-        self.plan, self.training = plan, plan.training
-        self.objective, self.directory = objective, directory
-        self.train_data, self.held_out_data = loaders["train"], loaders["validation"]
-        self.events = EventsWriter(directory.path)
-        self.held_out_bytes_per_token = held_out.bytes / len(held_out.tokens)
+        """Compiles nothing yet.
 
-        mesh, training = plan.mesh, plan.training
+        Args:
+          data: of the splits train and validation.
+          length: of an example, in tokens.
+          bytes_per_token: of the held-out text, for objectives that score every token.
+        """
+        self.objective, self.directory = objective, directory
+        self.seed, self.training, self.mesh = seed, training, mesh
+        self.train_data, self.held_out_data = data["train"], data["validation"]
+        self.events = EventsWriter(directory.path)
+        self.held_out_bytes_per_token = bytes_per_token
+
         example = global_batch(self.train_data.batch_at(0), mesh, training.batch_size)
         shapes = jax.eval_shape(
             lambda: objective.init(
@@ -136,7 +179,7 @@ class _Run:
                 ),
             )
         )
-        self.optimizer, self.schedule = make_optimizer(plan.optimizer, training.steps, shapes)
+        self.optimizer, self.schedule = self.transformation(optimizer, shapes)
         self.paths = [
             jax.tree_util.keystr(path, simple=True, separator="/")
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
@@ -144,7 +187,7 @@ class _Run:
 
         def initial() -> TrainState:
             ema = training.ema_decay > 0
-            return init_state(objective, self.optimizer, plan.seed, example, ema)
+            return init_state(objective, self.optimizer, seed, example, ema)
 
         abstract = jax.eval_shape(initial)
         whole, rows = replicated(mesh), batch_sharding(mesh)
@@ -174,12 +217,22 @@ class _Run:
             in_shardings=(self.shardings.params, self.shardings.mems, whole, rows),
             out_shardings=(whole, self.shardings.mems),
         )
-        flops = objective.forward_flops(plan.examples.length)
+        flops = objective.forward_flops(length)
         # A backward pass costs twice the forward pass.
         self.flops_per_step = None if flops is None else 3 * flops * training.batch_size
         dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
         peak = peak_flops(mesh.devices.flat[0], dtype)
         self.peak_flops = None if peak is None else peak * mesh.devices.size
+
+    def transformation(
+        self, config: OptimizerConfig, shapes: Any
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        """What makes updates of gradients. shapes: tree like the parameters."""
+        return make_optimizer(config, self.training.steps, shapes)
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        return self.initial()
 
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends."""
@@ -191,7 +244,7 @@ class _Run:
             rewinds = 0
             while True:
                 if checkpoints.latest_step() is None:
-                    state, done = self.initial(), 0
+                    state, done = self.first_state(), 0
                 else:
                     state, data_state = checkpoints.restore(None, self.abstract)
                     self.train_data.set_state(data_state)
@@ -226,7 +279,7 @@ class _Run:
                 writer.write(0, self.evaluate(state), "validation")
             watch.restart()
             for step in range(done + 1, t.steps + 1):
-                batch = global_batch(next(self.train_data), self.plan.mesh, t.batch_size)
+                batch = global_batch(next(self.train_data), self.mesh, t.batch_size)
                 state, metrics = self.step(state, batch)
                 watch.add(step, self.train_data.index, metrics)
                 last = step == t.steps
@@ -279,10 +332,10 @@ class _Run:
         params = state.params if state.ema is None else state.ema
         batches = min(t.eval_batches, self.held_out_data.batches_per_epoch)
         mems = jax.tree.map(lambda leaf: jax.numpy.zeros_like(leaf), state.mems)
-        key = jax.random.key(self.plan.seed)
+        key = jax.random.key(self.seed)
         sums = []
         for i in range(batches):
-            batch = global_batch(self.held_out_data.batch_at(i), self.plan.mesh, t.batch_size)
+            batch = global_batch(self.held_out_data.batch_at(i), self.mesh, t.batch_size)
             found, mems = self.evaluate_batch(params, mems, jax.random.fold_in(key, i), batch)
             sums.append(found)
         means = means_of(jax.device_get(sums))

@@ -88,7 +88,7 @@ class Notes:
 def read_split(
     config: RowsConfig,
     split: str,
-    parse: Callable[[Row], Row | list[Row]],
+    parse: Callable[[Row], Row | list[Row | BadRowError]],
     embedded: Callable[[str, str], Iterator[Row]],
     notes: Notes,
 ) -> list[Row]:
@@ -97,7 +97,7 @@ def read_split(
     Args:
       split: 'train', 'validation' or 'test'.
       parse: from what the columns hold to what a task reads, one row or several; raises
-        BadRowError.
+        BadRowError, or returns it among several.
       embedded: (split, cache_dir) -> rows made of docstrings, already parsed.
       notes: takes what is skipped.
 
@@ -119,18 +119,22 @@ def read_split(
     bad: list[tuple[str, str]] = []
     rows, total = [], 0
     for place, values in _raw_rows(spec, split, config, where):
-        total += 1
         if part and part != _part_of(values):
+            total += 1
             continue
         try:
             if isinstance(values, BadRowError):
                 raise values
             parsed = parse(values)
         except BadRowError as error:
-            bad.append((place, str(error)))
-            continue
-        some = parsed if isinstance(parsed, list) else [parsed]
-        rows += [{**row, "where": place} for row in some]
+            parsed = [error]
+        several = parsed if isinstance(parsed, list) else [parsed]
+        total += len(several)
+        for row in several:
+            if isinstance(row, BadRowError):
+                bad.append((place, str(row)))
+            else:
+                rows.append({**row, "where": place})
     if not total:
         raise ConfigError(f"{where}: '{spec}' holds no rows; give a file with some")
     settle(bad, config.on_bad_rows, where, total, notes)

@@ -15,7 +15,7 @@ import numpy as np
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import inputs
-from lmjax.data.rows import Notes, Row
+from lmjax.data.rows import BadRowError, Notes, Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
@@ -34,7 +34,6 @@ class Task(Objective):
     """Base of all tasks: a frozen dataclass whose fields are `config.task`.
 
     Attributes:
-      metric: the score that reports lead with, a key of `scores`.
       head: which of the heads of `lmjax.models.heads`.
       per_token: arrays of an example with an entry a token, along the last axis, and what
         fills them up; 'tokens' is filled with the padding token.
@@ -46,7 +45,6 @@ class Task(Objective):
       labels: the classes, in the order of their ids; () takes those of the training rows.
     """
 
-    metric: ClassVar[str]
     head: ClassVar[heads.Task]
     per_token: ClassVar[dict[str, int]] = {"tokens": 0, "segments": 0, "documents": 0}
     token_outputs: ClassVar[tuple[str, ...]] = ()
@@ -71,8 +69,9 @@ class Task(Objective):
 
     # What a task says of its data.
 
-    def parse(self, values: Row) -> Row | list[Row]:
-        """From columns to what the task reads, with the truth under 'gold'.
+    def parse(self, values: Row) -> Row | list[Row | BadRowError]:
+        """From columns to what the task reads, with the truth under 'gold'; several where the
+        source nests them, each of which may be a BadRowError.
 
         Raises:
           BadRowError: it cannot be used.
@@ -159,7 +158,7 @@ class Task(Objective):
         raise NotImplementedError
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
-        """The scores, `metric` first."""
+        """The scores, the one that reports lead with first."""
         raise NotImplementedError
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:

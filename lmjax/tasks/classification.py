@@ -33,7 +33,6 @@ class Classification(Task):
       lm_weight: of the language-model loss on the same tokens, GPT only (GPT-1 §3.2: 0.5).
     """
 
-    metric: ClassVar[str] = "accuracy"
     head: ClassVar[heads.Task] = "sequence_classification"
     headline: ClassVar[str] = "classes"
 
@@ -209,7 +208,6 @@ class Regression(Classification):
       labels: not used; one output.
     """
 
-    metric: ClassVar[str] = "correlation"
     headline: ClassVar[str] = "squared_error"
 
     labels: tuple[str, ...] = ("score",)

@@ -22,6 +22,7 @@ _SECTION = re.compile(r"^(Parameters|Other Parameters|Returns|Attributes)\n-{3,}
 _NEXT_SECTION = re.compile(r"\n\S[^\n]*\n-{3,}\n")
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])|\n\s*\n")
+_TOGETHER = 4  # parameters of a context
 _SHORTEST = 4  # words; a sentence of less says little
 
 
@@ -93,11 +94,13 @@ def parameter_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
     """What a parameter does: {'question', 'context', 'answers', 'starts', 'id'}.
 
-    The context is the whole section, the answer the first sentence of the parameter's
+    The context is a few parameters of a section, the answer the first sentence of the one's
     description.
     """
     for number, document in enumerate(documentation(split, cache_dir)):
-        for entries in _sections(document.text):
+        sections = list(_sections(document.text))
+        parts = [s[i : i + _TOGETHER] for s in sections for i in range(0, len(s), _TOGETHER)]
+        for entries in parts:
             if len(entries) < 2:  # there would be nothing to choose from
                 continue
             context, found = "", []

@@ -89,9 +89,9 @@ class Form:
             return first, second, False
         half = room // 2
         # Where one of them is short, the other takes what it leaves; at a tie the second loses.
-        if a <= half:
+        if a <= room - half:
             b = room - a
-        elif b <= room - half:
+        elif b <= half:
             a = room - b
         else:
             a, b = room - half, half

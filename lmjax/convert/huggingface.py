@@ -78,7 +78,7 @@ def save_huggingface(
     target = pathlib.Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
-    network, params = _single(pretrained.network, pretrained.params, part)
+    network, params = single_network(pretrained.network, pretrained.params, part)
     try:
         listed, architecture = rules(network), architecture_of(network)
     except (TypeError, KeyError):
@@ -237,7 +237,7 @@ def _maker(rule: Rule, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     return lambda: rule.join([np.asarray(_leaf(flat, path), np.float32) for path in rule.ours])
 
 
-def _single(network: nn.Module, params: Any, part: str) -> tuple[nn.Module, Any]:
+def single_network(network: nn.Module, params: Any, part: str) -> tuple[nn.Module, Any]:
     """One network with its own config, of ELECTRA's two."""
     if not isinstance(network, Electra):
         return network, params

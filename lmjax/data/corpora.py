@@ -109,7 +109,7 @@ def open_corpus(
     check_corpus(spec, where, cache_dir)
     if is_text(spec):
         return _text_corpus(text_files(spec, where), spec, split, where)
-    return _tfds_corpus(spec, split, text_feature, cache_directory(cache_dir), where)
+    return _tfds_corpus(spec, split, text_feature, cache_dir, where)
 
 
 def text_files(spec: str, where: str) -> list[pathlib.Path]:
@@ -126,7 +126,8 @@ def text_files(spec: str, where: str) -> list[pathlib.Path]:
     return paths
 
 
-def _open(path: pathlib.Path) -> BinaryIO:
+def open_file(path: pathlib.Path) -> BinaryIO:
+    """The bytes of a file, unpacked where its name ends in .gz or .xz."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".xz":
@@ -136,7 +137,7 @@ def _open(path: pathlib.Path) -> BinaryIO:
 
 def _check_text(path: pathlib.Path, where: str) -> None:
     """Decodes the first megabyte."""
-    with _readable(path, where), _open(path) as file:
+    with _readable(path, where), open_file(path) as file:
         head = file.read(_CHECKED_BYTES)
         more = bool(file.read(1))
     if not head.strip() and not more:
@@ -167,7 +168,7 @@ def _blocks(path: pathlib.Path, where: str) -> Iterator[str]:
     """Blocks of lines between blank lines."""
     block: list[str] = []
     offset = 0
-    with _readable(path, where), _open(path) as file:
+    with _readable(path, where), open_file(path) as file:
         for line in file:
             text = _decode(line, path, offset, where)
             offset += len(line)
@@ -260,23 +261,23 @@ def _check_reachable(builder: Any, spec: str, where: str) -> None:
         )
 
 
-def _tfds_corpus(spec: str, split: str, feature: str, cache: pathlib.Path, where: str) -> Corpus:
+def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
+    """The TFDS builder of `spec`, 'pydocs' too, with its data on disk.
+
+    Raises:
+      ConfigError: TFDS does not know it, or cannot prepare it here.
+    """
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
+    cache = cache_directory(cache_dir)
     try:
         with alone(cache / f"tfds-{spec.replace('/', '-')}"):
             builder = _tfds_builder(spec, where, cache)
+            if not builder.is_prepared():
+                _check_reachable(builder, spec, where)
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
                 builder.download_and_prepare(file_format="array_record")
-        info = builder.info
-        if feature not in info.features:
-            known = ", ".join(info.features)
-            raise ConfigError(
-                f"config.data.text_feature: '{spec}' has no feature '{feature}'; it has: {known}"
-            )
-        of_file, by_hash = _tfds_split(info.splits, split)
-        source = builder.as_data_source(split=of_file)
     except ConfigError:
         raise
     except Exception as error:
@@ -284,6 +285,19 @@ def _tfds_corpus(spec: str, split: str, feature: str, cache: pathlib.Path, where
             f"{where}: TFDS cannot prepare '{spec}' here ({_first_line(error)}); prepare it where"
             " it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
         ) from error
+    return builder
+
+
+def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str) -> Corpus:
+    builder = prepared_dataset(spec, cache_dir, where)
+    info = builder.info
+    if feature not in info.features:
+        known = ", ".join(info.features)
+        raise ConfigError(
+            f"config.data.text_feature: '{spec}' has no feature '{feature}'; it has: {known}"
+        )
+    of_file, by_hash = _tfds_split(info.splits, split)
+    source = builder.as_data_source(split=of_file)
 
     def documents() -> Iterator[str]:
         texts = (source[i][feature].decode("utf-8").strip() for i in range(len(source)))

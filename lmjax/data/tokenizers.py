@@ -99,6 +99,17 @@ class Tokenizer:
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids of each text, int32 [tokens], and which characters each token is, [tokens, 2].
+
+        A token of byte-level BPE or SentencePiece may begin with the space before it.
+        """
+        encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2))
+            for e in encoded
+        ]
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, special tokens written out."""
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)

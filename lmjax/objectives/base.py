@@ -1,6 +1,7 @@
 """What an objective is: the only thing the training loop knows of one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -102,7 +103,9 @@ class Objective:
             )
 
 
-def apply(network: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
+def apply(
+    network: nn.Module, params: Any, *inputs: Any, method: str | Callable[..., Any] | None = None
+) -> Any:
     """What `network` makes of `inputs`; nothing but parameters goes in beside them."""
     return network.apply({"params": params}, *inputs, method=method)
 

@@ -1,0 +1,183 @@
+"""Labelled rows made of the embedded corpus, for each task one, without download or licence.
+
+The labels are what docstrings say by their place and layout. Rows come from the corpus's own
+splits: held-out docstrings were held out in pretraining, too. What there is depends on the
+installed versions.
+"""
+
+import collections
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from lmjax.data.corpora import prepared_dataset
+
+CLASSES = 8  # packages to tell from each other: those with the most docstrings
+CHOICES = 4
+# What a package is called in code, beside its name.
+_ALIASES = ("np", "jnp", "plt", "mpl", "tf", "tfds", "ocp", "sp", "hf", "lax")
+_SECTION = re.compile(r"^(Parameters|Other Parameters|Returns|Attributes)\n-{3,}\n", re.M)
+_NEXT_SECTION = re.compile(r"\n\S[^\n]*\n-{3,}\n")
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])|\n\s*\n")
+_TOGETHER = 4  # parameters of a context
+_SHORTEST = 4  # words; a sentence of less says little
+
+
+class Documentation(NamedTuple):
+    """A docstring: of which package and object, and its text."""
+
+    package: str
+    name: str
+    text: str
+
+
+class Entry(NamedTuple):
+    """A parameter in a numpydoc section; `description` is on one line, '' for none."""
+
+    names: tuple[str, ...]
+    type: str
+    description: str
+
+
+@functools.lru_cache(maxsize=3)
+def documentation(split: str, cache_dir: str) -> tuple[Documentation, ...]:
+    """The docstrings of a split of the embedded corpus."""
+    source = prepared_dataset("pydocs", cache_dir, "config.data").as_data_source(split=split)
+    rows = (source[i] for i in range(len(source)))
+    return tuple(
+        Documentation(row["package"].decode(), row["name"].decode(), row["text"].decode())
+        for row in rows
+    )
+
+
+def package_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Which package a docstring documents: {'text', 'label'}.
+
+    The names of the packages are struck out, as they are written and as code abbreviates them.
+    """
+    counts = collections.Counter(d.package for d in documentation("train", cache_dir))
+    packages = sorted(name for name, _ in counts.most_common(CLASSES))
+    told = re.compile(
+        rf"(?<![a-z0-9])({'|'.join(map(re.escape, (*packages, *_ALIASES)))})"
+        r"(?![a-z0-9])",
+        re.I,
+    )
+    for document in documentation(split, cache_dir):
+        text = " ".join(told.sub(" ", document.text).split())
+        if document.package in packages and text:
+            yield {"text": text, "label": document.package}
+
+
+def parameter_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Names and types of parameters in numpydoc sections: {'words', 'tags'}, BIO.
+
+    The words run on without the lines and colons that would give names and types away.
+    """
+    for document in documentation(split, cache_dir):
+        for entries in _sections(document.text):
+            words: list[str] = []
+            tags: list[str] = []
+            for entry in entries:
+                for i, name in enumerate(entry.names):
+                    _tag(words, tags, name, "NAME")
+                    if i + 1 < len(entry.names):
+                        _tag(words, tags, ",", "")
+                _tag(words, tags, entry.type, "TYPE")
+                _tag(words, tags, entry.description, "")
+            if any(tag != "O" for tag in tags):
+                yield {"words": words, "tags": tags}
+
+
+def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """What a parameter does: {'question', 'context', 'answers', 'starts', 'id'}.
+
+    The context is a few parameters of a section, the answer the first sentence of the one's
+    description.
+    """
+    for number, document in enumerate(documentation(split, cache_dir)):
+        sections = list(_sections(document.text))
+        parts = [s[i : i + _TOGETHER] for s in sections for i in range(0, len(s), _TOGETHER)]
+        for entries in parts:
+            if len(entries) < 2:  # there would be nothing to choose from
+                continue
+            context, found = "", []
+            for entry in entries:
+                kind = f" : {entry.type}" if entry.type else ""
+                context += f"{', '.join(entry.names)}{kind}\n"
+                first = _SENTENCE_END.split(entry.description)[0]
+                if len(first.split()) >= _SHORTEST and len(entry.names) == 1:
+                    found.append((entry.names[0], first, len(context)))
+                context += f"{entry.description}\n"
+            for name, answer, start in found:
+                yield {
+                    "id": f"{split}-{number}-{name}",
+                    "question": f"What does {name} do?",
+                    "context": context,
+                    "answers": [answer],
+                    "starts": [start],
+                }
+
+
+def continuation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """How a docstring goes on: {'context', 'choices', 'label'}.
+
+    The context is its first sentence; the choices are its second and those of other
+    docstrings of the same package.
+    """
+    by_package: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for document in documentation(split, cache_dir):
+        body = document.text.split("\n\n")
+        prose = " ".join(" ".join(part.split()) for part in body[:3] if "---" not in part)
+        sentences = [s for s in _SENTENCE_END.split(prose) if len(s.split()) >= _SHORTEST]
+        if len(sentences) >= 2 and sentences[0] != sentences[1]:
+            by_package[document.package].append((sentences[0], sentences[1]))
+    for pairs in by_package.values():
+        for i, (context, following) in enumerate(pairs):
+            others = [s for _, s in _in_order_of_hash(pairs, context) if s != following]
+            others = list(dict.fromkeys(others))[: CHOICES - 1]
+            if len(others) == CHOICES - 1:
+                label = _hash(f"{i} {context}") % CHOICES
+                choices = [*others[:label], following, *others[label:]]
+                yield {"context": context, "choices": choices, "label": label}
+
+
+def _in_order_of_hash(pairs: list[tuple[str, str]], salt: str) -> list[tuple[str, str]]:
+    """Some of the pairs, drawn for `salt` alone."""
+    start = _hash(salt)
+    return [pairs[(start + 7919 * j) % len(pairs)] for j in range(min(4 * CHOICES, len(pairs)))]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _tag(words: list[str], tags: list[str], text: str, kind: str) -> None:
+    """Adds the words of `text`, a span of `kind` or outside of any."""
+    for i, word in enumerate(_WORDS.findall(text)):
+        words.append(word)
+        tags.append(f"{'I' if i else 'B'}-{kind}" if kind else "O")
+
+
+def _sections(text: str) -> Iterator[list[Entry]]:
+    """The entries of each numpydoc section of a docstring."""
+    for match in _SECTION.finditer(text):
+        following = _NEXT_SECTION.search(text, match.end() - 1)
+        lines = text[match.end() : following.start() if following else len(text)].split("\n")
+        entries: list[Entry] = []
+        for line in lines:
+            if line[:1].strip():  # not indented: a new entry
+                head, _, kind = line.partition(" : ")
+                names = tuple(name.strip().lstrip("*") for name in head.split(","))
+                if not all(name.isidentifier() for name in names):
+                    entries = []
+                    break  # prose, or a type alone
+                entries.append(Entry(names, " ".join(kind.split()), ""))
+            elif line.strip() and entries:
+                last = entries[-1]
+                joined = f"{last.description} {' '.join(line.split())}".strip()
+                entries[-1] = last._replace(description=joined)
+        if any(entry.description for entry in entries):
+            yield entries

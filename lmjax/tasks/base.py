@@ -1,0 +1,192 @@
+"""What a task is: rows to examples, a head with its loss, and a score; one file each.
+
+A task is an objective, so that the step, accumulation, the mesh, checkpoints and dropout are
+those of pretraining.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+
+from lmjax.convert.configs import ModelConfig
+from lmjax.convert.networks import headed
+from lmjax.convert.pretrained import inputs
+from lmjax.data.rows import BadRowError, Notes, Row
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.models.heads import Headed
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Objective, Scored, apply
+from lmjax.tasks.forms import Form
+
+Example = dict[str, np.ndarray]
+Outputs = dict[str, Any]
+Scores = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Task(Objective):
+    """Base of all tasks: a frozen dataclass whose fields are `config.task`.
+
+    Attributes:
+      head: which of the heads of `lmjax.models.heads`.
+      per_token: arrays of an example with an entry a token, along the last axis, and what
+        fills them up; 'tokens' is filled with the padding token.
+      token_outputs: of what `forward` gives, the arrays with an axis of tokens, the first one
+        behind the batch.
+      length: longest input in tokens, special ones included.
+      head_dropout: in the head; where a family's head has none (GPT), it has none.
+      freeze: 'trunk' trains the head alone (a linear probe); '' trains all.
+      labels: the classes, in the order of their ids; () takes those of the training rows.
+    """
+
+    head: ClassVar[heads.Task]
+    per_token: ClassVar[dict[str, int]] = {"tokens": 0, "segments": 0, "documents": 0}
+    token_outputs: ClassVar[tuple[str, ...]] = ()
+
+    model: ModelConfig
+    length: int = 128
+    head_dropout: float = 0.1
+    freeze: Literal["", "trunk"] = ""
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.length < 8:
+            raise ConfigError(f"length: {self.length} is too short; give at least 8")
+        if not 0 <= self.head_dropout < 1:
+            raise ConfigError(f"head_dropout: must lie in [0, 1), got {self.head_dropout}")
+        longest = getattr(self.model, "max_length", None)
+        if longest is not None and self.length > longest:
+            raise ConfigError(
+                f"length: {self.length} is longer than the model's position table of {longest};"
+                " shorten it"
+            )
+
+    # What a task says of its data.
+
+    def parse(self, values: Row) -> Row | list[Row | BadRowError]:
+        """From columns to what the task reads, with the truth under 'gold'; several where the
+        source nests them, each of which may be a BadRowError.
+
+        Raises:
+          BadRowError: it cannot be used.
+        """
+        raise NotImplementedError
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        """Rows made of docstrings, as `parse` gives them."""
+        raise NotImplementedError
+
+    def texts(self, row: Row) -> Iterator[str]:
+        """What a tokenizer would be trained on."""
+        raise NotImplementedError
+
+    def bind(self, rows: Sequence[Row]) -> "Task":
+        """The task with what it must learn of its training rows before anything else."""
+        return self
+
+    def check(self, row: Row) -> None:
+        """Raises BadRowError for a row that does not fit the training rows."""
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        """Examples, with the index of their row under 'row'.
+
+        Args:
+          notes: takes what was cut, split or left out.
+          training: whether they are to be learnt from.
+        """
+        raise NotImplementedError
+
+    # What it learns.
+
+    @property
+    def form(self) -> Form:
+        return Form(self.model, self.vocabulary)
+
+    @property
+    def network(self) -> Headed:
+        return headed(self.model, self.head, len(self.labels), self.head_dropout)
+
+    def trainable(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at `path` is trained."""
+        return not (self.freeze == "trunk" and path[0] == "encoder")
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        return self.network.init(key, *self.inputs(batch))["params"]
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        def stopped(path: Any, leaf: jax.Array) -> jax.Array:
+            # Where nothing is trained below, nothing is computed backwards there.
+            names = tuple(str(getattr(key, "key", key)) for key in path)
+            return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
+
+        params = jax.tree_util.tree_map_with_path(stopped, params)
+        return self.judge(self.forward(params, batch, seeds), batch)
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        """'logits' of the head, and whatever else `judge` or `predict` reads."""
+        return {"logits": apply(self.network, params, *self.inputs(batch), seeds)}
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        """The loss of outputs; `batch['weight']` [batch] is 0 for rows that fill it up."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Arguments of the network."""
+        return inputs(self.network, batch["tokens"], batch["segments"], batch["documents"] > 0)
+
+    def forward_flops(self, length: int) -> float:
+        return self.model.trunk.forward_flops(length, length)
+
+    # What is made of it.
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        """One JSON object a row: 'gold', 'prediction', 'confidence', and what was read.
+
+        Args:
+          outputs: of each example, without padding.
+        """
+        raise NotImplementedError
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        """The scores, the one that reports lead with first."""
+        raise NotImplementedError
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        """What simple rules score on the same rows."""
+        raise NotImplementedError
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        """Lines of markdown: where it goes wrong."""
+        raise NotImplementedError
+
+    def unpadded(self, example: Example, outputs: Outputs) -> Outputs:
+        """Outputs of an example, with tokens of its own alone."""
+        count = example["tokens"].shape[-1]
+        own = slice(-count, None) if self.form.left_padded else slice(count)
+        return {n: x[own] if n in self.token_outputs else x for n, x in outputs.items()}
+
+    def example(self, row: int, tokens: np.ndarray, segments: np.ndarray, **more: Any) -> Example:
+        """An example; all of its tokens are real."""
+        return {
+            "row": np.int32(row),
+            "tokens": tokens,
+            "segments": segments,
+            "documents": np.ones(tokens.shape, np.int32),
+            **more,
+        }
+
+
+def by_count(values: Sequence[str]) -> tuple[str, ...]:
+    """The different values, the most frequent first; equal ones by name."""
+    counts = collections.Counter(values)
+    return tuple(sorted(counts, key=lambda value: (-counts[value], value)))

@@ -1,0 +1,314 @@
+"""Classes, or a number, of one text or of a pair: GLUE's kind of tasks."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.models.gpt import GptConfig, GptEncoder
+from lmjax.models.heads import Headed
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.metrics import class_scores, confusion, correlations
+
+_WORST = 10  # mistakes that a report shows
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Classification(Task):
+    """A head on one token of the text, or of both texts joined.
+
+    Attributes:
+      text, pair, label: names of the columns; no second text where `pair` is ''.
+      lm_weight: of the language-model loss on the same tokens, GPT only (GPT-1 §3.2: 0.5).
+    """
+
+    head: ClassVar[heads.Task] = "sequence_classification"
+    headline: ClassVar[str] = "classes"
+
+    text: str = "text"
+    pair: str = ""
+    label: str = "label"
+    lm_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lm_weight < 0:
+            raise ConfigError(f"lm_weight: must not be negative, got {self.lm_weight}")
+        if self.lm_weight and not (isinstance(self.model, GptConfig) and self.model.tie_embeddings):
+            raise ConfigError(
+                "lm_weight: the auxiliary loss decodes with the token table of a causal model;"
+                " take a GPT with tied embeddings, or 0"
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"lm": self.lm_weight}
+
+    def parse(self, values: Row) -> Row:
+        row = self._texts(values)
+        row["gold"] = _text(column(values, self.label, "label"), self.label).strip()
+        if not row["gold"]:
+            raise BadRowError(f"no label in column '{self.label}'")
+        return row
+
+    def _texts(self, values: Row) -> Row:
+        row = {"text": _text(column(values, self.text, "text"), self.text)}
+        if self.pair:
+            row["pair"] = _text(column(values, self.pair, "pair"), self.pair)
+        for name, text in row.items():
+            if not text.strip():
+                raise BadRowError(f"empty {name}")
+        return row
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.package_rows(split, cache_dir):
+            yield {"text": row["text"], "gold": row["label"]}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["text"]
+        if "pair" in row:
+            yield row["pair"]
+
+    def bind(self, rows: Sequence[Row]) -> Task:
+        labels = self.labels or tuple(sorted({row["gold"] for row in rows}))
+        if len(labels) < 2:
+            raise ConfigError(f"config.task.label: one class alone, {labels[0]!r}; nothing to tell")
+        return dataclasses.replace(self, labels=labels)
+
+    def check(self, row: Row) -> None:
+        if row["gold"] not in self.labels:
+            shown = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
+            raise BadRowError(f"label '{row['gold']}' is none of the set (known: {shown})")
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training
+        form = self.form
+        firsts = tokenizer.encode_batch([row["text"] for row in rows])
+        paired = bool(rows) and "pair" in rows[0]
+        seconds = tokenizer.encode_batch([row["pair"] for row in rows]) if paired else []
+        examples = []
+        for i, row in enumerate(rows):
+            first, second, cut = form.cut(firsts[i], seconds[i] if paired else None, self.length)
+            notes.add(f"cut to {self.length} tokens", count=int(cut))
+            joined = form.join(first, second)
+            examples.append(self.example(i, joined.tokens, joined.segments, gold=self.target(row)))
+        return examples
+
+    def target(self, row: Row) -> Any:
+        """What the loss reads of the truth."""
+        return np.int32(self.labels.index(row["gold"]))
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        if not self.lm_weight:
+            return super().forward(params, batch, seeds)
+        logits, next_tokens = apply(
+            self.network, params, *self.inputs(batch), seeds, method=_with_next_tokens
+        )
+        real = (batch["documents"][:, 1:] > 0).astype(jnp.float32)
+        losses = cross_entropy(next_tokens[:, :-1], batch["tokens"][:, 1:]) * real
+        return {"logits": logits, "lm": losses.sum(1), "lm_tokens": real.sum(1)}
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        losses, hits = score_targets(outputs["logits"], batch["gold"])
+        weight = batch["weight"]
+        terms = {"classes": weighted_sum(losses, weight)} | self._lm_term(outputs, weight)
+        return Scored(terms, {"hits": weighted_sum(hits, weight)})
+
+    def _lm_term(self, outputs: Outputs, weight: jax.Array) -> dict[str, Any]:
+        if "lm" not in outputs:
+            return {}
+        return {"lm": ((outputs["lm"] * weight).sum(), (outputs["lm_tokens"] * weight).sum())}
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        predictions = []
+        for row, output in zip(rows, outputs, strict=True):
+            logits = np.asarray(output["logits"], np.float64)
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
+            best = int(probabilities.argmax())
+            predictions.append(
+                row | {"prediction": self.labels[best], "confidence": float(probabilities[best])}
+            )
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold = [p["gold"] for p in predictions]
+        return class_scores(confusion(gold, [p["prediction"] for p in predictions], self.labels))
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        majority = by_count([row["gold"] for row in train])[0]
+        found = {
+            f"majority ({majority})": self.scores([r | {"prediction": majority} for r in rows])
+        }
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+        except ImportError:
+            return found
+        # Words with both halves of a pair apart: which side says it matters.
+        words = make_pipeline(
+            TfidfVectorizer(lowercase=True, token_pattern=r"\S+", sublinear_tf=True),
+            LogisticRegression(C=10.0, max_iter=1000),
+        )
+        words.fit([_bag(row) for row in train], [row["gold"] for row in train])
+        chosen = words.predict([_bag(row) for row in rows])
+        guesses = [row | {"prediction": str(c)} for row, c in zip(rows, chosen, strict=True)]
+        found["TF-IDF + logistic regression"] = self.scores(guesses)
+        return found
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        gold = [p["gold"] for p in predictions]
+        table = confusion(gold, [p["prediction"] for p in predictions], self.labels)
+        lines = ["## Confusion", "", "Rows are the truth, columns the prediction."]
+        used = [i for i in range(len(self.labels)) if table[i].any() or table[:, i].any()]
+        if len(used) > 20:
+            pairs = [(int(table[i, j]), i, j) for i in used for j in used if i != j and table[i, j]]
+            lines += ["", "The most frequent of many:", ""]
+            lines += [
+                f"- {n} times {self.labels[i]} as {self.labels[j]}"
+                for n, i, j in sorted(pairs, reverse=True)[:20]
+            ]
+        else:
+            names = [cell(self.labels[i]) for i in used]
+            lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(used)]
+            lines += [
+                f"| {cell(self.labels[i])} | {' | '.join(str(table[i, j]) for j in used)} |"
+                for i in used
+            ]
+        wrong = [p for p in predictions if p["gold"] != p["prediction"]]
+        wrong.sort(key=lambda p: -p["confidence"])
+        lines += ["", f"## The surest mistakes, of {len(wrong)}", ""]
+        return lines + [
+            f"- {p['gold']} taken for {p['prediction']} ({p['confidence']:.2f}): {shown(p)}"
+            for p in wrong[:_WORST]
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Regression(Classification):
+    """A number for a text or a pair; mean squared error on it as it is (BERT's for STS-B).
+
+    Attributes:
+      labels: not used; one output.
+    """
+
+    headline: ClassVar[str] = "squared_error"
+
+    labels: tuple[str, ...] = ("score",)
+
+    def parse(self, values: Row) -> Row:
+        row, raw = self._texts(values), column(values, self.label, "label")
+        try:
+            row["gold"] = float(raw)
+        except (TypeError, ValueError):
+            raise BadRowError(f"no number in column '{self.label}' ('{raw}')") from None
+        if not math.isfinite(row["gold"]):
+            raise BadRowError(f"no finite number in column '{self.label}' ('{raw}')")
+        return row
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        raise ConfigError("config.data.train: docstrings have no numbers to learn; give a file")
+
+    def bind(self, rows: Sequence[Row]) -> Task:
+        return self
+
+    def check(self, row: Row) -> None:
+        pass
+
+    def target(self, row: Row) -> Any:
+        return np.float32(row["gold"])
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        errors = jnp.square(outputs["logits"][:, 0].astype(jnp.float32) - batch["gold"])
+        weight = batch["weight"]
+        term = {"squared_error": weighted_sum(errors, weight)}
+        return Scored(term | self._lm_term(outputs, weight), {})
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        return [
+            row | {"prediction": float(output["logits"][0])}
+            for row, output in zip(rows, outputs, strict=True)
+        ]
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold, guesses = ([p[k] for p in predictions] for k in ("gold", "prediction"))
+        error = float(np.mean(np.square(np.subtract(gold, guesses))))
+        return {**correlations(gold, guesses), "squared_error": error}
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        mean = float(np.mean([row["gold"] for row in train]))
+        found = {f"mean ({mean:.2f})": self.scores([r | {"prediction": mean} for r in rows])}
+        if "pair" in rows[0]:
+            guesses = [r | {"prediction": _overlap(r["text"], r["pair"])} for r in rows]
+            overlap = self.scores(guesses)
+            del overlap["squared_error"]  # it is on no scale of the truth
+            found["share of words in common"] = overlap
+        return found
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        order = sorted(predictions, key=lambda p: -abs(p["gold"] - p["prediction"]))
+        return ["## The largest errors", ""] + [
+            f"- {p['gold']:g} taken for {p['prediction']:.2f}: {shown(p)}" for p in order[:_WORST]
+        ]
+
+
+def _with_next_tokens(
+    module: Headed,
+    tokens: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    mask: Any,
+    real: jax.Array,
+    seeds: Seeds | None,
+) -> tuple[jax.Array, jax.Array]:
+    """A GPT's head and its language model on the same hidden states."""
+    encoder = module.encoder
+    assert isinstance(encoder, GptEncoder)
+    hidden = encoder(tokens, segments, positions, mask, seeds)
+    return module.head(hidden, real, seeds), encoder.decode(hidden)
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRowError(f"no text in column '{name}' (a {type(value).__name__})")
+    return str(value)
+
+
+def _bag(row: Row) -> str:
+    if "pair" not in row:
+        return row["text"]
+    return " ".join([*row["text"].split(), *(f"2:{w}" for w in row["pair"].split())])
+
+
+def _overlap(first: str, second: str) -> float:
+    a, b = ({w.strip(".,;:!?\"'").lower() for w in text.split()} for text in (first, second))
+    return len(a & b) / max(len(a | b), 1)
+
+
+def cell(text: str) -> str:
+    """Text fit for a markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def shown(row: Row, longest: int = 200) -> str:
+    """A row's text on one line."""
+    text = " || ".join(" ".join(row[k].split()) for k in ("text", "pair") if k in row)
+    return text if len(text) <= longest else text[: longest - 3] + "..."

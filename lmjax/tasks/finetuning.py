@@ -1,0 +1,266 @@
+"""Fine-tuning: the loop of pretraining on labelled rows, and what is left of it to read."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from lmjax.convert.huggingface import save_huggingface
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.rows import Row
+from lmjax.errors import ConfigError
+from lmjax.tasks.base import Outputs, Scores
+from lmjax.tasks.batches import Collator, Epochs, by_length
+from lmjax.tasks.plan import MAY_CHANGE, Prepared
+from lmjax.tasks.starting import Start, put_in
+from lmjax.training.distributed import noticing_lost_processes
+from lmjax.training.loop import Run
+from lmjax.training.mesh import batch_sharding, global_batch, replicated
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
+from lmjax.training.reporting import RunDirectory
+from lmjax.training.schedules import Schedule
+from lmjax.training.state import TrainState
+from lmjax.training.step import total_loss
+from lmjax.training.watch import means_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+      scores: on the rows of `Prepared.scored`.
+      predictions: of these rows.
+      parameters, trained: how many numbers the parameters are, and how many of them changed.
+    """
+
+    scores: Scores
+    predictions: list[Row]
+    parameters: int
+    trained: int
+
+
+def finetune(
+    prepared: Prepared,
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    name: str,
+    *,
+    seed: int,
+    scratch: bool = False,
+) -> Result:
+    """Fine-tunes with one seed, or continues where the run in `workdir` was.
+
+    Leaves predictions.jsonl, report.md, results.json and model/, which `lmjax.load` opens.
+
+    Args:
+      config: that `prepared` was made of.
+      name: shown beside the progress bar.
+      seed: of the head, the order of the examples and dropout.
+      scratch: begin with a random encoder instead.
+
+    Raises:
+      ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("--processes: fine-tuning runs in one process, on all of its devices")
+    own = config.copy_and_resolve_references()
+    own.seed = seed
+    if scratch:
+        own.init = ""
+    directory = RunDirectory(workdir, own, MAY_CHANGE)
+    start = prepared.start.from_scratch() if scratch else prepared.start
+    start.tokenizer.save(directory.path / "tokenizer.json")
+    with jax.set_mesh(prepared.mesh), noticing_lost_processes():
+        run = _Finetuning(prepared, start, directory, seed)
+        state = run.train(name)
+        predictions, _ = run.predict(state.params, prepared.scored)
+    scores = prepared.task.scores(predictions)
+    sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
+    trained = jax.tree.leaves(_select(sizes, prepared.task.trainable))
+    result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained))
+    _save_model(prepared, start, state.params, directory.path / "model")
+    _write(prepared, result, directory.path)
+    return result
+
+
+class _Finetuning(Run):
+    """The loop, beginning with a pretrained encoder and looking at scores."""
+
+    def __init__(self, prepared: Prepared, start: Start, directory: RunDirectory, seed: int):
+        self.prepared, self.start = prepared, start
+        sequence = prepared.mesh.shape["sequence"]
+        self.collate = Collator(prepared.task, prepared.training.batch_size, sequence)
+        data = {
+            split: Epochs(prepared.examples[split], self.collate, seed)
+            for split in ("train", "validation")
+        }
+        training = prepared.training.of_steps(data["train"].batches_per_epoch)
+        optimizer = prepared.optimizer
+        if ratio := prepared.training.warmup_ratio:
+            warmup = round(ratio * training.steps)
+            optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        super().__init__(
+            prepared.task,
+            directory,
+            data,
+            seed=seed,
+            training=training,
+            optimizer=optimizer,
+            mesh=prepared.mesh,
+            length=prepared.task.length,
+            begin=lambda fresh: put_in(fresh, start),
+        )
+        task = prepared.task
+
+        def read(params: Any, batch: Any) -> Any:
+            outputs = task.forward(params, batch, None)
+            scored = task.judge(outputs, batch)
+            total = total_loss(task, scored, {n: count for n, (_, count) in scored.terms.items()})
+            weight = batch["weight"].sum()
+            return outputs, {"loss": (total * weight, weight), **scored.terms, **scored.metrics}
+
+        self.read = jax.jit(
+            read,
+            in_shardings=(
+                jax.tree.map(lambda leaf: leaf.sharding, self.program.state.params),
+                batch_sharding(self.mesh),
+            ),
+            out_shardings=replicated(self.mesh),
+        )
+
+    def transformation(
+        self, config: OptimizerConfig, steps: int, shapes: Any
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        trainable = self.prepared.task.trainable
+        labels = _map_paths(lambda path, _: "train" if trainable(path) else "keep", shapes)
+        if set(jax.tree.leaves(labels)) == {"train"}:
+            return super().transformation(config, steps, shapes)
+        # Moments and the norm that is clipped are of the trained parameters alone.
+        inner, schedule = make_optimizer(
+            config, steps, _select(shapes, trainable, optax.MaskedNode())
+        )
+        return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Loss and scores of the validation rows."""
+        predictions, means = self.predict(state.params, "validation")
+        return means | self.prepared.task.scores(predictions)
+
+    def predict(self, params: Any, split: str) -> tuple[list[Row], dict[str, float]]:
+        """Predictions for all rows of a split, and the means of what the loss is made of."""
+        task, examples = self.prepared.task, self.prepared.examples[split]
+        outputs: list[Outputs] = [{} for _ in examples]
+        sums = []
+        for indices, batch in by_length(examples, self.collate):
+            placed = global_batch(batch, self.mesh, self.collate.batch_size)
+            found, counted = jax.device_get(self.read(params, placed))
+            sums.append(counted)
+            for place, index in enumerate(indices):
+                row = {name: array[place] for name, array in found.items()}
+                outputs[index] = task.unpadded(examples[index], row)
+        return task.predict(self.prepared.rows[split], examples, outputs), means_of(sums)
+
+
+def _map_paths(function: Any, tree: Any) -> Any:
+    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(tuple(str(getattr(k, "key", k)) for k in path), leaf), tree
+    )
+
+
+def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
+    """The tree with `other` in place of what is not trained."""
+    return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
+
+
+def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Path) -> None:
+    """Writes a directory that `lmjax.load` and `transformers` open, whole or not at all."""
+    task, vocabulary = prepared.task, prepared.task.vocabulary
+    labels = task.labels if task.head.endswith("classification") else ()
+    ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
+    model = Pretrained(task.network, params, start.tokenizer, labels, ids)
+    new = place.with_name("model.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    save_huggingface(model, new)
+    shutil.rmtree(place, ignore_errors=True)
+    new.rename(place)
+
+
+def _write(prepared: Prepared, result: Result, place: pathlib.Path) -> None:
+    """predictions.jsonl, results.json and report.md."""
+    lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in result.predictions]
+    (place / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    notes = {split: dict(found.counts) for split, found in prepared.notes.items()}
+    counts = {split: len(rows) for split, rows in prepared.rows.items()}
+    values = {
+        "scored": prepared.scored,
+        "scores": result.scores,
+        "baselines": dict(prepared.baselines),
+        "rows": counts,
+        "notes": notes,
+        "parameters": result.parameters,
+        "trained_parameters": result.trained,
+    }
+    (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
+    scored = {"fine-tuned": result.scores, **prepared.baselines}
+    report = [
+        f"# {type(prepared.task).__name__}",
+        "",
+        f"{counts['train']:,} rows to learn from; scores are of the {counts[prepared.scored]:,}"
+        f" rows of {prepared.scored}.",
+        "",
+        *markdown_table({name: [scores] for name, scores in scored.items()}),
+        "",
+        *note_lines(prepared),
+        *prepared.task.report(result.predictions),
+    ]
+    (place / "report.md").write_text("\n".join(report) + "\n", encoding="utf-8")
+
+
+def note_lines(prepared: Prepared) -> list[str]:
+    """What was skipped, cut or split, a line each, and an empty line behind them."""
+    lines = []
+    for split, notes in prepared.notes.items():
+        for kind, count in notes.counts.items():
+            lines.append(f"- {split}: {count:,} {kind}")
+        lines += [f"  - {named}" for named in notes.named]
+    return [*lines, ""] if lines else []
+
+
+def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
+    """A header and a line for each name: the median over seeds, and their range.
+
+    Args:
+      scores: name -> scores of each seed.
+    """
+    names = list(next(iter(scores.values()))[0])
+    rows = [("", *names)]
+    for who, found in scores.items():
+        cells = []
+        for name in names:
+            values = [s[name] for s in found if name in s]
+            cell = f"{np.median(values):.4f}" if values else ""
+            if len(values) > 1:
+                cell += f" ({min(values):.4f} to {max(values):.4f}, {len(values)} seeds)"
+            cells.append(cell)
+        rows.append((who, *cells))
+    return rows
+
+
+def markdown_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """The lines of `table_rows` in markdown."""
+    header, *rows = table_rows(scores)
+    ruler = ("---", *["---:"] * (len(header) - 1))
+    return [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else list(value)

@@ -1,0 +1,115 @@
+"""Scores of predictions against the truth."""
+
+import collections
+import re
+import string
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.errors import ConfigError
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """[classes, classes] counts; rows are the truth."""
+    index = {label: i for i, label in enumerate(labels)}
+    table = np.zeros((len(labels), len(labels)), int)
+    np.add.at(table, ([index[g] for g in gold], [index[p] for p in predicted]), 1)
+    return table
+
+
+def class_scores(table: np.ndarray) -> dict[str, float]:
+    """Accuracy, macro-F1 over the classes there are, and Matthews correlation.
+
+    Args:
+      table: of `confusion`. A class that is neither there nor predicted counts for nothing.
+
+    Returns:
+      'accuracy', 'macro_f1', 'matthews' (Gorodkin 2004, for any number of classes; 0 where all
+      predictions, or all truths, are one class).
+    """
+    total, hits = table.sum(), np.diag(table)
+    truth, guess = table.sum(1), table.sum(0)
+    present = truth + guess > 0
+    f1 = 2 * hits[present] / (truth + guess)[present]
+    covariance = hits.sum() * total - truth @ guess
+    spread = np.sqrt(float(total**2 - guess @ guess)) * np.sqrt(float(total**2 - truth @ truth))
+    return {
+        "accuracy": float(hits.sum() / total),
+        "macro_f1": float(f1.mean()),
+        "matthews": float(covariance / spread) if spread else 0.0,
+    }
+
+
+def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
+    """Pearson and Spearman correlation, and their mean, which GLUE reports for STS-B.
+
+    0 where one side is constant, which correlates with nothing.
+    """
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant input
+        pearson = float(stats.pearsonr(gold, predicted).statistic) if len(gold) > 1 else 0.0
+        spearman = float(stats.spearmanr(gold, predicted).statistic) if len(gold) > 1 else 0.0
+    pearson, spearman = (0.0 if np.isnan(x) else x for x in (pearson, spearman))
+    return {"correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
+
+
+def check_seqeval() -> None:
+    """Raises ConfigError where seqeval is not installed."""
+    try:
+        import seqeval  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "config.task.score: span F1 is seqeval's, which is not installed; pip install -e"
+            " '.[eval]'"
+        ) from error
+
+
+def span_scores(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """F1, precision and recall of whole spans in BIO tags (conlleval's, by seqeval)."""
+    check_seqeval()
+    from seqeval import metrics
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of spans that are never predicted
+        return {
+            "span_f1": float(metrics.f1_score(gold, predicted)),
+            "precision": float(metrics.precision_score(gold, predicted)),
+            "recall": float(metrics.recall_score(gold, predicted)),
+        }
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's evaluate-v1.1.py: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def answer_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 of words, each the best over the true answers.
+
+    No answers stand for a question without one (SQuAD 2.0's evaluate-v2.0.py): '' is right,
+    all else wrong.
+    """
+    truths = [a for a in answers if normalise_answer(a)] or [""]
+    exact = max(float(normalise_answer(prediction) == normalise_answer(a)) for a in truths)
+    return exact, max(_word_f1(prediction, a) for a in truths)
+
+
+def _word_f1(prediction: str, answer: str) -> float:
+    guess, truth = normalise_answer(prediction).split(), normalise_answer(answer).split()
+    if not guess or not truth:
+        return float(guess == truth)
+    common = sum((collections.Counter(guess) & collections.Counter(truth)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(guess), common / len(truth)
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,186 @@
+"""Which of several texts goes with a context: SWAG's kind of tasks (BERT §4.4, GPT-1 §3.3)."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.pretrained import inputs
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.forms import pad
+from lmjax.tasks.metrics import normalise_answer
+
+_WORST = 10
+_CHOICE = 64  # dropout: the first of the choices' salts
+_NEVER = -1e30  # the logit of a choice that a row has not
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MultipleChoice(Task):
+    """Each choice is joined with the context and scored alone; softmax over the scores.
+
+    Attributes:
+      context, choices, label: names of the columns: a text, a list of texts, the number of the
+        right one from 0.
+      most_choices: of a row; 0 = as many as any training row has.
+    """
+
+    head: ClassVar[heads.Task] = "multiple_choice"
+    headline: ClassVar[str] = "choices"
+
+    context: str = "context"
+    choices: str = "choices"
+    label: str = "label"
+    most_choices: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.most_choices < 0:
+            raise ConfigError(f"most_choices: must not be negative, got {self.most_choices}")
+
+    def parse(self, values: Row) -> Row:
+        context = column(values, self.context, "context")
+        choices = column(values, self.choices, "choices")
+        label = column(values, self.label, "label")
+        if not isinstance(context, str) or not context.strip():
+            raise BadRowError("empty context")
+        if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+            raise BadRowError(f"no list of texts in column '{self.choices}'")
+        if len(choices) < 2 or not all(choice.strip() for choice in choices):
+            raise BadRowError("an empty choice" if len(choices) > 1 else "less than two choices")
+        try:
+            gold = int(label)
+        except (TypeError, ValueError):
+            raise BadRowError(f"no number in column '{self.label}' ('{label}')") from None
+        if not 0 <= gold < len(choices):
+            raise BadRowError(f"label {gold} is none of the {len(choices)} choices, from 0")
+        return {"context": context, "choices": choices, "gold": gold}
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.continuation_rows(split, cache_dir):
+            yield {"context": row["context"], "choices": row["choices"], "gold": row["label"]}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["context"]
+        yield from row["choices"]
+
+    def bind(self, rows: Sequence[Row]) -> Task:
+        most = self.most_choices or max(len(row["choices"]) for row in rows)
+        return dataclasses.replace(self, most_choices=most)
+
+    def check(self, row: Row) -> None:
+        if len(row["choices"]) > self.most_choices:
+            raise BadRowError(
+                f"more choices than the training rows have ({len(row['choices'])},"
+                f" {self.most_choices}; config.task.most_choices)"
+            )
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training
+        form = self.form
+        contexts = tokenizer.encode_batch([row["context"] for row in rows])
+        choices = tokenizer.encode_batch([choice for row in rows for choice in row["choices"]])
+        examples, place = [], 0
+        for i, row in enumerate(rows):
+            count = len(row["choices"])
+            joined, any_cut = [], False
+            for choice in choices[place : place + count]:
+                first, second, cut = form.cut(contexts[i], choice, self.length)
+                joined.append(form.join(first, second))
+                any_cut |= cut
+            place += count
+            notes.add(f"cut to {self.length} tokens", count=int(any_cut))
+            joined += [joined[0]] * (self.most_choices - count)
+            longest = max(len(j.tokens) for j in joined)
+
+            def stacked(arrays: list[np.ndarray], fill: int, longest: int = longest) -> np.ndarray:
+                return np.stack([pad(a, longest, fill, form.left_padded) for a in arrays])
+
+            example = self.example(
+                i,
+                stacked([j.tokens for j in joined], self.vocabulary.pad),
+                stacked([j.segments for j in joined], 0),
+                offered=(np.arange(self.most_choices) < count).astype(np.int32),
+                gold=np.int32(row["gold"]),
+            )
+            ones = [np.ones(len(j.tokens), np.int32) for j in joined]
+            examples.append({**example, "documents": stacked(ones, 0)})
+        return examples
+
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Of every choice a row: [batch * choices, length]."""
+        names = ("tokens", "segments", "documents")
+        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
+        return inputs(self.network, tokens, segments, documents > 0)
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        rows, choices = batch["tokens"].shape[:2]
+        if seeds is not None:
+            own = [seeds.fold(_CHOICE + j).examples for j in range(choices)]
+            seeds = Seeds(examples=jnp.stack(own, axis=1).reshape(-1), step=seeds.step)
+        logits: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
+        offered = batch["offered"] > 0
+        return {"logits": jnp.where(offered, logits.reshape(rows, choices), _NEVER)}
+
+    def forward_flops(self, length: int) -> float:
+        return self.most_choices * super().forward_flops(length)
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        losses, hits = score_targets(outputs["logits"], batch["gold"])
+        terms = {"choices": weighted_sum(losses, batch["weight"])}
+        return Scored(terms, {"hits": weighted_sum(hits, batch["weight"])})
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        predictions = []
+        for row, output in zip(rows, outputs, strict=True):
+            logits = np.asarray(output["logits"], np.float64)
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            best = int(shares.argmax())
+            predictions.append(row | {"prediction": best, "confidence": float(shares[best])})
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        return {"accuracy": float(np.mean([p["gold"] == p["prediction"] for p in predictions]))}
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        usual = int(by_count([str(row["gold"]) for row in train])[0])
+        rules = {
+            f"the most frequent label ({usual})": lambda row: usual,
+            "most words of the context": _overlapping,
+        }
+        return {
+            name: self.scores([row | {"prediction": rule(row)} for row in rows])
+            for name, rule in rules.items()
+        }
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        wrong = [p for p in predictions if p["gold"] != p["prediction"]]
+        wrong.sort(key=lambda p: -p["confidence"])
+        lines = [f"## The surest mistakes, of {len(wrong)}", ""]
+        for p in wrong[:_WORST]:
+            chosen, gold = (" ".join(p["choices"][p[k]].split()) for k in ("prediction", "gold"))
+            context = " ".join(p["context"].split())
+            lines.append(f"- {context} **{chosen}** ({p['confidence']:.2f}), not **{gold}**")
+        return lines
+
+
+def _overlapping(row: Row) -> int:
+    """The choice of whose words most are in the context, as a share."""
+    context = set(normalise_answer(row["context"]).split())
+    words = [set(normalise_answer(choice).split()) for choice in row["choices"]]
+    return int(np.argmax([len(context & w) / max(len(w), 1) for w in words]))

@@ -1,0 +1,345 @@
+"""Extractive question answering: SQuAD 1.1 and 2.0 (BERT §4.2, §4.3, run_squad.py)."""
+
+import dataclasses
+import heapq
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.metrics import answer_scores, normalise_answer
+
+_WORST = 10
+_SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s)|(?=\n)|$)")
+_NEVER = -1e30  # the logit of padding
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class QuestionAnswering(Task):
+    """Where in the context the answer starts and ends.
+
+    Question and context are the two texts of the family's form. A long context is read in
+    windows that overlap, each of them an example; one without the whole answer has its start
+    and end on the [CLS] token. A token is an answer's start only in the window that shows most
+    of what is around it. Rows are SQuAD's nested JSON, or flat ones with `id`, `question`,
+    `context` and `answers` = {text: [...], answer_start: [...]}.
+
+    Attributes:
+      question_length: longest question in tokens; longer ones are cut, and counted.
+      stride: by how many tokens windows are apart.
+      answer_length: longest answer that is predicted, in tokens.
+      n_best: of starts, of ends and of answers looked at.
+      no_answer: whether questions may have none (SQuAD 2.0).
+      null_threshold: predict none where the score of [CLS] exceeds the best answer's by more.
+    """
+
+    head: ClassVar[heads.Task] = "question_answering"
+    headline: ClassVar[str] = "span"
+    per_token: ClassVar[dict[str, int]] = {
+        **Task.per_token,
+        "starts": 0,  # 1 where the answer starts
+        "ends": 0,
+        "from": -1,  # the characters of a token of the context
+        "to": -1,
+        "widest": 0,  # 1 where no other window shows more around the token
+    }
+    token_outputs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    question_length: int = 64
+    stride: int = 128
+    answer_length: int = 30
+    n_best: int = 20
+    no_answer: bool = False
+    null_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("question_length", "stride", "answer_length", "n_best"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.question_length + 3 >= self.length:
+            raise ConfigError(
+                f"question_length: {self.question_length} of length={self.length} tokens leave no"
+                " room for the context; shorten it"
+            )
+
+    def parse(self, values: Row) -> Row | list[Row | BadRowError]:
+        if "paragraphs" not in values:
+            return self._question(values, values)
+        found: list[Row | BadRowError] = []
+        try:
+            for paragraph in values["paragraphs"]:
+                for question in paragraph["qas"]:
+                    try:
+                        found.append(self._question(question, paragraph))
+                    except BadRowError as error:
+                        found.append(error)
+        except (KeyError, TypeError) as error:
+            raise BadRowError(f"no paragraphs of SQuAD's form ({error!r})") from error
+        return found
+
+    def _question(self, values: Row, paragraph: Row) -> Row:
+        question = column(values, "question", "type")
+        context = column(paragraph, "context", "type")
+        for name, text in (("question", question), ("context", context)):
+            if not isinstance(text, str) or not text.strip():
+                raise BadRowError(f"empty {name}")
+        texts, starts = _answers(values)
+        if values.get("is_impossible"):
+            texts, starts = [], []
+        elif not texts and "is_impossible" in values:
+            raise BadRowError("no answer, and 'is_impossible' is false")
+        if not texts and not self.no_answer:
+            raise BadRowError("no answer (config.task.no_answer=true takes such questions)")
+        for text, start in zip(texts, starts, strict=True):
+            if not text.strip():
+                raise BadRowError("empty answer")
+            if not 0 <= start <= len(context) or not context.startswith(text, start):
+                raise BadRowError(f"the answer is not in the context at its start ('{text[:40]}')")
+        return {
+            "id": str(values.get("id", "")),
+            "question": question,
+            "context": context,
+            "gold": texts,
+            "starts": starts,
+        }
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.question_rows(split, cache_dir):
+            yield {**row, "gold": row.pop("answers")}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["question"]
+        yield row["context"]
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training  # every window is an example in both
+        form = self.form
+        questions = tokenizer.encode_batch([row["question"] for row in rows])
+        contexts = tokenizer.encode_with_offsets([row["context"] for row in rows])
+        examples = []
+        for i, (row, question, (ids, offsets)) in enumerate(
+            zip(rows, questions, contexts, strict=True)
+        ):
+            cut = question[: self.question_length]
+            notes.add(
+                f"questions cut to {self.question_length} tokens",
+                count=int(len(cut) < len(question)),
+            )
+            begins, ends = trimmed(offsets, row["context"])
+            answer = _answer_tokens(row, begins, ends)
+            windows = spans(
+                len(ids), self.length - form.special_tokens(pair=True) - len(cut), self.stride
+            )
+            widest = widest_windows(windows, len(ids))
+            notes.add("contexts read in windows", count=int(len(windows) > 1))
+            inside = 0
+            for w, (begin, end) in enumerate(windows):
+                joined = form.join(cut, ids[begin:end])
+                here = slice(joined.second, joined.second + end - begin)
+                arrays = {
+                    name: np.full(len(joined.tokens), fill, np.int32)
+                    for name, fill in self.per_token.items()
+                    if name not in Task.per_token
+                }
+                arrays["from"][here], arrays["to"][here] = begins[begin:end], ends[begin:end]
+                arrays["widest"][here] = widest[begin:end] == w
+                null = self._null(joined.tokens)
+                first, last = null, null
+                if answer is not None and begin <= answer[0] and answer[1] < end:
+                    first, last = (joined.second + place - begin for place in answer)
+                    inside += 1
+                arrays["starts"][first] = arrays["ends"][last] = 1
+                examples.append(self.example(i, joined.tokens, joined.segments, **arrays))
+            notes.add("answers whole in no window", count=int(bool(row["gold"]) and not inside))
+        return examples
+
+    def _null(self, tokens: np.ndarray) -> int:
+        """The place of [CLS], which stands for no answer."""
+        return 0 if tokens[0] == self.vocabulary.cls else len(tokens) - 1
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        real = batch["documents"] > 0
+        losses: Any = 0.0
+        hits: Any = True
+        for i, name in enumerate(("starts", "ends")):
+            logits = jnp.where(real, outputs["logits"][..., i], _NEVER)
+            loss, hit = score_targets(logits, batch[name].argmax(-1))
+            losses, hits = losses + loss / 2, hits & hit
+        weight = batch["weight"]
+        terms = {"span": weighted_sum(losses, weight)}
+        return Scored(terms, {"hits": weighted_sum(hits, weight)})
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        found: list[list[tuple[float, int, int]]] = [[] for _ in rows]
+        null = [np.inf] * len(rows)
+        for example, output in zip(examples, outputs, strict=True):
+            row, logits = int(example["row"]), np.asarray(output["logits"], np.float64)
+            place = self._null(example["tokens"])
+            null[row] = min(null[row], float(logits[place].sum()))
+            found[row] += best_spans(
+                logits, example["from"], example["to"], example["widest"], self
+            )
+        predictions = []
+        for index, nothing in enumerate(null):
+            best = heapq.nlargest(self.n_best, set(found[index]))
+            source = rows[index]
+            answers = [(source["context"][begin:end], score) for score, begin, end in best]
+            if self.no_answer or not answers:
+                answers.append(("", nothing))
+            scores = np.array([score for _, score in answers])
+            shares = np.exp(scores - scores.max())
+            shares /= shares.sum()
+            chosen = 0
+            if self.no_answer and best and nothing - best[0][0] > self.null_threshold:
+                chosen = len(answers) - 1
+            predictions.append(
+                {k: v for k, v in source.items() if k != "starts"}
+                | {"prediction": answers[chosen][0], "confidence": float(shares[chosen])}
+            )
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        every = np.array([answer_scores(p["prediction"], p["gold"]) for p in predictions])
+        exact, f1 = every.mean(0)
+        found = {"f1": float(f1), "exact": float(exact)}
+        if self.no_answer:
+            answered = np.array([bool(p["gold"]) for p in predictions])
+            for name, chosen in (("f1_answer", answered), ("f1_no_answer", ~answered)):
+                if chosen.any():
+                    found[name] = float(every[chosen, 1].mean())
+        return found
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        del train
+        rules = {
+            "first sentence": lambda row: _sentences(row["context"])[0],
+            "sentence with most words of the question": _overlapping,
+        }
+        if self.no_answer:
+            rules["never an answer"] = lambda row: ""
+        return {
+            name: self.scores([row | {"prediction": rule(row)} for row in rows])
+            for name, rule in rules.items()
+        }
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        scored = [(answer_scores(p["prediction"], p["gold"])[1], p) for p in predictions]
+        wrong = sorted((p for f1, p in scored if f1 == 0), key=lambda p: -p["confidence"])
+        lines = [f"## The surest mistakes, of {len(wrong)} without a word in common", ""]
+        return lines + [
+            f"- {' '.join(p['question'].split())} **{' '.join(p['prediction'].split())}**"
+            f" ({p['confidence']:.2f}), not"
+            f" **{' / '.join(dict.fromkeys(' '.join(g.split()) for g in p['gold']))}**"
+            for p in wrong[:_WORST]
+        ]
+
+
+def trimmed(offsets: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens begin and end, [tokens] each, without the spaces they begin with."""
+    begins, ends = offsets[:, 0].copy(), offsets[:, 1]
+    for i in range(len(begins)):
+        while begins[i] < ends[i] and text[begins[i]].isspace():
+            begins[i] += 1
+    return begins, ends
+
+
+def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
+    windows, begin = [], 0
+    while True:
+        end = min(begin + room, count)
+        windows.append((begin, end))
+        if end == count:
+            return windows
+        begin += min(end - begin, stride)
+
+
+def widest_windows(windows: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """The window that shows most around each token, [count]; run_squad's `_check_is_max_context`:
+    min(left, right) + 0.01 * length of the window, the first of equals."""
+    place = np.arange(count)
+    scores = np.full((len(windows), count), -1.0)
+    for w, (begin, end) in enumerate(windows):
+        around = np.minimum(place - begin, end - 1 - place)
+        inside = (place >= begin) & (place < end)
+        scores[w] = np.where(inside, around + 0.01 * (end - begin), -1.0)
+    return scores.argmax(0)
+
+
+def best_spans(
+    logits: np.ndarray,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    widest: np.ndarray,
+    task: QuestionAnswering,
+) -> list[tuple[float, int, int]]:
+    """(score, begin, end) in characters of answers in one window, from its n_best logits.
+
+    Args:
+      logits: [tokens, 2].
+      begins, ends: [tokens] characters of tokens of the context, -1 for others.
+      widest: [tokens], where an answer may start.
+    """
+    answers = []
+    context = begins >= 0
+    starts = np.flatnonzero(context)
+    top = [starts[np.argsort(-logits[starts, i], kind="stable")][: task.n_best] for i in (0, 1)]
+    for first in top[0]:
+        if not widest[first]:
+            continue
+        for last in top[1]:
+            if first <= last < first + task.answer_length and ends[last] > begins[first]:
+                score = float(logits[first, 0] + logits[last, 1])
+                answers.append((score, int(begins[first]), int(ends[last])))
+    return answers
+
+
+def _answers(values: Row) -> tuple[list[str], list[int]]:
+    """Texts and starts, of SQuAD's list of objects or of columns."""
+    answers = values.get("answers", [])
+    try:
+        if isinstance(answers, dict):
+            texts, starts = list(answers["text"]), list(answers["answer_start"])
+        else:
+            texts = [answer["text"] for answer in answers]
+            starts = [answer["answer_start"] for answer in answers]
+        if len(texts) != len(starts):
+            raise ValueError("not as many starts as texts")
+        return [str(text) for text in texts], [int(start) for start in starts]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRowError(f"no answers of SQuAD's form ({error!r})") from error
+
+
+def _answer_tokens(row: Row, begins: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
+    """The first and the last token of the first answer; None where there is none."""
+    if not row["gold"]:
+        return None
+    text = row["gold"][0]
+    begin = row["starts"][0] + len(text) - len(text.lstrip())
+    end = row["starts"][0] + len(text.rstrip())
+    touched = np.flatnonzero((ends > begin) & (begins < end) & (ends > begins))
+    return (int(touched[0]), int(touched[-1])) if len(touched) else None
+
+
+def _sentences(text: str) -> list[str]:
+    return [s.strip() for s in _SENTENCE.findall(text) if s.strip()] or [text]
+
+
+def _overlapping(row: Row) -> str:
+    asked = set(normalise_answer(row["question"]).split())
+    common = [len(asked & set(normalise_answer(s).split())) for s in _sentences(row["context"])]
+    return _sentences(row["context"])[int(np.argmax(common))]

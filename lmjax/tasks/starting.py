@@ -1,0 +1,156 @@
+"""Where fine-tuning begins: a pretrained encoder, or a random one of the same kind."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.configuration import build, build_typed
+from lmjax.convert.configs import ModelConfig
+from lmjax.convert.huggingface import single_network
+from lmjax.convert.runs import load
+from lmjax.data.tokenizer_training import train_tokenizer
+from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
+from lmjax.models.xlnet import XlnetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What fine-tuning begins with.
+
+    Attributes:
+      model: the model's config, without memory.
+      tokenizer: that the encoder was pretrained with.
+      encoder: its parameters; None = random ones.
+      pooler: BERT's, which next-sentence prediction has trained, or None.
+    """
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    encoder: Any = None
+    pooler: Any = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.tokenizer.vocabulary(np.zeros(self.tokenizer.size))
+
+    def from_scratch(self) -> "Start":
+        """The same without anything learnt but the tokenizer."""
+        return dataclasses.replace(self, encoder=None, pooler=None)
+
+
+def start_from(path: str, dropout: float) -> Start:
+    """Opens a run or a Hugging Face directory; of ELECTRA's two networks the discriminator.
+
+    A head that it has already is left behind, except BERT's pooler.
+
+    Args:
+      path: as `lmjax.load` takes it.
+      dropout: of the trunk from now on.
+
+    Raises:
+      ConfigError: as `lmjax.load`; or no tokenizer is beside it.
+    """
+    try:
+        pretrained = load(path)
+    except ConfigError as error:
+        raise ConfigError(f"config.init: {error}") from error
+    if pretrained.tokenizer is None:
+        raise ConfigError(f"config.init: '{path}' has no tokenizer.json; put its own beside it")
+    network, params = single_network(pretrained.network, pretrained.params, "discriminator")
+    model: Any = network.encoder.config if isinstance(network, Headed) else network.config
+    encoder = params.get("encoder", params)  # of a bare encoder, they are all there is
+    tokenizer = pretrained.tokenizer
+    if tokenizer.size > model.vocab_size:
+        # Tokens were added for roles that it lacks (GPT-2 has no delimiter). They get rows of
+        # their own (GPT-1 §3.3), and belong to the tokenizer that is saved.
+        model = dataclasses.replace(model, vocab_size=tokenizer.size)
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(pathlib.Path(folder) / "tokenizer.json")
+            tokenizer = load_tokenizer(folder)
+    pooler = params.get("pooler", {}).get("dense")
+    return Start(_regularised(model, dropout), tokenizer, encoder, pooler)
+
+
+def start_random(
+    model: Mapping[str, Any], tokenizer: Mapping[str, Any], texts: Iterable[str], dropout: float
+) -> Start:
+    """A random encoder and a tokenizer trained on `texts`, or loaded.
+
+    Args:
+      model: `config.model`, whose type names a family's config.
+      tokenizer: `config.tokenizer`.
+    """
+    built = build_typed(model, "config.model")
+    if not isinstance(built, ModelConfig):
+        raise ConfigError(
+            f"config.model.type: '{model['type']}' is no config of BERT, GPT, XLNet or ELECTRA"
+        )
+    chosen = build(TokenizerConfig, tokenizer, "config.tokenizer")
+    made = (
+        load_tokenizer(chosen.path, chosen.lowercase, "config.tokenizer.path")
+        if chosen.path
+        else train_tokenizer(texts, chosen)
+    )
+    if 0 < built.vocab_size < made.size:
+        raise ConfigError(
+            f"config.model.vocab_size: {built.vocab_size} rows are too few for the tokenizer's"
+            f" {made.size} tokens; raise it, or 0 takes the tokenizer's"
+        )
+    built = dataclasses.replace(built, vocab_size=built.vocab_size or made.size)
+    return Start(_regularised(built, dropout), made)
+
+
+def _regularised(model: Any, dropout: float) -> Any:
+    trunk = dataclasses.replace(model.trunk, dropout=dropout, attention_dropout=dropout)
+    memory = {"memory_length": 0} if isinstance(model, XlnetConfig) else {}
+    return dataclasses.replace(model, trunk=trunk, **memory)
+
+
+def put_in(fresh: Any, start: Start) -> Any:
+    """Parameters with the pretrained encoder in the place of the random one.
+
+    Args:
+      fresh: random parameters of a `Headed` network on `start.model`. Rows of its token table
+        that the pretrained one has not stay as they are.
+
+    Raises:
+      ConfigError: the encoders are not of one shape.
+    """
+    if start.encoder is None:
+        return fresh
+    ours = flax.traverse_util.flatten_dict(fresh["encoder"])
+    theirs = flax.traverse_util.flatten_dict(start.encoder)
+    if ours.keys() != theirs.keys():
+        odd = sorted("/".join(path) for path in ours.keys() ^ theirs.keys())
+        raise ConfigError(f"config.init: the encoder has other parameters: {', '.join(odd[:3])}")
+    for path, given in theirs.items():
+        array = jnp.asarray(given)
+        if "token" in path and array.shape[0] < ours[path].shape[0]:
+            array = jnp.concatenate([array, jnp.asarray(ours[path])[array.shape[0] :]])
+        if array.shape != ours[path].shape:
+            raise ConfigError(
+                f"config.init: '{'/'.join(path)}' is {array.shape}, expected {ours[path].shape}"
+            )
+        # A copy: the step gives its buffers away, and another seed starts from the same.
+        ours[path] = jax.device_put(jnp.array(array, copy=True), ours[path].sharding)
+    merged = {**fresh, "encoder": flax.traverse_util.unflatten_dict(ours)}
+    head = fresh.get("head", {})
+    transform = head.get("transform")
+    if start.pooler is not None and transform is not None:
+        placed = jax.tree.map(
+            lambda new, old: jax.device_put(jnp.array(new, copy=True), old.sharding),
+            dict(start.pooler),
+            transform,
+        )
+        merged["head"] = {**head, "transform": placed}
+    return merged

@@ -1,0 +1,220 @@
+"""A label for each word: named entities, parts of speech, slots (BERT §5.3)."""
+
+import collections
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.models import heads
+from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.metrics import check_seqeval, class_scores, confusion, span_scores
+
+_WORST = 10
+_BIO = re.compile(r"O|[BIES]-\S+")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Tagging(Task):
+    """A head on the first token of each word; the word's other tokens are not scored.
+
+    A sentence longer than `length` is read in windows, one after the other, that end between
+    words. A word that the tokenizer makes nothing of is given the most frequent label.
+
+    Attributes:
+      words, tags: names of the columns. Of CoNLL files they count from '0', or from the end:
+        '-1' is the last.
+      score: 'spans' counts whole spans in BIO tags, 'words' each word.
+    """
+
+    head: ClassVar[heads.Task] = "token_classification"
+    headline: ClassVar[str] = "tags"
+    per_token: ClassVar[dict[str, int]] = {**Task.per_token, "tags": -1, "word": -1}
+    token_outputs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    words: str = "words"
+    tags: str = "tags"
+    score: Literal["spans", "words"] = "spans"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score == "spans":
+            check_seqeval()
+
+    def parse(self, values: Row) -> Row:
+        words = column(values, self.words, "words")
+        tags = column(values, self.tags, "tags")
+        for name, found in ((self.words, words), (self.tags, tags)):
+            if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+                raise BadRowError(f"no list of strings in column '{name}'")
+        if len(words) != len(tags):
+            raise BadRowError(f"not as many tags as words ({len(tags)}, {len(words)})")
+        if not words or not all(word.strip() for word in words):
+            raise BadRowError("an empty word" if words else "no words")
+        for tag in tags:
+            if self.score == "spans" and not _BIO.fullmatch(tag):
+                raise BadRowError(f"'{tag}' is no BIO tag (config.task.score='words' takes any)")
+        return {"words": words, "gold": tags}
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.parameter_rows(split, cache_dir):
+            yield {"words": row["words"], "gold": row["tags"]}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield " ".join(row["words"])
+
+    def bind(self, rows: Sequence[Row]) -> Task:
+        found = self.labels or by_count([tag for row in rows for tag in row["gold"]])
+        return dataclasses.replace(self, labels=found)
+
+    def check(self, row: Row) -> None:
+        for tag in row["gold"]:
+            if tag not in self.labels:
+                raise BadRowError(f"tag '{tag}' is none of the set ({', '.join(self.labels[:12])})")
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training
+        encoded = tokenizer.encode_with_offsets([" ".join(row["words"]) for row in rows])
+        form, index = self.form, {tag: i for i, tag in enumerate(self.labels)}
+        room = self.length - form.special_tokens(pair=False)
+        examples = []
+        for i, (row, (ids, offsets)) in enumerate(zip(rows, encoded, strict=True)):
+            of_word = words_of_tokens(row["words"], offsets)
+            first = first_tokens(of_word)
+            lost = len(row["words"]) - int((first >= 0).sum())
+            notes.add(f"words without tokens, given '{self.labels[0]}'", count=lost)
+            windows = list(_windows(of_word, room))
+            notes.add(f"split into windows of {self.length} tokens", count=int(len(windows) > 1))
+            for begin, end in windows:
+                joined = form.join(ids[begin:end])
+                word = np.full(len(joined.tokens), -1, np.int32)
+                word[joined.first : joined.first + end - begin] = first[begin:end]
+                tags = np.array([index[row["gold"][w]] if w >= 0 else -1 for w in word], np.int32)
+                examples.append(
+                    self.example(i, joined.tokens, joined.segments, tags=tags, word=word)
+                )
+        return examples
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        tags = batch["tags"]
+        losses, hits = score_targets(outputs["logits"], jnp.maximum(tags, 0))
+        weights = (tags >= 0) * batch["weight"][:, None]
+        return Scored(
+            {"tags": weighted_sum(losses, weights)}, {"hits": weighted_sum(hits, weights)}
+        )
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        predictions = [
+            row | {"prediction": [self.labels[0]] * len(row["words"]), "confidence": 1.0}
+            for row in rows
+        ]
+        for example, output in zip(examples, outputs, strict=True):
+            row = predictions[int(example["row"])]
+            logits = np.asarray(output["logits"], np.float64)
+            best, exponentials = logits.argmax(-1), np.exp(logits - logits.max(-1, keepdims=True))
+            sure = exponentials.max(-1) / exponentials.sum(-1)
+            for place in np.flatnonzero(example["word"] >= 0):
+                row["prediction"][example["word"][place]] = self.labels[best[place]]
+                row["confidence"] = min(row["confidence"], float(sure[place]))
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold = [p["gold"] for p in predictions]
+        guesses = [p["prediction"] for p in predictions]
+        every = itertools.chain.from_iterable
+        words = class_scores(confusion(list(every(gold)), list(every(guesses)), self.labels))
+        if self.score == "spans":
+            return {**span_scores(gold, guesses), "word_accuracy": words["accuracy"]}
+        return {name: words[name] for name in ("accuracy", "macro_f1")}
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        seen: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for row in train:
+            for word, tag in zip(row["words"], row["gold"], strict=True):
+                seen[word.lower()][tag] += 1
+        most = by_count([tag for row in train for tag in row["gold"]])[0]
+        usual = {word: counts.most_common(1)[0][0] for word, counts in seen.items()}
+        guesses = [
+            row | {"prediction": [usual.get(word.lower(), most) for word in row["words"]]}
+            for row in rows
+        ]
+        return {"each word's most frequent tag": self.scores(guesses)}
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        lines = []
+        if self.score == "spans":
+            from seqeval.metrics import classification_report
+
+            text = classification_report(
+                [p["gold"] for p in predictions],
+                [p["prediction"] for p in predictions],
+                zero_division=0,
+            )
+            lines += ["## By type", "", "```", *text.rstrip().split("\n"), "```", ""]
+        pairs = collections.Counter(
+            (gold, guess)
+            for p in predictions
+            for gold, guess in zip(p["gold"], p["prediction"], strict=True)
+            if gold != guess
+        )
+        lines += ["## The most frequent confusions", ""]
+        lines += [f"- {n} times {gold} as {guess}" for (gold, guess), n in pairs.most_common(10)]
+        order = sorted(predictions, key=lambda p: -_mistakes(p))
+        lines += ["", "## The worst sentences", "", "Mistakes as [word truth>prediction].", ""]
+        return lines + [f"- {_marked(p)}" for p in order[:_WORST] if _mistakes(p)]
+
+
+def words_of_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
+    """Which word each token is of, [tokens] int; -1 for none.
+
+    Args:
+      offsets: [tokens, 2] characters of the tokens in the words joined by single spaces.
+    """
+    lengths = np.array([len(word) for word in words])
+    starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
+    # A token may begin with the space before its word: what counts is where it ends.
+    last = np.searchsorted(starts, offsets[:, 1] - 1, side="right") - 1
+    last = np.clip(last, 0, len(words) - 1)
+    inside = (offsets[:, 0] < starts[last] + lengths[last]) & (offsets[:, 1] > starts[last])
+    return np.where(inside & (offsets[:, 1] > offsets[:, 0]), last, -1)
+
+
+def first_tokens(of_word: np.ndarray) -> np.ndarray:
+    """The word that a token is the first of, -1 for other tokens."""
+    first = np.full(len(of_word), -1)
+    found, places = np.unique(of_word, return_index=True)
+    first[places[found >= 0]] = found[found >= 0]
+    return first
+
+
+def _windows(of_word: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of windows of at most `room` tokens that end between words, if they can."""
+    begin, count = 0, len(of_word)
+    while begin < count:
+        end = min(begin + room, count)
+        if end < count and of_word[end] == of_word[end - 1] >= 0:
+            start = int(np.flatnonzero(of_word == of_word[end])[0])
+            end = start if start > begin else end
+        yield begin, end
+        begin = end
+
+
+def _mistakes(row: Row) -> int:
+    return sum(a != b for a, b in zip(row["gold"], row["prediction"], strict=True))
+
+
+def _marked(row: Row) -> str:
+    triples: Any = zip(row["words"], row["gold"], row["prediction"], strict=True)
+    return " ".join(w if g == p else f"[{w} {g}>{p}]" for w, g, p in triples)

@@ -1,0 +1,402 @@
+"""Whole runs: every task on every family, continued exactly, saved, frozen, on a mesh."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import lmjax
+from lmjax.errors import ConfigError
+from lmjax.models.gpt import Gpt
+from lmjax.models.heads import Headed
+from lmjax.nn.masks import causal
+from lmjax.tasks import finetuning
+from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.plan import Prepared, prepare
+from lmjax.training.checkpoints import read_part
+from lmjax.training.loop import Run
+from lmjax.training.reporting import read_metrics
+from tests.tasks import small
+
+CLASSIFICATION = {"type": "lmjax.tasks.classification.Classification"}
+
+
+def data(folder: pathlib.Path, rows: int = 96) -> dict[str, Any]:
+    return {
+        "train": small.write_rows(folder / "train.jsonl", small.labelled(rows)),
+        "validation": small.write_rows(folder / "dev.jsonl", small.labelled(24, 1)),
+        "test": small.write_rows(folder / "test.jsonl", small.labelled(32, 2)),
+    }
+
+
+def run(config: ConfigDict, place: pathlib.Path, **keywords: Any) -> Any:
+    prepared = prepare(config)
+    return finetuning.finetune(prepared, config, place, "", seed=config.seed, **keywords)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigDict, pathlib.Path, Any]:
+    """A run of a BERT with dropout."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = small.config(CLASSIFICATION, data(folder))
+    config.training.epochs = 3
+    return config, folder / "run", run(config, folder / "run")
+
+
+def test_a_run_learns_and_leaves_what_there_is_to_know(
+    whole: tuple[ConfigDict, pathlib.Path, Any],
+) -> None:
+    _, place, result = whole
+    assert result.scores["accuracy"] > 0.8
+    lines = read_metrics(place)
+    held_out = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in held_out] == [0, 12, 24, 36]
+    assert held_out[-1]["loss"] < held_out[0]["loss"]
+    assert held_out[-1]["accuracy"] == pytest.approx(held_out[-1]["hits"])
+    predictions = [json.loads(line) for line in (place / "predictions.jsonl").open()]
+    assert len(predictions) == 32
+    right = np.mean([p["gold"] == p["prediction"] for p in predictions])
+    assert right == pytest.approx(result.scores["accuracy"])
+    assert all(0.5 <= p["confidence"] <= 1 for p in predictions)
+    values = json.loads((place / "results.json").read_text())
+    assert values["scored"] == "test"
+    assert values["rows"] == {"train": 96, "validation": 24, "test": 32}
+    labels = [row["label"] for row in small.labelled(96)]
+    majority = max(("no", "yes"), key=labels.count)
+    share = np.mean([p["gold"] == majority for p in predictions])
+    assert values["baselines"][f"majority ({majority})"]["accuracy"] == pytest.approx(share)
+    report = (place / "report.md").read_text()
+    assert "| no |" in report
+    assert "The surest mistakes" in report
+
+
+def test_the_saved_model_says_the_same(whole: tuple[ConfigDict, pathlib.Path, Any]) -> None:
+    _, place, result = whole
+    model = lmjax.load(place / "model")
+    assert model.labels == ("no", "yes")
+    assert model.tokenizer is not None
+    roles = model.tokenizer.roles
+    assert model.token_ids["pad_token_id"] == roles["pad"]
+    for row in result.predictions[:5]:
+        ids = model.tokenizer.encode_batch([row["text"]])[0]
+        tokens = np.array([[roles["cls"], *ids, roles["sep"]]])
+        shares = jax.nn.softmax(model(tokens)[0])
+        assert model.labels[int(shares.argmax())] == row["prediction"]
+        assert float(shares.max()) == pytest.approx(row["confidence"], abs=1e-4)
+
+
+def test_a_finished_run_shows_its_results_again(
+    whole: tuple[ConfigDict, pathlib.Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place, result = whole
+    before = read_metrics(place)
+    again = run(config, place)
+    assert again.scores == result.scores
+    assert read_metrics(place) == before
+
+
+def test_an_interrupted_run_ends_with_the_same_parameters(
+    whole: tuple[ConfigDict, pathlib.Path, Any],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, place, result = whole
+    evaluate, calls = finetuning._Finetuning.evaluate, []
+
+    def interrupted(self: Any, state: Any) -> Any:
+        calls.append(int(state.step))
+        if len(calls) == 3:  # after the second epoch, before its checkpoint
+            raise KeyboardInterrupt
+        return evaluate(self, state)
+
+    monkeypatch.setattr(finetuning._Finetuning, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run")
+    assert calls == [0, 12, 24]
+    again = run(config, tmp_path / "run")
+    assert calls == [0, 12, 24, 24, 36]
+    assert again.predictions == result.predictions
+    ours, theirs = (read_part(p / "checkpoints", "params") for p in (place, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+TASKS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "classification": (CLASSIFICATION, small.labelled(16)),
+    "regression": (
+        {"type": "lmjax.tasks.classification.Regression", "pair": "other"},
+        [
+            {"text": t, "other": t[::-1], "label": len(t.split()) / 3}
+            for t in small.sentences(16, seed=3)
+        ],
+    ),
+    "tagging": (
+        {"type": "lmjax.tasks.tagging.Tagging"},
+        [
+            {"words": t.split(), "tags": ["B-A" if w[1] == "a" else "O" for w in t.split()]}
+            for t in small.sentences(16, seed=4)
+        ],
+    ),
+    "answers": (
+        {
+            "type": "lmjax.tasks.question_answering.QuestionAnswering",
+            "question_length": 4,
+            "stride": 8,
+        },
+        [
+            {
+                "question": t.split()[1],
+                "context": t,
+                "answers": {"text": [t.split()[2]], "answer_start": [8]},
+            }
+            for t in small.sentences(16, seed=5, words=(6, 12))
+        ],
+    ),
+    "choices": (
+        {"type": "lmjax.tasks.multiple_choice.MultipleChoice", "length": 16},
+        [
+            {"context": t, "choices": [t.upper(), "bak dal", "nok"][: 2 + i % 2], "label": i % 2}
+            for i, t in enumerate(small.sentences(16, seed=6))
+        ],
+    ),
+}
+
+
+def prepared_task(name: str, family: str, folder: pathlib.Path) -> tuple[ConfigDict, Prepared]:
+    task, rows = TASKS[name]
+    path = small.write_rows(folder / "rows.jsonl", rows)
+    config = small.config(task, {"train": path, "validation": path}, family)
+    config.dropout, config.training.epochs = 0.0, 1
+    return config, prepare(config)
+
+
+EVERY = [(name, family) for name in TASKS for family in small.FAMILIES]
+# XLNet pads on the left, which concerns every task; the others' heads differ in one.
+FEW = [pair for pair in EVERY if pair[1] == "xlnet" or pair[0] == "classification"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [pair if pair in FEW else pytest.param(*pair, marks=pytest.mark.slow) for pair in EVERY],
+)
+def test_any_family_serves_any_task(name: str, family: str, tmp_path: pathlib.Path) -> None:
+    """Its loss does not depend on padding nor on filled-up rows, and its gradient is finite."""
+    _, prepared = prepared_task(name, family, tmp_path)
+    task, examples = prepared.task, prepared.examples["train"]
+    short = sorted(examples, key=lambda e: e["tokens"].shape[-1])[:3]
+    longest = max(e["tokens"].shape[-1] for e in short)
+    tight = Collator(dataclasses.replace(task, length=max(longest, 8)), 3)(short)
+    loose = Collator(dataclasses.replace(task, length=longest + 13), 4)(short)
+    params = jax.jit(task.init)(jax.random.key(0), tight)
+
+    def mean(params: Any, batch: Any) -> Any:
+        ((total, count),) = task.loss(params, batch, None, None).terms.values()
+        return total / count, count
+
+    (expected, count) = jax.jit(mean)(params, tight)
+    scored = jax.jit(jax.value_and_grad(mean, has_aux=True))
+    (found, same), gradient = scored(params, loose)
+    assert float(count) == float(same)
+    np.testing.assert_allclose(expected, found, rtol=2e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert np.abs(gradient["head"]["output"]["kernel"]).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", small.FAMILIES)
+@pytest.mark.parametrize("name", TASKS)
+def test_whole_runs_of_any_family_and_task(name: str, family: str, tmp_path: pathlib.Path) -> None:
+    config, _ = prepared_task(name, family, tmp_path)
+    result = run(config, tmp_path / "run")
+    assert len(result.predictions) == 16
+    model = lmjax.load(tmp_path / "run" / "model")
+    assert isinstance(model.network, Headed)
+
+
+def test_a_probe_trains_the_head_alone_from_a_pretrained_encoder(
+    whole: tuple[ConfigDict, pathlib.Path, Any], tmp_path: pathlib.Path
+) -> None:
+    config, place, _ = whole
+    config = config.copy_and_resolve_references()
+    config.init, config.task.freeze = str(place / "model"), "trunk"
+    config.training.epochs = 1
+    result = run(config, tmp_path / "probe")
+    ours = read_part(tmp_path / "probe" / "checkpoints", "params")
+    theirs = read_part(place / "checkpoints", "params")
+    jax.tree.map(np.testing.assert_array_equal, ours["encoder"], theirs["encoder"])
+    head = sum(leaf.size for leaf in jax.tree.leaves(ours["head"]))
+    assert result.trained == head < result.parameters
+    # A fresh head: a fine-tuned model's own is left behind.
+    assert not np.array_equal(ours["head"]["output"]["kernel"], theirs["head"]["output"]["kernel"])
+    # Moments are of the head alone.
+    moments = read_part(tmp_path / "probe" / "checkpoints", "opt_state")
+    sizes = [leaf.size for leaf in jax.tree.leaves(moments)]
+    assert max(sizes) <= max(leaf.size for leaf in jax.tree.leaves(ours["head"]))
+    assert result.scores["accuracy"] > 0.8
+
+
+def test_from_scratch_is_the_same_model_without_what_was_learnt(
+    whole: tuple[ConfigDict, pathlib.Path, Any], tmp_path: pathlib.Path
+) -> None:
+    config, place, _ = whole
+    config = config.copy_and_resolve_references()
+    config.init = str(place / "model")
+    prepared = prepare(config)
+    first = []
+
+    def stop(self: Any, state: Any, *_: Any) -> Any:
+        first.append(jax.device_get(state.params))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_advance", stop)
+        for scratch, seed in ((False, 0), (False, 1), (True, 0)):
+            with pytest.raises(KeyboardInterrupt):
+                finetuning.finetune(
+                    prepared,
+                    config,
+                    tmp_path / f"{scratch}{seed}",
+                    "",
+                    seed=seed,
+                    scratch=scratch,
+                )
+    given = read_part(place / "checkpoints", "params")["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, first[0]["encoder"], given)
+    jax.tree.map(np.testing.assert_array_equal, first[1]["encoder"], given)
+    kernels = [p["head"]["output"]["kernel"] for p in first]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert np.array_equal(kernels[0], kernels[2])  # the head is the seed's
+    table = first[2]["encoder"]["embeddings"]["token"]["embedding"]
+    assert not np.allclose(table, given["embeddings"]["token"]["embedding"])
+
+
+def test_losses_do_not_depend_on_devices_nor_on_micro_batches(
+    whole: tuple[ConfigDict, pathlib.Path, Any], tmp_path: pathlib.Path
+) -> None:
+    config = whole[0].copy_and_resolve_references()
+    config.training.update(epochs=1, accumulation=2, log_every=1)
+    one = run(config, tmp_path / "one")
+    config.mesh.data, config.training.accumulation = 4, 1
+    run(config, tmp_path / "four")
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name) if line["split"] == "train"]
+        for name in ("one", "four")
+    ]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert one.parameters == one.trained
+
+
+def test_epochs_show_everything_once_in_an_order_of_their_own(tmp_path: pathlib.Path) -> None:
+    _, prepared = prepared_task("classification", "bert", tmp_path)
+    examples = prepared.examples["train"][:13]
+    epochs = Epochs(examples, Collator(prepared.task, 4), seed=3)
+    assert epochs.batches_per_epoch == 4
+
+    def rows(index: int) -> list[int]:
+        batch = epochs.batch_at(index)
+        return batch["row"][batch["weight"] > 0].tolist()
+
+    first, second = ([r for i in range(4) for r in rows(4 * e + i)] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(13))
+    assert first != second
+    read = [next(epochs) for _ in range(6)]
+    other = Epochs(examples, Collator(prepared.task, 4), seed=3)
+    epochs.skip([7])
+    other.set_state(epochs.get_state())
+    for _ in range(3):
+        a, b = next(epochs), next(other)
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+    assert epochs.index == other.index == 9
+    assert rows(5) == read[5]["row"][read[5]["weight"] > 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task.length": 65}, "config.task.length: 65 is longer than the model's position table"),
+        ({"task.freeze": "head"}, "config.task.freeze: 'head' is not one of"),
+        ({"task.type": "lmjax.objectives.causal.CausalLM"}, "is no lmjax.tasks Task"),
+        ({"task.lm_weight": 0.5}, "config.task.lm_weight: the auxiliary loss"),
+        ({"task.label": "tag"}, r"no column 'tag' \(config.task.label; the row has: text, label\)"),
+        ({"task.labels": ("no", "maybe")}, "label 'yes' is none of the set"),
+        ({"data.on_bad_rows": "ignore"}, "config.data.on_bad_rows: 'ignore' is not one of"),
+        ({"data.train": "missing.csv"}, "config.data.train: no such file"),
+        ({"optimizer.warmup_steps": 5}, "set one of them to 0"),
+        ({"training.batch_size": 0}, "config.training.batch_size: must be at least 1"),
+        ({"seeds": 0}, "config.seeds: must be an integer >= 1"),
+        ({"dropout": 1.0}, "config.dropout: must lie in"),
+        ({"init": "nowhere"}, "config.init: nowhere/config.json: cannot be read"),
+        ({"model.trunk.heads": 3}, "config.model.trunk.heads: 3 heads"),
+        ({"model.type": "lmjax.nn.trunk.TransformerConfig"}, "config.model"),
+        ({"mesh.data": 3}, "config.training.batch_size: 8 is not divisible by 3"),
+    ],
+)
+def test_settings_that_cannot_work(
+    changes: dict[str, Any], message: str, tmp_path: pathlib.Path
+) -> None:
+    config = small.config({**CLASSIFICATION, "freeze": "", "lm_weight": 0.0}, data(tmp_path, 8))
+    with config.unlocked():
+        for field, value in changes.items():
+            block: Any = config
+            *path, name = field.split(".")
+            for part in path:
+                block = block[part]
+            block[name] = value
+    with pytest.raises(ConfigError, match=message):
+        prepare(config)
+
+
+def test_bad_rows_of_held_out_data_are_skipped_and_told(tmp_path: pathlib.Path) -> None:
+    files = data(tmp_path, 16)
+    rows = [*small.labelled(4), {"text": "bak", "label": "maybe"}, {"text": " ", "label": "no"}]
+    files["test"] = small.write_rows(tmp_path / "test.jsonl", rows)
+    config = small.config(CLASSIFICATION, files)
+    with pytest.raises(ConfigError, match=r"test.jsonl:6: empty text"):
+        prepare(config)
+    config.data.on_bad_rows = "skip"
+    prepared = prepare(config)
+    assert len(prepared.rows["test"]) == 4
+    lines = finetuning.note_lines(prepared)
+    assert "- test: 1 skipped: empty text" in lines
+    assert "- test: 1 skipped: label 'maybe' is none of the set" in lines
+    assert any("test.jsonl:5" in line for line in lines)
+
+
+def test_gpts_auxiliary_loss(tmp_path: pathlib.Path) -> None:
+    """0.5 times the language-model loss of the same tokens is added (GPT-1 section 3.2)."""
+    config = small.config({**CLASSIFICATION, "lm_weight": 0.5}, data(tmp_path, 16), "gpt")
+    prepared = prepare(config)
+    task = prepared.task
+    batch = Collator(task, 4)(prepared.examples["train"][:3])
+    params = jax.jit(task.init)(jax.random.key(0), batch)
+    plain = dataclasses.replace(task, lm_weight=0.0)  # type: ignore[call-arg]
+    terms, alone = jax.jit(lambda p: [t.loss(p, batch, None, None).terms for t in (task, plain)])(
+        params
+    )
+    np.testing.assert_allclose(terms["classes"][0], alone["classes"][0], rtol=1e-6)
+    tokens, real = batch["tokens"], batch["documents"] > 0
+    length = tokens.shape[1]
+    network = Gpt(task.model)
+    read = jax.jit(
+        lambda encoder: network.apply(
+            {"params": {"encoder": encoder}},
+            tokens,
+            np.arange(length)[None],
+            causal(length).dense(),
+        )
+    )
+    logits = read(params["encoder"])
+    logs = np.asarray(jax.nn.log_softmax(logits))
+    total = -sum(
+        logs[row, place, tokens[row, place + 1]]
+        for row in range(3)
+        for place in range(int(real[row].sum()) - 1)
+    )
+    np.testing.assert_allclose(terms["lm"][0], total, rtol=1e-4)
+    assert int(terms["lm"][1]) == int(real[:3].sum()) - 3
+    assert task.weights["lm"] == 0.5

@@ -1,0 +1,138 @@
+"""The same fine-tuning here and in transformers: weights, batches, AdamW, no dropout."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lmjax
+from lmjax.convert.pretrained import Pretrained
+from lmjax.tasks.base import Task
+from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.plan import prepare
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
+from lmjax.training.state import init_state
+from lmjax.training.step import make_train_step
+from tests.tasks import small
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+STEPS = 50
+OPTIMIZER = OptimizerConfig(
+    learning_rate=3e-3,
+    schedule="linear_after_warmup",
+    warmup_steps=5,
+    epsilon=1e-8,
+    bias_correction=True,
+    weight_decay=0.01,
+    decay="all",
+    clip_norm=1.0,
+)
+
+
+def classification() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rows = [{**row, "other": row["text"][::-1]} for row in small.labelled(60)]
+    return {"type": "lmjax.tasks.classification.Classification", "pair": "other"}, rows
+
+
+def answers() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rows = []
+    for text in small.sentences(60, words=(14, 15)):
+        words = text.split()
+        found = {"text": [words[8]], "answer_start": [text.index(words[8])]}
+        rows.append({"question": words[7], "context": text, "answers": found})
+    task = {"type": "lmjax.tasks.question_answering.QuestionAnswering", "question_length": 4}
+    return task, rows
+
+
+def tags() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rows = [
+        {"words": t.split(), "tags": ["a" if w[1] == "a" else "b" for w in t.split()]}
+        for t in small.sentences(60)
+    ]
+    return {"type": "lmjax.tasks.tagging.Tagging", "score": "words"}, rows
+
+
+CASES = {
+    "BertForSequenceClassification": classification,
+    "BertForQuestionAnswering": answers,
+    "BertForTokenClassification": tags,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_curves_are_those_of_transformers(name: str, tmp_path: pathlib.Path) -> None:
+    block, rows = CASES[name]()
+    path = small.write_rows(tmp_path / "rows.jsonl", rows)
+    config = small.config(block | {"head_dropout": 0.0}, {"train": path, "validation": path})
+    config.dropout, config.model.trunk.activation = 0.0, "gelu"
+    prepared = prepare(config)
+    task = prepared.task
+    epochs = Epochs(prepared.examples["train"], Collator(_fixed(task), 8), seed=0)
+    batches = [epochs.batch_at(i) for i in range(STEPS)]
+    assert any((batch["weight"] == 0).any() for batch in batches)  # the end of an epoch
+
+    first = jax.tree.map(jnp.asarray, batches[0])
+    shapes = jax.eval_shape(lambda: init_state(task, optax.identity(), 0, first, False)).params
+    optimizer, schedule = make_optimizer(OPTIMIZER, STEPS, shapes)
+    state = jax.jit(lambda: init_state(task, optimizer, 0, first, False))()
+    labels = task.labels if task.head.endswith("classification") else ()
+    lmjax.save_huggingface(Pretrained(task.network, state.params, None, labels), tmp_path / "model")
+    model = getattr(transformers, name).from_pretrained(
+        tmp_path / "model", attn_implementation="eager"
+    )
+    theirs = _theirs(model.train(), batches, schedule)
+
+    step = jax.jit(make_train_step(task, optimizer))
+    ours = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        ours.append(float(metrics["loss"]))
+    assert ours[-1] < 0.8 * ours[0]
+    assert np.abs(np.array(ours) / np.array(theirs) - 1).max() < 1e-3
+
+
+def _fixed(task: Task) -> Task:
+    """One length for all batches: one compile."""
+    return dataclasses.replace(task, length=30)  # neither its half nor its quarter is a length
+
+
+def _theirs(model: Any, batches: list[dict[str, np.ndarray]], schedule: Any) -> list[float]:
+    """Losses of the steps, before each."""
+    for module in model.modules():  # torch would keep the row of [PAD] as it is
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+    )
+    losses = []
+    for index, batch in enumerate(batches):
+        kept = {k: torch.tensor(v[batch["weight"] > 0]) for k, v in batch.items()}
+        given = {
+            "input_ids": kept["tokens"].long(),
+            "token_type_ids": kept["segments"].long(),
+            "attention_mask": kept["documents"].long(),
+        }
+        if "starts" in kept:
+            given["start_positions"] = kept["starts"].argmax(-1)
+            given["end_positions"] = kept["ends"].argmax(-1)
+        elif "tags" in kept:
+            given["labels"] = torch.where(kept["tags"] < 0, -100, kept["tags"]).long()
+        else:
+            given["labels"] = kept["gold"].long()
+        loss = model(**given).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(index))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses

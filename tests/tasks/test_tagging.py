@@ -1,0 +1,119 @@
+"""Tags on first tokens: words and tokens matched, windows, predictions put together."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmjax.data.rows import BadRowError, Notes
+from lmjax.tasks.tagging import Tagging, first_tokens, words_of_tokens
+from tests.tasks import small
+
+pytest.importorskip("seqeval", reason="seqeval is not installed")
+
+
+def task(tokenizer: Any, family: str = "bert", **fields: Any) -> Tagging:
+    vocabulary = small.vocabulary(tokenizer)
+    model = small.model(family, vocabulary.size)
+    return Tagging(vocabulary=vocabulary, model=model, length=16, **fields)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_tokens_are_matched_with_their_words(kind: str) -> None:
+    tokenizer = small.tokenizer(kind)
+    rng = np.random.default_rng(0)
+    letters = [*"abdefgklmnou", "-", ",", "é"]
+    for _ in range(50):
+        words = ["".join(rng.choice(letters, rng.integers(1, 7))) for _ in range(6)]
+        ((ids, offsets),) = tokenizer.encode_with_offsets([" ".join(words)])
+        found = words_of_tokens(words, offsets)
+        # Independently: character by character.
+        text_words = [w for w, word in enumerate(words) for _ in [*word, " "]]
+        spaces = [c == " " for word in words for c in [*word, " "]]
+        for token, (begin, end) in enumerate(offsets):
+            touched = {text_words[i] for i in range(begin, end) if not spaces[i]}
+            expected = touched.pop() if touched else -1
+            assert found[token] == expected, (words, offsets.tolist(), token)
+        first = first_tokens(found)
+        assert len(first) == len(ids)
+        for w in range(len(words)):
+            places = np.flatnonzero(found == w)
+            assert len(places) == 0 or np.flatnonzero(first == w).tolist() == [places[0]]
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_long_sentences_are_read_in_windows_that_end_between_words(family: str) -> None:
+    tokenizer = small.tokenizer()
+    made = dataclasses.replace(task(tokenizer, family), labels=("O", "B-X"))
+    rng = np.random.default_rng(1)
+    rows = []
+    for _ in range(20):
+        words = ["".join(rng.choice(list("bdfgaeiouklmn"), rng.integers(1, 9))) for _ in range(20)]
+        rows.append({"words": words, "gold": [str(rng.choice(["O", "B-X"])) for _ in words]})
+    notes = Notes()
+    examples = made.encode(rows, tokenizer, notes, training=True)
+    assert notes.counts["split into windows of 16 tokens"] == 20
+    read: dict[int, list[int]] = {i: [] for i in range(20)}
+    for example in examples:
+        assert len(example["tokens"]) <= 16
+        row = rows[int(example["row"])]
+        for place in np.flatnonzero(example["word"] >= 0):
+            word = int(example["word"][place])
+            read[int(example["row"])].append(word)
+            piece = tokenizer.token(example["tokens"][place])
+            assert row["words"][word].startswith(piece)
+            assert made.labels[example["tags"][place]] == row["gold"][word]
+        assert ((example["tags"] >= 0) == (example["word"] >= 0)).all()
+    assert all(words == list(range(20)) for words in read.values())
+    # Perfect logits give perfect tags, whatever the windows.
+    outputs = [{"logits": 9.0 * (example["tags"][:, None] == [0, 1])} for example in examples]
+    predictions = made.predict(rows, examples, outputs)
+    assert all(p["prediction"] == p["gold"] for p in predictions)
+    assert made.scores(predictions)["span_f1"] == 1
+
+
+def test_words_without_tokens_are_counted_and_given_the_usual_tag() -> None:
+    tokenizer = small.tokenizer()
+    rows = [{"words": ["bak", "\u200b", "dal"], "gold": ["B-X", "O", "O"]}]
+    made = task(tokenizer).bind(rows)
+    notes = Notes()
+    (example,) = made.encode(rows, tokenizer, notes, training=False)
+    assert notes.counts == {"words without tokens, given 'O'": 1}
+    outputs = [{"logits": np.tile([0.0, 1.0], (len(example["tokens"]), 1))}]
+    (found,) = made.predict(rows, [example], outputs)
+    assert found["prediction"] == ["B-X", "O", "B-X"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"words": ["a"]}, "no column 'tags'"),
+        ({"words": "a b", "tags": ["O"]}, "no list of strings in column 'words'"),
+        ({"words": ["a", "b"], "tags": ["O"]}, "not as many tags"),
+        ({"words": [], "tags": []}, "no words"),
+        ({"words": [" "], "tags": ["O"]}, "an empty word"),
+        ({"words": ["a"], "tags": ["NOUN"]}, "'NOUN' is no BIO tag"),
+    ],
+)
+def test_bad_rows(values: dict[str, Any], message: str) -> None:
+    tokenizer = small.tokenizer()
+    with pytest.raises(BadRowError, match=message):
+        task(tokenizer).parse(values)
+    if "NOUN" in message:
+        task(tokenizer, score="words").parse(values)
+
+
+def test_an_unknown_tag_does_not_fit() -> None:
+    made = task(small.tokenizer()).bind([{"words": ["a"], "gold": ["O"]}])
+    with pytest.raises(BadRowError, match="tag 'B-Z' is none of the set"):
+        made.check({"words": ["a"], "gold": ["B-Z"]})
+
+
+def test_the_baseline_is_each_words_usual_tag() -> None:
+    train = [{"words": ["Bak", "bak", "bak", "dal", "x"], "gold": ["B-X", "B-X", "O", "O", "O"]}]
+    rows = [{"words": ["bak", "dal", "new"], "gold": ["B-X", "O", "B-X"]}]
+    made = task(small.tokenizer()).bind(train)
+    (scores,) = made.baselines(train, rows).values()
+    assert scores["precision"] == 1
+    assert scores["recall"] == 0.5

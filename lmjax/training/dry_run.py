@@ -41,7 +41,7 @@ def dry_run(config: ml_collections.ConfigDict, topology: str) -> None:
         console.print(layout(program.state, plan.mesh))
         kind = f"{plan.mesh.devices.size} x {devices[0].device_kind}"
         expected = predict(plan.objective, program, plan.training.accumulation)
-        _say(console, f"{kind}: expected, at most about {expected}")
+        _say(console, f"{kind}: expected, about {expected}")
         began = time.perf_counter()
         try:
             compiled = program.step.lower(program.state, program.batch).compile()

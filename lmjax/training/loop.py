@@ -207,7 +207,7 @@ class Run:
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends.
 
-        Says first who holds what on several devices, and what each will hold at most.
+        Says first who holds what on several devices, and about what each will hold.
         """
         t = self.training
         if jax.process_index() == 0:
@@ -215,7 +215,7 @@ class Run:
             if self.mesh.devices.size > 1:
                 console.print(layout(self.program.state, self.mesh))
             expected = predict(self.objective, self.program, t.accumulation)
-            console.print(f"{name}: at most about {expected}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: about {expected}", highlight=False, soft_wrap=True)
         retention = Retention(
             t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
         )

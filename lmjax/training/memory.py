@@ -42,8 +42,9 @@ class Footprint:
 def predict(objective: Objective, program: Program, accumulation: int) -> Footprint:
     """Traces the loss and adds up what its backward pass needs; to be called under the mesh.
 
-    The compiler may compute some of it again, or hold some of it in fewer bits or twice:
-    `docs/scale.md` holds predictions against compiled programs.
+    What a chunk of queries, or a block that is computed again, holds for itself is not counted,
+    and the compiler may compute more of it again: `docs/scale.md` holds predictions against
+    compiled programs.
     """
     mesh = program.mesh
     rows = program.batch["tokens"].shape[0] // accumulation

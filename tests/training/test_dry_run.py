@@ -44,7 +44,7 @@ def test_a_dry_run_tells_what_was_expected_and_what_was_compiled(
     dry_run(made, "cpu:8")
     shown = capsys.readouterr().out
     assert "8 devices: data 2 x fsdp 2 x sequence 1 x tensor 2" in shown
-    assert re.search(r"8 x cpu: expected, at most about .+ MiB a device: state .+ gradients", shown)
+    assert re.search(r"8 x cpu: expected, about .+ MiB a device: state .+ gradients", shown)
     assert re.search(r"8 x cpu: compiled in \d+ s, .+ MiB a device: state and batch .+", shown)
     flops, each = re.search(r"(\S+) FLOPs a step .*, (\S+) a device", shown).groups()  # type: ignore[union-attr]
     assert float(flops) == pytest.approx(8 * float(each), rel=1e-2)

@@ -1,0 +1,1 @@
+"""Text from a pretrained model: one door, `lmjax.generation.generate.generate`."""

@@ -59,7 +59,7 @@ def main() -> None:
     console.print(
         f"{result.trained:,} of {result.parameters:,} parameters were trained.\n"
         f"Predictions: {workdir / 'predictions.jsonl'}   mistakes: {workdir / 'report.md'}\n"
-        f"Model: lmjax.load('{workdir / 'model'}')",
+        f"Model: lmjax.load('{workdir}')   Hugging Face's format: {workdir / 'model'}",
         markup=False,
         highlight=False,
         soft_wrap=True,

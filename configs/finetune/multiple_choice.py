@@ -1,9 +1,9 @@
 """Multiple choice: by default, which of four descriptions is that of a parameter.
 
 Nothing is downloaded: the context is the parameter's name and type out of a docstring, the
-choices are what docstrings of the same package say of it and of three others. Own data: JSON lines of a text, a list of texts and the
-number of the right one, from 0. About 4 minutes on two CPU cores with a model of
-configs/quickstart.py.
+choices are what docstrings of the same package say of it and of three others. Own data: JSON
+lines of a text, a list of texts and the number of the right one, from 0. About 4 minutes on two
+CPU cores with a model of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict
@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
         "label": "label",
         "most_choices": 0,
     }
-    data = {"test": "pydocs", "train_rows": 3000}
-    return finetuning(task, data, learning_rate=1e-3, epochs=3)
+    data = {"test": "pydocs"}
+    return finetuning(task, data, learning_rate=1e-3, epochs=5)

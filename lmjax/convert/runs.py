@@ -15,7 +15,8 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
     Args:
       path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); or a directory with config.json
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run;
+        or a directory with config.json
         and model.safetensors (or shards and their index), and a tokenizer.json beside it:
         BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
 
@@ -29,6 +30,8 @@ def load(path: str | pathlib.Path) -> Pretrained:
     """
     directory = pathlib.Path(path)
     values = read_json(directory / "config.json")
+    if "task" in values:  # of a fine-tuning run, which ends with a directory of its own
+        return load_huggingface(directory / "model")
     return _load_run(directory, values) if "objective" in values else load_huggingface(directory)
 
 

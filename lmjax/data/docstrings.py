@@ -126,7 +126,8 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
     """Which description is a parameter's: {'context', 'choices', 'label'}.
 
     The context is its name and type; the choices are the first sentences of its description
-    and of those of parameters of other names in the same package.
+    and of those of parameters of other names in the same package. None has a word of the
+    context in it, which would give it away.
     """
     by_package: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
     for document in documentation(split, cache_dir):
@@ -137,13 +138,20 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
     for found in by_package.values():
         for i, (name, kind, right) in enumerate(found):
             salt = _hash(f"{i} {name} {right}")
-            drawn = (found[(salt + 7919 * j) % len(found)] for j in range(8 * CHOICES))
-            others = dict.fromkeys(f for n, _, f in drawn if n != name and f != right)
-            if len(others) >= CHOICES - 1:
+            asked = _words_of(f"{name} {kind}")
+            drawn = (found[(salt + 7919 * j) % len(found)] for j in range(16 * CHOICES))
+            others = dict.fromkeys(
+                f for n, _, f in drawn if n != name and f != right and not asked & _words_of(f)
+            )
+            if len(others) >= CHOICES - 1 and not asked & _words_of(right):
                 choices = list(others)[: CHOICES - 1]
                 label = salt % CHOICES
                 choices.insert(label, right)
                 yield {"context": f"{name} : {kind}", "choices": choices, "label": label}
+
+
+def _words_of(text: str) -> set[str]:
+    return {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z]+", text)}
 
 
 def _hash(text: str) -> int:

@@ -1,13 +1,22 @@
 """`lmjax.load`: a run of lmjax or a Hugging Face directory, opened alike."""
 
+import dataclasses
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from lmjax.configuration import build_typed
 from lmjax.convert.huggingface import load_huggingface, read_json, tokenizer_of
+from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.training.checkpoints import read_part
 from lmjax.training.plan import make_objective
+
+_NETWORK = "network.json"
 
 
 def load(path: str | pathlib.Path) -> Pretrained:
@@ -15,7 +24,8 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
     Args:
       path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); or a directory with config.json
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run;
+        or a directory with config.json
         and model.safetensors (or shards and their index), and a tokenizer.json beside it:
         BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
 
@@ -29,7 +39,53 @@ def load(path: str | pathlib.Path) -> Pretrained:
     """
     directory = pathlib.Path(path)
     values = read_json(directory / "config.json")
+    if "task" in values:
+        return _load_finetuned(directory)
     return _load_run(directory, values) if "objective" in values else load_huggingface(directory)
+
+
+def write_network(network: Headed, labels: Sequence[str], directory: pathlib.Path) -> None:
+    """Writes network.json, from which `load` builds the network of a fine-tuning run.
+
+    Args:
+      network: as `lmjax.convert.networks.headed` makes it.
+      labels: names of its classes; () where they have none.
+    """
+    model: Any = network.encoder.config
+    head: Any = network.head
+    values = {
+        "model": {
+            "type": f"{type(model).__module__}.{type(model).__qualname__}",
+            **dataclasses.asdict(model),
+        },
+        "task": network.task,
+        "classes": head.classes,
+        "dropout": head.dropout,
+        "labels": list(labels),
+    }
+    (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _load_finetuned(directory: pathlib.Path) -> Pretrained:
+    if not (directory / _NETWORK).exists():
+        raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
+    values, where = read_json(directory / _NETWORK), f"{directory}/{_NETWORK}"
+    try:
+        model = build_typed(values["model"], f"{where}: model")
+        network = headed(model, values["task"], values["classes"], values["dropout"])
+        labels = tuple(values["labels"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{where}: no network of a run ({error!r})") from error
+    tokenizer = tokenizer_of(directory)
+    if tokenizer is None:
+        raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
+    params = read_part(directory / "checkpoints", "params")
+    return Pretrained(network, params, tokenizer, labels, _token_ids(tokenizer))
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    roles = {"pad_token_id": "pad", "bos_token_id": "eod", "eos_token_id": "eod"}
+    return {name: tokenizer.roles[role] for name, role in roles.items()}
 
 
 def _load_run(directory: pathlib.Path, values: dict[str, Any]) -> Pretrained:
@@ -49,7 +105,4 @@ def _load_run(directory: pathlib.Path, values: dict[str, Any]) -> Pretrained:
             " takes the model from; give it one"
         )
     params = read_part(directory / "checkpoints", "ema" if averaged else "params")
-    roles = {"pad_token_id": "pad", "bos_token_id": "eod", "eos_token_id": "eod"}
-    return Pretrained(
-        network, params, tokenizer, (), {name: tokenizer.roles[r] for name, r in roles.items()}
-    )
+    return Pretrained(network, params, tokenizer, (), _token_ids(tokenizer))

@@ -8,6 +8,7 @@ installed versions.
 import collections
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -121,33 +122,36 @@ def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
                 }
 
 
-def continuation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """How a docstring goes on: {'context', 'choices', 'label'}.
+def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Which description is a parameter's: {'context', 'choices', 'label'}.
 
-    The context is its first sentence; the choices are its second and those of other
-    docstrings of the same package.
+    The context is its name and type; the choices are the first sentences of its description
+    and of those of parameters of other names in the same package. None has a word of the
+    context in it, which would give it away.
     """
-    by_package: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    by_package: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
     for document in documentation(split, cache_dir):
-        body = document.text.split("\n\n")
-        prose = " ".join(" ".join(part.split()) for part in body[:3] if "---" not in part)
-        sentences = [s for s in _SENTENCE_END.split(prose) if len(s.split()) >= _SHORTEST]
-        if len(sentences) >= 2 and sentences[0] != sentences[1]:
-            by_package[document.package].append((sentences[0], sentences[1]))
-    for pairs in by_package.values():
-        for i, (context, following) in enumerate(pairs):
-            others = [s for _, s in _in_order_of_hash(pairs, context) if s != following]
-            others = list(dict.fromkeys(others))[: CHOICES - 1]
-            if len(others) == CHOICES - 1:
-                label = _hash(f"{i} {context}") % CHOICES
-                choices = [*others[:label], following, *others[label:]]
-                yield {"context": context, "choices": choices, "label": label}
+        for entry in itertools.chain.from_iterable(_sections(document.text)):
+            first = _SENTENCE_END.split(entry.description)[0]
+            if len(first.split()) >= _SHORTEST and len(entry.names) == 1 and entry.type:
+                by_package[document.package].append((entry.names[0], entry.type, first))
+    for found in by_package.values():
+        for i, (name, kind, right) in enumerate(found):
+            salt = _hash(f"{i} {name} {right}")
+            asked = _words_of(f"{name} {kind}")
+            drawn = (found[(salt + 7919 * j) % len(found)] for j in range(16 * CHOICES))
+            others = dict.fromkeys(
+                f for n, _, f in drawn if n != name and f != right and not asked & _words_of(f)
+            )
+            if len(others) >= CHOICES - 1 and not asked & _words_of(right):
+                choices = list(others)[: CHOICES - 1]
+                label = salt % CHOICES
+                choices.insert(label, right)
+                yield {"context": f"{name} : {kind}", "choices": choices, "label": label}
 
 
-def _in_order_of_hash(pairs: list[tuple[str, str]], salt: str) -> list[tuple[str, str]]:
-    """Some of the pairs, drawn for `salt` alone."""
-    start = _hash(salt)
-    return [pairs[(start + 7919 * j) % len(pairs)] for j in range(min(4 * CHOICES, len(pairs)))]
+def _words_of(text: str) -> set[str]:
+    return {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z]+", text)}
 
 
 def _hash(text: str) -> int:

@@ -202,15 +202,9 @@ class Classification(Task):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Regression(Classification):
-    """A number for a text or a pair; mean squared error on it as it is (BERT's for STS-B).
-
-    Attributes:
-      labels: not used; one output.
-    """
+    """A number for a text or a pair; mean squared error on it as it is (BERT's for STS-B)."""
 
     headline: ClassVar[str] = "squared_error"
-
-    labels: tuple[str, ...] = ("score",)
 
     def parse(self, values: Row) -> Row:
         row, raw = self._texts(values), column(values, self.label, "label")
@@ -226,7 +220,7 @@ class Regression(Classification):
         raise ConfigError("config.data.train: docstrings have no numbers to learn; give a file")
 
     def bind(self, rows: Sequence[Row]) -> Task:
-        return self
+        return dataclasses.replace(self, labels=("score",))  # of the one output
 
     def check(self, row: Row) -> None:
         pass

@@ -63,8 +63,7 @@ def check_seqeval() -> None:
         import seqeval  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "config.task.score: span F1 is seqeval's, which is not installed; pip install -e"
-            " '.[eval]'"
+            "score: span F1 is seqeval's, which is not installed; pip install -e '.[eval]'"
         ) from error
 
 

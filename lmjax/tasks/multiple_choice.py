@@ -67,7 +67,7 @@ class MultipleChoice(Task):
         return {"context": context, "choices": choices, "gold": gold}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
-        for row in docstrings.continuation_rows(split, cache_dir):
+        for row in docstrings.description_rows(split, cache_dir):
             yield {"context": row["context"], "choices": row["choices"], "gold": row["label"]}
 
     def texts(self, row: Row) -> Iterator[str]:

@@ -142,8 +142,8 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
     rows = {
         split: read_split(data, split, task.parse, task.embedded, notes[split]) for split in SPLITS
     }
+    task = task.bind(rows["train"])  # all of them: few may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, values["seed"])
-    task = task.bind(rows["train"])
     for split in SPLITS:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:

@@ -8,9 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from ml_collections import ConfigDict
 
 import lmjax
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.gpt import Gpt
 from lmjax.models.heads import Headed
@@ -18,6 +21,7 @@ from lmjax.nn.masks import causal
 from lmjax.tasks import finetuning
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.plan import Prepared, prepare
+from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import Run
 from lmjax.training.reporting import read_metrics
@@ -77,14 +81,16 @@ def test_a_run_learns_and_leaves_what_there_is_to_know(
 
 def test_the_saved_model_says_the_same(whole: tuple[ConfigDict, pathlib.Path, Any]) -> None:
     _, place, result = whole
-    model = lmjax.load(place / "model")
-    assert model.labels == ("no", "yes")
+    model, other = lmjax.load(place), lmjax.load(place / "model")
+    assert model.labels == other.labels == ("no", "yes")
+    jax.tree.map(np.testing.assert_array_equal, model.params, other.params)
     assert model.tokenizer is not None
     roles = model.tokenizer.roles
-    assert model.token_ids["pad_token_id"] == roles["pad"]
+    assert model.token_ids["pad_token_id"] == other.token_ids["pad_token_id"] == roles["pad"]
     for row in result.predictions[:5]:
         ids = model.tokenizer.encode_batch([row["text"]])[0]
         tokens = np.array([[roles["cls"], *ids, roles["sep"]]])
+        np.testing.assert_allclose(model(tokens), other(tokens), rtol=1e-5)
         shares = jax.nn.softmax(model(tokens)[0])
         assert model.labels[int(shares.argmax())] == row["prediction"]
         assert float(shares.max()) == pytest.approx(row["confidence"], abs=1e-4)
@@ -128,7 +134,7 @@ def test_an_interrupted_run_ends_with_the_same_parameters(
 TASKS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "classification": (CLASSIFICATION, small.labelled(16)),
     "regression": (
-        {"type": "lmjax.tasks.classification.Regression", "pair": "other"},
+        {"type": "lmjax.tasks.classification.Regression", "pair": "other", "labels": ()},
         [
             {"text": t, "other": t[::-1], "label": len(t.split()) / 3}
             for t in small.sentences(16, seed=3)
@@ -213,7 +219,7 @@ def test_whole_runs_of_any_family_and_task(name: str, family: str, tmp_path: pat
     config, _ = prepared_task(name, family, tmp_path)
     result = run(config, tmp_path / "run")
     assert len(result.predictions) == 16
-    model = lmjax.load(tmp_path / "run" / "model")
+    model = lmjax.load(tmp_path / "run")
     assert isinstance(model.network, Headed)
 
 
@@ -237,6 +243,58 @@ def test_a_probe_trains_the_head_alone_from_a_pretrained_encoder(
     sizes = [leaf.size for leaf in jax.tree.leaves(moments)]
     assert max(sizes) <= max(leaf.size for leaf in jax.tree.leaves(ours["head"]))
     assert result.scores["accuracy"] > 0.8
+
+
+def test_a_gpt_without_delimiters_gets_them(tmp_path: pathlib.Path) -> None:
+    """Tokens for roles that a tokenizer lacks have new rows; the rest of the table is kept."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    inner.train_from_iterator(small.sentences(50), trainer)
+    published = Tokenizer(inner)
+    size = 300
+    assert published.roles["eod"] < size < published.size
+    gpt = Gpt(small.model("gpt", size))
+    ids = np.zeros((1, 4), np.int32)
+    params = gpt.init(jax.random.key(0), ids, ids, causal(4).dense())["params"]
+    lmjax.save_huggingface(Pretrained(gpt, params, published), tmp_path / "gpt")
+    config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
+    config.init = str(tmp_path / "gpt")
+    prepared = prepare(config)
+    task = prepared.task
+    assert task.model.vocab_size == prepared.start.tokenizer.size == published.size
+    batch = Collator(task, 8)(prepared.examples["train"][:8])
+    assert batch["tokens"].max() >= size
+    fresh = jax.jit(task.init)(jax.random.key(1), batch)
+    merged = put_in(fresh, prepared.start)
+    table = merged["encoder"]["embeddings"]["token"]["embedding"]
+    given = params["encoder"]["embeddings"]["token"]["embedding"]
+    np.testing.assert_array_equal(table[:size], given)
+    ours = fresh["encoder"]["embeddings"]["token"]["embedding"]
+    np.testing.assert_array_equal(table[size:], ours[size:])
+    assert not finetuning._save_model(prepared, prepared.start, merged, tmp_path)
+    saved = lmjax.load(tmp_path / "model")
+    assert saved.tokenizer is not None
+    assert saved.tokenizer.roles == prepared.start.tokenizer.roles
+
+
+def test_a_model_that_transformers_has_not_is_opened_all_the_same(
+    tmp_path: pathlib.Path,
+) -> None:
+    config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
+    config.model.trunk.norm, config.training.epochs = "post", 1
+    result = run(config, tmp_path / "run")
+    assert "trunk.norm" in result.not_exported
+    assert not (tmp_path / "run" / "model").exists()
+    model = lmjax.load(tmp_path / "run")
+    assert model.labels == ("no", "yes")
+    assert model(np.full((1, 4), 7)).shape == (1, 2)
 
 
 def test_from_scratch_is_the_same_model_without_what_was_learnt(

@@ -102,7 +102,7 @@ def test_windows_cover_all_and_each_token_has_its_widest() -> None:
 @pytest.mark.parametrize("family", small.FAMILIES)
 @pytest.mark.parametrize("text", ["fem gil", "Bak", "Never nok.", "gil. Don"])
 def test_the_true_logits_give_the_answer_back(family: str, text: str) -> None:
-    made = task(family, length=18)
+    made = task(family, length=20)
     rows = [made._question(question(text, CONTEXT.index(text)), {"context": CONTEXT})]
     examples = made.encode(rows, TOKENIZER, Notes(), training=True)
     assert len(examples) > 1

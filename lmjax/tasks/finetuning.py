@@ -184,12 +184,13 @@ def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
 def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Path) -> None:
     """Writes a directory that `lmjax.load` and `transformers` open, whole or not at all."""
     task, vocabulary = prepared.task, prepared.task.vocabulary
-    labels = task.labels if task.head.endswith("classification") else ()
+    network, kept, labels = task.saved(params)
     ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
-    model = Pretrained(task.network, params, start.tokenizer, labels, ids)
+    model = Pretrained(network, kept, start.tokenizer, labels, ids)
     new = place.with_name("model.tmp")
     shutil.rmtree(new, ignore_errors=True)
     save_huggingface(model, new)
+    task.save_beside(params, new)
     shutil.rmtree(place, ignore_errors=True)
     new.rename(place)
 

@@ -16,7 +16,7 @@ from lmjax.models.electra import (
     ElectraGenerator,
 )
 from lmjax.models.gpt import Gpt, GptConfig, GptEncoder
-from lmjax.models.heads import Headed, SequenceHead, Task, TokenHead
+from lmjax.models.heads import Headed, MarkedHead, SequenceHead, Task, TokenHead
 from lmjax.models.xlnet import Xlnet, XlnetConfig, XlnetEncoder
 
 # Tensors that a checkpoint may hold beside what its class uses.
@@ -82,6 +82,8 @@ def choose_network(
 def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Headed:
     """An encoder with the head that `transformers` gives it for `task`.
 
+    For relations, of which `transformers` has no class, Baldini Soares et al.'s (2019).
+
     Args:
       classes: of the labels; not used where the task says how many.
       dropout: of the head, where it has any.
@@ -92,6 +94,8 @@ def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Head
         return Headed(encoder, TokenHead(trunk, 2, 0.0), task)
     if task == "token_classification":
         return Headed(encoder, TokenHead(trunk, classes, dropout), task)
+    if task == "relation_classification":
+        return Headed(encoder, MarkedHead(trunk, classes, dropout), task)
     classes = {"multiple_choice": 1, "next_sentence": 2}.get(task, classes)
     if isinstance(model, GptConfig):
         head = SequenceHead(trunk, classes, "last_real", "", 0.0, use_bias=False)

@@ -24,6 +24,14 @@ _NEXT_SECTION = re.compile(r"\n\S[^\n]*\n-{3,}\n")
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])|\n\s*\n")
 _TOGETHER = 4  # parameters of a context
+_RELATED = 3  # parameters of a text with relations
+# What stands behind a type, and how a default is stated.
+_QUALIFIER = re.compile(r",?\s*\(?(?:optional|default)\b")
+_DEFAULT = re.compile(
+    r"\bdefaults?(?: value)?(?: is| to)?\s*[:=]?\s*`{0,2}"
+    r"(True|False|None|-?\d+(?:\.\d+)?(?:e-?\d+)?|'[^']*'|\"[^\"]*\")",
+    re.I,
+)
 _SHORTEST = 4  # words; a sentence of less says little
 
 
@@ -152,6 +160,40 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 def _words_of(text: str) -> set[str]:
     return {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z]+", text)}
+
+
+def relation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Whether a value is a parameter's, and what of it: {'text', 'head', 'tail', 'label'}.
+
+    The text is a few parameters of a section, run on without the lines and colons that would
+    give them away; the head is a name, the tail a type or a default that the text states. Each
+    is once paired with its own parameter ('has_type', 'has_default') and once with the name of
+    another one of the text ('Other').
+    """
+    for document in documentation(split, cache_dir):
+        sections = list(_sections(document.text))
+        parts = [s[i : i + _RELATED] for s in sections for i in range(0, len(s), _RELATED)]
+        for entries in parts:
+            text, names, values = "", [], []
+            for entry in entries:
+                if len(entry.names) > 1 or not entry.description:
+                    continue
+                names.append([len(text), len(text) + len(entry.names[0])])
+                text += f"{entry.names[0]} "
+                kind = _QUALIFIER.split(entry.type)[0].strip(" ,")
+                if kind:
+                    values.append((len(names) - 1, [len(text), len(text) + len(kind)], "has_type"))
+                begin = len(text)
+                text += f"{entry.type} {entry.description} "
+                if stated := _DEFAULT.search(text, begin):
+                    values.append((len(names) - 1, list(stated.span(1)), "has_default"))
+            if len(names) < 2:
+                continue
+            for own, tail, label in values:
+                step = 1 + _hash(f"{tail} {text}") % (len(names) - 1)
+                other = (own + step) % len(names)
+                yield {"text": text, "head": names[own], "tail": tail, "label": label}
+                yield {"text": text, "head": names[other], "tail": tail, "label": "Other"}
 
 
 def _hash(text: str) -> int:

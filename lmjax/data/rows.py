@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -26,6 +27,8 @@ SPLITS = ("train", "validation", "test")
 
 _COLUMNS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".annotated")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", *_COLUMNS)
+_MARKED = re.compile(r"\s*\d+\t[^\n]*<e1>")
+_TAG = re.compile(r"</?e([12])>")
 _HELD_OUT_PERCENT = 10
 _NAMED = 3  # bad rows that a message quotes
 
@@ -216,11 +219,13 @@ def _raw_rows(
         yield from _tfds_rows(spec, split, config.cache_dir, where)
         return
     for path in text_files(spec, where):
-        suffix = pathlib.Path(path.name.removesuffix(".gz").removesuffix(".xz")).suffix
+        plain_name = path.name.removesuffix(".gz").removesuffix(".xz")
+        suffix = pathlib.Path(plain_name).suffix.lower()
         if suffix not in (*_SUFFIXES, ".txt"):
             raise ConfigError(
                 f"{where}: '{path}': what is in a '{suffix}' file? Known are"
-                f" {', '.join(_SUFFIXES)}, and .txt with CoNLL columns"
+                f" {', '.join(_SUFFIXES)}, and .txt with CoNLL columns or"
+                " SemEval-2010's marked sentences"
             )
         try:
             with open_file(path) as file:
@@ -239,6 +244,8 @@ def _raw_rows(
             yield from _json_rows(text, path, where)
         elif suffix in (".csv", ".tsv"):
             yield from _tables(text, path, suffix, config.header)
+        elif _MARKED.match(text):
+            yield from _marked(text, path)
         else:
             yield from _conll(text, path, suffix == ".conllu")
 
@@ -326,6 +333,36 @@ def _conll(
                 columns |= {str(i - len(columns)): c for i, c in enumerate(columns.values())}
                 yield f"{path.name}:{start}", columns
             lines = []
+
+
+def _marked(text: str, path: pathlib.Path) -> Iterator[tuple[str, Row | BadRowError]]:
+    """SemEval-2010 task 8: a number and a sentence with two entities in tags; its relation.
+
+    Comments are left out. Columns: 'id', 'text' without the tags, 'head' and 'tail' (first and
+    behind the last character of e1 and e2), 'label'.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(n, line) for n, line in lines if line and not line.startswith("Comment")]
+    for i, (number, line) in enumerate(lines):
+        first, _, sentence = line.partition("\t")
+        if not first.isdigit() or not sentence:
+            continue
+        place = f"{path.name}:{number}"
+        sentence = sentence.strip().removeprefix('"').removesuffix('"')
+        row: Row = {"id": first, "text": ""}
+        end = 0
+        for tag in _TAG.finditer(sentence):
+            row["text"] += sentence[end : tag.start()]
+            row.setdefault("head" if tag[1] == "1" else "tail", []).append(len(row["text"]))
+            end = tag.end()
+        row["text"] += sentence[end:]
+        following = lines[i + 1][1] if i + 1 < len(lines) else "\t"
+        if "\t" in following:
+            yield place, BadRowError("a sentence without a relation below it")
+        elif any(len(row.get(which, ())) != 2 for which in ("head", "tail")):
+            yield place, BadRowError("not one <e1>...</e1> and one <e2>...</e2>")
+        else:
+            yield place, row | {"label": following}
 
 
 def _tfds_rows(spec: str, split: str, cache_dir: str, where: str) -> Iterator[tuple[str, Row]]:

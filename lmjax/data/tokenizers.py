@@ -94,6 +94,16 @@ class Tokenizer:
         """Number of ids."""
         return self._inner.get_vocab_size(with_added_tokens=True)
 
+    def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """A copy that has these special tokens too, behind all others where they are new."""
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        inner.add_special_tokens(list(tokens))
+        return Tokenizer(inner)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a piece, None where there is no such piece."""
+        return self._inner.token_to_id(token)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [tokens]; on all cores."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -71,12 +71,32 @@ class TokenHead(nn.Module):
         return Dense(self.classes, self.config.initializer(), name="output")(x)
 
 
+class MarkedHead(nn.Module):
+    """The hidden states of two marked tokens, one behind the other -> logits [batch, classes].
+
+    "Entity markers - entity start" of Baldini Soares et al. (2019, §3.2, figure 3f), dropout
+    before the classes as in BERT.
+    """
+
+    config: TransformerConfig
+    classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, places: jax.Array, seeds: Seeds | None) -> jax.Array:
+        """hidden: [batch, length, hidden_size]; places: [batch, 2] int, of the two tokens."""
+        x = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+        x = dropout(x.reshape(x.shape[0], -1), self.dropout, seeds, AFTER)
+        return Dense(self.classes, self.config.initializer(), name="output")(x)
+
+
 Task = Literal[
     "sequence_classification",
     "next_sentence",
     "multiple_choice",
     "token_classification",
     "question_answering",
+    "relation_classification",
 ]
 
 

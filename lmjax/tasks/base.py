@@ -6,9 +6,11 @@ those of pretraining.
 
 import collections
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -39,6 +41,7 @@ class Task(Objective):
         fills them up; 'tokens' is filled with the padding token.
       token_outputs: of what `forward` gives, the arrays with an axis of tokens, the first one
         behind the batch.
+      added_tokens: special tokens that its examples have beside those of the tokenizer.
       length: longest input in tokens, special ones included.
       head_dropout: in the head; where a family's head has none (GPT), it has none.
       freeze: 'trunk' trains the head alone (a linear probe); '' trains all.
@@ -48,6 +51,8 @@ class Task(Objective):
     head: ClassVar[heads.Task]
     per_token: ClassVar[dict[str, int]] = {"tokens": 0, "segments": 0, "documents": 0}
     token_outputs: ClassVar[tuple[str, ...]] = ()
+
+    added_tokens: ClassVar[tuple[str, ...]] = ()
 
     model: ModelConfig
     length: int = 128
@@ -168,6 +173,14 @@ class Task(Objective):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         """Lines of markdown: where it goes wrong."""
         raise NotImplementedError
+
+    def saved(self, params: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
+        """The network that `lmjax.load` and `transformers` open, its parameters and labels."""
+        labels = self.labels if self.head.endswith("classification") else ()
+        return self.network, params, labels
+
+    def save_beside(self, params: Any, folder: pathlib.Path) -> None:
+        """Writes into `folder` what that network leaves out."""
 
     def unpadded(self, example: Example, outputs: Outputs) -> Outputs:
         """Outputs of an example, with tokens of its own alone."""

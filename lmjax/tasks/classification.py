@@ -25,7 +25,80 @@ _WORST = 10  # mistakes that a report shows
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Classification(Task):
+class Classes(Task):
+    """One of the classes for each row, by softmax; 'gold' is the name of the right one."""
+
+    headline: ClassVar[str] = "classes"
+
+    def bind(self, rows: Sequence[Row]) -> Task:
+        labels = self.labels or tuple(sorted({row["gold"] for row in rows}))
+        if len(labels) < 2:
+            raise ConfigError(f"config.task.label: one class alone, {labels[0]!r}; nothing to tell")
+        return dataclasses.replace(self, labels=labels)
+
+    def check(self, row: Row) -> None:
+        if row["gold"] not in self.labels:
+            shown = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
+            raise BadRowError(f"label '{row['gold']}' is none of the set (known: {shown})")
+
+    def target(self, row: Row) -> Any:
+        """What the loss reads of the truth."""
+        return np.int32(self.labels.index(row["gold"]))
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        losses, hits = score_targets(outputs["logits"], batch["gold"])
+        weight = batch["weight"]
+        terms = {"classes": weighted_sum(losses, weight)}
+        return Scored(terms, {"hits": weighted_sum(hits, weight)})
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        predictions = []
+        for row, output in zip(rows, outputs, strict=True):
+            logits = np.asarray(output["logits"], np.float64)
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
+            best = int(probabilities.argmax())
+            predictions.append(
+                row | {"prediction": self.labels[best], "confidence": float(probabilities[best])}
+            )
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold = [p["gold"] for p in predictions]
+        return class_scores(confusion(gold, [p["prediction"] for p in predictions], self.labels))
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        gold = [p["gold"] for p in predictions]
+        table = confusion(gold, [p["prediction"] for p in predictions], self.labels)
+        lines = ["## Confusion", "", "Rows are the truth, columns the prediction."]
+        used = [i for i in range(len(self.labels)) if table[i].any() or table[:, i].any()]
+        if len(used) > 20:
+            pairs = [(int(table[i, j]), i, j) for i in used for j in used if i != j and table[i, j]]
+            lines += ["", "The most frequent of many:", ""]
+            lines += [
+                f"- {n} times {self.labels[i]} as {self.labels[j]}"
+                for n, i, j in sorted(pairs, reverse=True)[:20]
+            ]
+        else:
+            names = [cell(self.labels[i]) for i in used]
+            lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(used)]
+            lines += [
+                f"| {cell(self.labels[i])} | {' | '.join(str(table[i, j]) for j in used)} |"
+                for i in used
+            ]
+        wrong = [p for p in predictions if p["gold"] != p["prediction"]]
+        wrong.sort(key=lambda p: -p["confidence"])
+        lines += ["", f"## The surest mistakes, of {len(wrong)}", ""]
+        return lines + [
+            f"- {p['gold']} taken for {p['prediction']} ({p['confidence']:.2f}): {shown(p)}"
+            for p in wrong[:_WORST]
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Classification(Classes):
     """A head on one token of the text, or of both texts joined.
 
     Attributes:
@@ -34,7 +107,6 @@ class Classification(Task):
     """
 
     head: ClassVar[heads.Task] = "sequence_classification"
-    headline: ClassVar[str] = "classes"
 
     text: str = "text"
     pair: str = ""
@@ -80,17 +152,6 @@ class Classification(Task):
         if "pair" in row:
             yield row["pair"]
 
-    def bind(self, rows: Sequence[Row]) -> Task:
-        labels = self.labels or tuple(sorted({row["gold"] for row in rows}))
-        if len(labels) < 2:
-            raise ConfigError(f"config.task.label: one class alone, {labels[0]!r}; nothing to tell")
-        return dataclasses.replace(self, labels=labels)
-
-    def check(self, row: Row) -> None:
-        if row["gold"] not in self.labels:
-            shown = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
-            raise BadRowError(f"label '{row['gold']}' is none of the set (known: {shown})")
-
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
@@ -106,10 +167,6 @@ class Classification(Task):
             joined = form.join(first, second)
             examples.append(self.example(i, joined.tokens, joined.segments, gold=self.target(row)))
         return examples
-
-    def target(self, row: Row) -> Any:
-        """What the loss reads of the truth."""
-        return np.int32(self.labels.index(row["gold"]))
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         if not self.lm_weight:
@@ -132,24 +189,6 @@ class Classification(Task):
             return {}
         return {"lm": ((outputs["lm"] * weight).sum(), (outputs["lm_tokens"] * weight).sum())}
 
-    def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
-    ) -> list[Row]:
-        predictions = []
-        for row, output in zip(rows, outputs, strict=True):
-            logits = np.asarray(output["logits"], np.float64)
-            probabilities = np.exp(logits - logits.max())
-            probabilities /= probabilities.sum()
-            best = int(probabilities.argmax())
-            predictions.append(
-                row | {"prediction": self.labels[best], "confidence": float(probabilities[best])}
-            )
-        return predictions
-
-    def scores(self, predictions: Sequence[Row]) -> Scores:
-        gold = [p["gold"] for p in predictions]
-        return class_scores(confusion(gold, [p["prediction"] for p in predictions], self.labels))
-
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
         majority = by_count([row["gold"] for row in train])[0]
         found = {
@@ -171,33 +210,6 @@ class Classification(Task):
         guesses = [row | {"prediction": str(c)} for row, c in zip(rows, chosen, strict=True)]
         found["TF-IDF + logistic regression"] = self.scores(guesses)
         return found
-
-    def report(self, predictions: Sequence[Row]) -> list[str]:
-        gold = [p["gold"] for p in predictions]
-        table = confusion(gold, [p["prediction"] for p in predictions], self.labels)
-        lines = ["## Confusion", "", "Rows are the truth, columns the prediction."]
-        used = [i for i in range(len(self.labels)) if table[i].any() or table[:, i].any()]
-        if len(used) > 20:
-            pairs = [(int(table[i, j]), i, j) for i in used for j in used if i != j and table[i, j]]
-            lines += ["", "The most frequent of many:", ""]
-            lines += [
-                f"- {n} times {self.labels[i]} as {self.labels[j]}"
-                for n, i, j in sorted(pairs, reverse=True)[:20]
-            ]
-        else:
-            names = [cell(self.labels[i]) for i in used]
-            lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(used)]
-            lines += [
-                f"| {cell(self.labels[i])} | {' | '.join(str(table[i, j]) for j in used)} |"
-                for i in used
-            ]
-        wrong = [p for p in predictions if p["gold"] != p["prediction"]]
-        wrong.sort(key=lambda p: -p["confidence"])
-        lines += ["", f"## The surest mistakes, of {len(wrong)}", ""]
-        return lines + [
-            f"- {p['gold']} taken for {p['prediction']} ({p['confidence']:.2f}): {shown(p)}"
-            for p in wrong[:_WORST]
-        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

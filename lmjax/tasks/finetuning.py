@@ -17,6 +17,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.tasks.base import Outputs, Scores
 from lmjax.tasks.batches import Collator, Epochs, by_length
 from lmjax.tasks.plan import MAY_CHANGE, Prepared
@@ -192,16 +193,18 @@ def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Pa
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
     task, vocabulary = prepared.task, prepared.task.vocabulary
-    labels = task.labels if task.head.endswith("classification") else ()
-    write_network(task.network, labels, place)
+    network, kept, labels = task.saved(params)
+    if isinstance(network, Headed):  # others are opened from model/
+        write_network(network, labels, place)
     ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
-    model = Pretrained(task.network, params, start.tokenizer, labels, ids)
+    model = Pretrained(network, kept, start.tokenizer, labels, ids)
     new, old = place / "model.tmp", place / "model"
     shutil.rmtree(new, ignore_errors=True)
     try:
         save_huggingface(model, new)
     except ConfigError as error:
         return str(error)
+    task.save_beside(params, new)
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
     return ""

@@ -57,6 +57,39 @@ def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str,
     return {"correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
+def relation_scores(
+    gold: Sequence[str], predicted: Sequence[str], other: str = "Other"
+) -> dict[str, float]:
+    """SemEval-2010 task 8's official score, '(9+1)-way with directionality taken into account'.
+
+    The two directions of a relation, 'R(e1,e2)' and 'R(e2,e1)', are one relation whose
+    predictions count as right in the right direction alone. `other` is no relation: it has no
+    score of its own, and a mistaken prediction costs precision or recall of the relations.
+
+    Returns:
+      'macro_f1', 'precision' and 'recall': means over the relations that `gold` has; 'accuracy'
+      of all rows, of `other` too.
+    """
+    pairs = list(zip(gold, predicted, strict=True))
+    found = []
+    for relation in sorted({undirected(g) for g in gold} - {other}):
+        right = sum(g == p and undirected(g) == relation for g, p in pairs)
+        guessed = sum(undirected(p) == relation for _, p in pairs)
+        precision = right / guessed if guessed else 0.0
+        recall = right / sum(undirected(g) == relation for g, _ in pairs)
+        f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+        found.append((f1, precision, recall))
+    means = np.mean(found, axis=0) if found else np.zeros(3)
+    accuracy = float(np.mean([g == p for g, p in pairs]))
+    names = ("macro_f1", "precision", "recall")
+    return {**{n: float(x) for n, x in zip(names, means, strict=True)}, "accuracy": accuracy}
+
+
+def undirected(label: str) -> str:
+    """The name of a relation without '(e1,e2)' or '(e2,e1)'."""
+    return re.sub(r"\(e[12],e[12]\)$", "", label)
+
+
 def check_seqeval() -> None:
     """Raises ConfigError where seqeval is not installed."""
     try:

@@ -130,7 +130,9 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
         raise ConfigError(f"config.task.type: '{values['task']['type']}' is no lmjax.tasks Task")
     dropout = values["dropout"]
     # A stand-in start lets the task read rows, which a random start's tokenizer is trained on.
-    start = start_from(values["init"], dropout) if values["init"] else None
+    start = None
+    if values["init"]:
+        start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
     vocabulary = None if start is None else start.vocabulary
     model = None if start is None else start.model
     task: Task = build_typed(
@@ -149,6 +151,7 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
     if start is None:
         texts = (text for row in rows["train"] for text in task.texts(row))
         start = start_random(values["model"], values["tokenizer"], texts, dropout)
+        start = start.with_tokens(task.added_tokens)
         task = dataclasses.replace(task, vocabulary=start.vocabulary, model=start.model)
     examples = {
         split: task.encode(rows[split], start.tokenizer, notes[split], split == "train")

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -42,6 +42,18 @@ class Start:
     @property
     def vocabulary(self) -> Vocabulary:
         return self.tokenizer.vocabulary(np.zeros(self.tokenizer.size))
+
+    def with_tokens(self, tokens: Sequence[str]) -> "Start":
+        """The same with special tokens that a task adds, and rows for them.
+
+        Where the token table has rows to spare, those of the next ids are taken.
+        """
+        if not tokens:
+            return self
+        tokenizer = self.tokenizer.with_tokens(tokens)
+        rows = max(self.model.vocab_size, tokenizer.size)
+        model = dataclasses.replace(self.model, vocab_size=rows)
+        return dataclasses.replace(self, tokenizer=tokenizer, model=model)
 
     def from_scratch(self) -> "Start":
         """The same without anything learnt but the tokenizer."""

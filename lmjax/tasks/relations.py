@@ -1,0 +1,284 @@
+"""How two marked spans of a text are related (SemEval-2010 task 8; Hendrickx et al. 2010)."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from lmjax.convert.networks import encoder_of
+from lmjax.convert.runs import load
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.models.gpt import GptConfig
+from lmjax.models.heads import Headed
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, apply
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.classification import Classes
+from lmjax.tasks.metrics import relation_scores
+
+MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+_HEAD, _TAIL = 1, 2  # entries of 'marks'
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Relations(Classes):
+    """Entity markers, entity start (Baldini Soares et al. 2019, §3.2).
+
+    [E1] and [/E1] are put around the head, [E2] and [/E2] around the tail; the classes are
+    read off the hidden states of [E1] and [E2], one behind the other. A causal model has read
+    nothing of what follows there: for GPT the two are written again behind the text, and
+    read there. The markers are tokens of their own, with rows for them.
+
+    Texts that are too long lose what is furthest from the spans first.
+
+    Attributes:
+      text, spans: names of the columns of the text and of the two spans, head and tail, each
+        [first character, the one behind the last]. Files of SemEval-2010 task 8 have these
+        columns as they are.
+      label: the column of the relation.
+      other: the label that stands for no relation, which macro-F1 leaves out.
+    """
+
+    head: ClassVar[heads.Task] = "relation_classification"
+    per_token: ClassVar[dict[str, int]] = {**Task.per_token, "marks": 0}
+    added_tokens: ClassVar[tuple[str, ...]] = MARKERS
+
+    text: str = "text"
+    spans: tuple[str, ...] = ("head", "tail")
+    label: str = "label"
+    other: str = "Other"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.spans) != 2:
+            raise ConfigError(f"spans: name two columns, head and tail, not {self.spans}")
+
+    def parse(self, values: Row) -> Row:
+        text, label = column(values, self.text, "text"), column(values, self.label, "label")
+        if not isinstance(text, str) or not text.strip():
+            raise BadRowError(f"no text in column '{self.text}'")
+        if not isinstance(label, str) or not label.strip():
+            raise BadRowError(f"no label in column '{self.label}'")
+        row: Row = {"text": text, "gold": label.strip()}
+        for name, theirs in zip(("head", "tail"), self.spans, strict=True):
+            row[name] = _span(column(values, theirs, "spans"), text, theirs)
+        check_apart(row["head"], row["tail"])
+        return row
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.relation_rows(split, cache_dir):
+            yield {**{n: row[n] for n in ("text", "head", "tail")}, "gold": row["label"]}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["text"]
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training
+        form, ids = self.form, [tokenizer.token_id(marker) for marker in MARKERS]
+        again = [ids[0], ids[2]] if isinstance(self.model, GptConfig) else []
+        room = self.length - form.special_tokens(pair=False) - len(MARKERS) - len(again)
+        encoded = tokenizer.encode_batch([part for row in rows for part in _parts(row)])
+        examples = []
+        for i, row in enumerate(rows):
+            parts = encoded[5 * i : 5 * i + 5]
+            kept = _kept([len(part) for part in parts], room)
+            notes.add(f"cut to {self.length} tokens", count=int(kept != _whole(parts)))
+            before, first, between, second, after = (
+                part[begin:end] for part, (begin, end) in zip(parts, kept, strict=True)
+            )
+            one, two = ids[:2], ids[2:]
+            if row["head"] > row["tail"]:
+                one, two = two, one
+            tokens = [*before, one[0], *first, one[1], *between]
+            places = [len(before), len(tokens)]
+            tokens += [two[0], *second, two[1], *after]
+            if row["head"] > row["tail"]:
+                places.reverse()
+            if again:
+                places = [len(tokens), len(tokens) + 1]
+                tokens += again
+            joined = form.join(np.asarray(tokens, np.int32))
+            marks = np.zeros(len(joined.tokens), np.int32)
+            marks[joined.first + np.array(places)] = _HEAD, _TAIL
+            examples.append(
+                self.example(i, joined.tokens, joined.segments, marks=marks, gold=self.target(row))
+            )
+        return examples
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        read = (*self.inputs(batch), _places(batch), None)
+        return self.network.init(key, *read, method=_read)["params"]
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        read = (*self.inputs(batch), _places(batch), seeds)
+        return {"logits": apply(self.network, params, *read, method=_read)}
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold, guesses = ([p[k] for p in predictions] for k in ("gold", "prediction"))
+        return relation_scores(gold, guesses, self.other)
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        related = [row["gold"] for row in train if row["gold"] != self.other]
+        usual = by_count(related or [self.other])[0]
+        found = {f"always {usual}": self.scores([r | {"prediction": usual} for r in rows])}
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+        except ImportError:
+            return found
+        words = make_pipeline(
+            TfidfVectorizer(lowercase=True, token_pattern=r"\S+", sublinear_tf=True),
+            LogisticRegression(C=10.0, max_iter=1000),
+        )
+        words.fit([_bag(row) for row in train], [row["gold"] for row in train])
+        chosen = words.predict([_bag(row) for row in rows])
+        guesses = [row | {"prediction": str(c)} for row, c in zip(rows, chosen, strict=True)]
+        found["TF-IDF of the spans and between + logistic regression"] = self.scores(guesses)
+        return found
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        return super().report([p | {"text": marked(p)} for p in predictions])
+
+    def saved(self, params: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
+        # Of the head `transformers` has no class; the encoder is opened by all.
+        return encoder_of(self.model), params["encoder"], ()
+
+    def save_beside(self, params: Any, folder: pathlib.Path) -> None:
+        output = {n: np.asarray(x) for n, x in params["head"]["output"].items()}
+        safetensors.numpy.save_file(output, folder / "relation_head.safetensors")
+        values = {"labels": self.labels, "other": self.other, "length": self.length}
+        (folder / "relations.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def load_relations(path: str | pathlib.Path) -> tuple[Relations, Any, Tokenizer]:
+    """Opens the model/ of a run: the task, its parameters and the tokenizer.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    folder = pathlib.Path(path)
+    if not (folder / "relations.json").is_file():
+        raise ConfigError(f"'{folder}' holds no relations.json; give the model/ of such a run")
+    pretrained = load(folder)
+    assert pretrained.tokenizer is not None  # a run saves it
+    encoder: Any = pretrained.network
+    values = json.loads((folder / "relations.json").read_text())
+    tokenizer = pretrained.tokenizer
+    task = Relations(
+        model=encoder.config,
+        vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
+        length=values["length"],
+        labels=tuple(values["labels"]),
+        other=values["other"],
+    )
+    output = safetensors.numpy.load_file(folder / "relation_head.safetensors")
+    return task, {"encoder": pretrained.params, "head": {"output": output}}, tokenizer
+
+
+def check_apart(head: Sequence[int], tail: Sequence[int]) -> None:
+    """Raises BadRowError for spans that overlap."""
+    if head[0] < tail[1] and tail[0] < head[1]:
+        raise BadRowError(f"head and tail overlap ({list(head)}, {list(tail)})")
+
+
+def marked(row: Row) -> str:
+    """The text with its head and tail in brackets, as the model reads them."""
+    order = MARKERS if row["head"] < row["tail"] else (*MARKERS[2:], *MARKERS[:2])
+    before, first, between, second, after = _parts(row, keep_spaces=True)
+    return f"{before}{order[0]}{first}{order[1]}{between}{order[2]}{second}{order[3]}{after}"
+
+
+def _span(value: Any, text: str, name: str) -> list[int]:
+    good = isinstance(value, list | tuple) and len(value) == 2
+    if not good or not all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+        raise BadRowError(f"no [begin, end] of characters in column '{name}' ({value!r})")
+    begin, end = value
+    if not 0 <= begin < end <= len(text) or not text[begin:end].strip():
+        raise BadRowError(
+            f"column '{name}' points to nothing in the text ([{begin}, {end}] of {len(text)})"
+        )
+    return [begin, end]
+
+
+def _parts(row: Row, keep_spaces: bool = False) -> list[str]:
+    """The text before, in, between, in and behind the spans.
+
+    Spaces go to the part behind them, as byte-level BPE and SentencePiece have them.
+    """
+    text = row["text"]
+    cuts = [0, *sorted([*row["head"], *row["tail"]]), len(text)]
+    parts = [text[a:b] for a, b in itertools.pairwise(cuts)]
+    if keep_spaces:
+        return parts
+    for i in range(1, 5):
+        bare = parts[i - 1].rstrip()
+        parts[i] = parts[i - 1][len(bare) :] + parts[i]
+        parts[i - 1] = bare
+    return parts
+
+
+def _whole(parts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    return [(0, len(part)) for part in parts]
+
+
+def _kept(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """(begin, end) of what is kept of the five parts, `room` tokens in all at most.
+
+    The longer one of the outer parts gives first, at its outer end; then what is between the
+    spans, at its end; then the longer span.
+    """
+    before, first, between, second, after = lengths
+    excess = max(sum(lengths) - room, 0)
+    outer = before + after - min(excess, before + after)
+    excess -= before + after - outer
+    b = min(before, max(outer - after, outer // 2))
+    a = outer - b
+    middle = max(between - excess, 0)
+    excess -= between - middle
+    inner = first + second - excess
+    one = min(first, max(inner - second, inner // 2))
+    return [(before - b, before), (0, one), (0, middle), (0, inner - one), (0, a)]
+
+
+def _places(batch: Batch) -> jax.Array:
+    """[batch, 2]: where head and tail are read."""
+    return jnp.stack([jnp.argmax(batch["marks"] == m, axis=1) for m in (_HEAD, _TAIL)], axis=1)
+
+
+def _read(
+    module: Headed,
+    tokens: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    mask: Any,
+    real: jax.Array,
+    places: jax.Array,
+    seeds: Seeds | None,
+) -> jax.Array:
+    del real
+    return module.head(module.encoder(tokens, segments, positions, mask, seeds), places, seeds)
+
+
+def _bag(row: Row) -> str:
+    """Words, each marked with the part that it is in; which span is first is a word too."""
+    _, first, between, second, _ = _parts(row)
+    a, b = ("h", "t") if row["head"] < row["tail"] else ("t", "h")
+    named = {a: first, b: second, "b": between}
+    size = min(len(between.split()), 20)
+    words = [f"{name}:{word}" for name, text in named.items() for word in text.split()]
+    return " ".join([*words, f"order:{a}{b}", f"between:{size}"])

@@ -18,7 +18,7 @@ from lmjax.errors import ConfigError
 from lmjax.generation import beam, tokens
 from lmjax.models.bert import BertConfig, BertForPreTraining
 from lmjax.nn.masks import as_mask
-from tests.generation.conftest import random_model, trunk
+from tests.words import random_model, tokenizer, trunk
 
 END = 5
 SHORT = ("--max_new_tokens=8",)
@@ -242,8 +242,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     path = tmp_path_factory.mktemp("gpt2")
     transformers.GPT2LMHeadModel(config).save_pretrained(path)
-    from tests.generation.conftest import tokenizer
-
     tokenizer().save(path / "tokenizer.json")
     return path
 

@@ -1,0 +1,98 @@
+"""Minimal pairs: files, ties, intervals, and a model that must be right."""
+
+import json
+import lzma
+import pathlib
+
+import numpy as np
+import pytest
+
+from lmjax.errors import ConfigError
+from lmjax.evaluation.minimal_pairs import (
+    Pair,
+    Share,
+    judge,
+    judged,
+    read_pairs,
+    shares,
+    unigram,
+)
+from lmjax.evaluation.scoring import token_scores
+from lmjax.models.gpt import Gpt, GptConfig
+from tests.words import SIZE, random_model, trunk
+
+PAIRS = [
+    Pair("w6 w7", "w7 w6", "order", "syntax"),
+    Pair("w8 w9", "w9 w8", "order", "syntax"),
+    Pair("w10", "w10", "same", "ties"),
+]
+MODEL = random_model(Gpt(GptConfig(trunk(norm="pre"), max_length=16, vocab_size=SIZE)))
+
+
+def test_a_pair_is_right_where_the_good_sentence_is_likelier_and_half_at_a_tie() -> None:
+    found = judge(MODEL, PAIRS)
+    for pair, value in zip(PAIRS[:2], found[:2], strict=True):
+        good, bad = (scores.sum() for scores in token_scores(MODEL, [pair.good, pair.bad]))
+        assert value == float(good > bad)
+    turned = [Pair(p.bad, p.good, p.paradigm, p.phenomenon) for p in PAIRS]
+    np.testing.assert_array_equal(judge(MODEL, turned), 1 - found)
+    assert found[2] == 0.5
+    np.testing.assert_array_equal(judged(np.array([-1.0, -2.0, -3.0, -3.0])), [1.0, 0.5])
+
+
+def test_frequencies_prefer_the_frequent_word() -> None:
+    counts = np.zeros(SIZE)
+    counts[6], counts[7] = 100, 3
+    pairs = [Pair("w6", "w7"), Pair("w7", "w6"), Pair("w6 w7", "w7 w6")]
+    np.testing.assert_array_equal(unigram(MODEL, pairs, counts), [1.0, 0.0, 0.5])
+
+
+def test_shares_are_by_phenomenon() -> None:
+    found = shares(PAIRS, np.array([1.0, 0.0, 0.5]))
+    assert list(found) == ["syntax", "ties", "all"]
+    assert found["syntax"] == Share(1.0, 2) and found["all"] == Share(1.5, 3)
+    assert found["all"].accuracy == 0.5
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    for p in (0.5, 0.9):
+        covered = 0
+        for right in rng.binomial(200, p, 2000):
+            low, high = Share(float(right), 200).interval
+            covered += low <= p <= high
+        assert 0.93 < covered / 2000 < 0.97
+
+
+def test_files_are_read_packed_or_not(tmp_path: pathlib.Path) -> None:
+    lines = [
+        {"uid": "order", "phenomenon": "syntax", "good": "a b", "bad": "b a", "field": "x"},
+        {"UID": "order", "linguistics_term": "syntax", "sentence_good": "c", "sentence_bad": "d"},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + "\n\n"
+    (tmp_path / "p.jsonl").write_text(text)
+    with lzma.open(tmp_path / "p.jsonl.xz", "wt") as file:
+        file.write(text)
+    pairs = read_pairs(tmp_path / "p.jsonl")
+    expected = [Pair("a b", "b a", "order", "syntax"), Pair("c", "d", "order", "syntax")]
+    assert pairs == expected
+    assert read_pairs(tmp_path / "p.jsonl.xz") == pairs
+    assert len(read_pairs(tmp_path / "p.jsonl", per_paradigm=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"--data: p\.jsonl, line 1: no sentence 'good'"),
+        ('{"good": "a", "bad": ""}', "line 1: no sentence 'bad'"),
+        ('{"good": "a", "bad": "b"}\nnothing', "line 2: no JSON object"),
+        ("[1]", "line 1: no sentence 'good'"),
+        ("", "no pair in"),
+    ],
+)
+def test_files_that_are_no_pairs(text: str, message: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_pairs(tmp_path / "p.jsonl")
+    with pytest.raises(ConfigError, match=r"--data: .* cannot be read"):
+        read_pairs(tmp_path / "nowhere")

@@ -1,10 +1,12 @@
-"""Judges pretrained models by minimal pairs (BLiMP), without training.
+"""Judges pretrained models without training, by minimal pairs (BLiMP) or by perplexity.
 
   python -m experiments.evaluate --data=blimp.jsonl --model=runs/gpt --model=runs/bert \
       --unigram=pydocs --out=blimp
+  python -m experiments.evaluate --task=perplexity --data='texts/*.txt' --model=runs/gpt --stride=64
 
-A column a model, scored in its family's own way (--method takes another), beside chance and token
-frequencies of the corpus --unigram. Leaves OUT.md with the table and OUT.jsonl with every pair.
+Minimal pairs: a column a model, scored in its family's own way (--method takes another), beside
+chance and token frequencies of the corpus --unigram. Leaves OUT.md with the table and OUT.jsonl
+with every pair. Perplexity: of causal models, each document by itself in overlapping windows.
 """
 
 import json
@@ -17,8 +19,11 @@ from rich.table import Table
 from experiments import command_line
 from lmjax.errors import ConfigError
 
+TASK = flags.DEFINE_enum("task", "minimal_pairs", ["minimal_pairs", "perplexity"], "What to do.")
+LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.")
+STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.")
 MODELS = flags.DEFINE_multi_string("model", [], "A run or Hugging Face directory; repeatable.")
-DATA = flags.DEFINE_string("data", "", "JSON lines with good and bad sentences; .gz, .xz too.")
+DATA = flags.DEFINE_string("data", "", "Pairs: JSON lines, .gz or .xz too. Perplexity: a corpus.")
 METHOD = flags.DEFINE_string("method", "", "causal, pseudo, left_to_right or discriminator.")
 PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs of each paradigm; 0 = all.")
 UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus whose token frequencies are a baseline.")
@@ -29,7 +34,34 @@ def main() -> None:
     if not MODELS.value:
         raise ConfigError("--model: missing; give a run, such as runs/gpt")
     if not DATA.value:
-        raise ConfigError("--data: missing; give a file of pairs, such as blimp.jsonl")
+        raise ConfigError("--data: missing; give a file, such as blimp.jsonl")
+    minimal_pairs() if TASK.value == "minimal_pairs" else perplexities()
+
+
+def perplexities() -> None:
+    """A line a model."""
+    import lmjax  # after the flags: it takes seconds
+    from lmjax.data.corpora import open_corpus
+    from lmjax.evaluation.perplexity import perplexity
+
+    columns = ("model", "tokens", "words", "perplexity a token", "a word", "bits per byte")
+    table = Table(*columns)
+    for path in MODELS.value:
+        documents = open_corpus(DATA.value, "all", where="--data").documents()
+        found = perplexity(lmjax.load(path), documents, LENGTH.value, STRIDE.value)
+        table.add_row(
+            path,
+            f"{found.tokens:,}",
+            f"{found.words:,}",
+            f"{found.per_token:.2f}",
+            f"{found.per_word:.2f}",
+            f"{found.bits_per_byte:.4f}",
+        )
+    Console(width=100).print(table)
+
+
+def minimal_pairs() -> None:
+    """A table, and files of what it is made of."""
     import lmjax  # after the flags: it takes seconds
     from lmjax.data.store import DataConfig, prepare
     from lmjax.data.tokenizers import TokenizerConfig

@@ -143,10 +143,15 @@ def _of_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _causal(
     network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, positions: Any
 ) -> jax.Array:
+    return causal_scores(network, params, tokens, real)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def causal_scores(network: nn.Module, params: Any, tokens: Any, real: Any) -> jax.Array:
+    """[batch, length] log p of each token given those before it; 0 for the first."""
     logits: Any = network.apply(
         {"params": params}, *inputs(network, tokens, jnp.zeros_like(tokens), real)
     )

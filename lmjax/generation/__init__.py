@@ -1,1 +1,0 @@
-"""Text from a pretrained model: one door, `lmjax.generation.generate.generate`."""

@@ -6,10 +6,16 @@ if typing.TYPE_CHECKING:
     from lmjax.convert.huggingface import save_huggingface
     from lmjax.convert.pretrained import Pretrained
     from lmjax.convert.runs import load
+    from lmjax.generation.generating import generate
 
-__all__ = ["Pretrained", "load", "save_huggingface"]
+__all__ = ["Pretrained", "generate", "load", "save_huggingface"]
 
-_WHERE = {"load": "runs", "save_huggingface": "huggingface", "Pretrained": "pretrained"}
+_WHERE = {
+    "generate": "generation.generating",
+    "load": "convert.runs",
+    "save_huggingface": "convert.huggingface",
+    "Pretrained": "convert.pretrained",
+}
 
 
 def __getattr__(name: str) -> typing.Any:
@@ -18,4 +24,4 @@ def __getattr__(name: str) -> typing.Any:
         raise AttributeError(f"module 'lmjax' has no attribute '{name}'")
     import importlib
 
-    return getattr(importlib.import_module(f"lmjax.convert.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"lmjax.{_WHERE[name]}"), name)

@@ -94,6 +94,11 @@ class Tokenizer:
         """Number of ids."""
         return self._inner.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def kind(self) -> str:
+        """What makes tokens of words: 'WordPiece', 'BPE', 'Unigram' or 'WordLevel'."""
+        return type(self._inner.model).__name__
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [tokens]; on all cores."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -26,6 +26,7 @@ class Generated:
       ended: 'eos' at the end of a document, 'stop' at a stop string or where a constraint
         allows nothing more, 'length' at `max_new_tokens`.
       score: of beam search: log-probability / new tokens ** length_penalty.
+      follows: the text comes after the prompt; False of a masked model, whose text is the whole.
       accepted: of speculative decoding: which part of the draft's tokens was accepted.
     """
 
@@ -33,6 +34,7 @@ class Generated:
     token_ids: np.ndarray
     log_probs: np.ndarray
     ended: Ended
+    follows: bool = True
     score: float | None = None
     accepted: float | None = None
 
@@ -61,14 +63,15 @@ def finish(
     log_probs: np.ndarray,
     eos: int,
     stop: Sequence[str] = (),
-    **more: float,
+    score: float | None = None,
+    accepted: float | None = None,
 ) -> Generated:
     """Cuts new ids, as many as were generated, at the first of what ends them.
 
     Args:
       ids: [new tokens] int; log_probs: [new tokens] float.
       eos: what ends a document, -1 = nothing.
-      **more: fields of `Generated`.
+      score, accepted: of `Generated`.
     """
     ended: Ended = "length"
     ends = np.flatnonzero(ids == eos)
@@ -86,4 +89,4 @@ def finish(
             low, high = (low, middle) if inside else (middle, high)
         count, text, ended = high, continuation(tokenizer, prompt, ids[:high]), "stop"
         text = text[: first_stop(text, stop)]
-    return Generated(text, ids[:count], log_probs[:count], ended, **more)
+    return Generated(text, ids[:count], log_probs[:count], ended, score=score, accepted=accepted)

@@ -28,8 +28,8 @@ def check_reader(network: nn.Module) -> None:
     """
     if not isinstance(network, Gpt | Xlnet):
         raise ConfigError(
-            f"model: {type(network).__name__} predicts no next token; give a GPT or an XLNet with"
-            " its language-model head"
+            f"model: {type(network).__name__} generates no text; give a GPT, XLNet, BERT or"
+            " ELECTRA generator with its language-model head"
         )
 
 

@@ -52,7 +52,7 @@ def gpt(vocab_size: int = 30, seed: int = 0, text: bool = False, **trunk: Any) -
     tokenizer = byte_tokenizer() if text else None
     config = GptConfig(
         dataclasses.replace(TRUNK, norm="pre", **trunk),
-        max_length=64,
+        max_length=128 if text else 64,
         vocab_size=tokenizer.size if tokenizer else vocab_size,
     )
     return pretrained(Gpt(config), tokenizer, seed)

@@ -66,7 +66,7 @@ def test_samples_have_the_models_distribution(
     places = [VOCABULARY**2 * a + VOCABULARY * b + c for a, b, c in (m.token_ids for m in made)]
     counts = np.bincount(places, minlength=len(texts))
     assert counts[expected == 0].sum() == 0
-    expected = expected * len(made)
+    expected = expected.astype(np.float64) * len(made)
     rare = expected < 5
     observed = np.append(counts[~rare], counts[rare].sum())
     wanted = np.append(expected[~rare], expected[rare].sum())

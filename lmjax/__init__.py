@@ -6,7 +6,7 @@ if typing.TYPE_CHECKING:
     from lmjax.convert.huggingface import save_huggingface
     from lmjax.convert.pretrained import Pretrained
     from lmjax.convert.runs import load
-    from lmjax.generation.generate import generate, stream
+    from lmjax.generation.generating import generate, stream
 
 __all__ = ["Pretrained", "generate", "load", "save_huggingface", "stream"]
 
@@ -14,8 +14,8 @@ _WHERE = {
     "load": "convert.runs",
     "save_huggingface": "convert.huggingface",
     "Pretrained": "convert.pretrained",
-    "generate": "generation.generate",
-    "stream": "generation.generate",
+    "generate": "generation.generating",
+    "stream": "generation.generating",
 }
 
 

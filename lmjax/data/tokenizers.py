@@ -104,6 +104,11 @@ class Tokenizer:
         """The id of a piece, None where there is no such piece."""
         return self._inner.token_to_id(token)
 
+    @property
+    def kind(self) -> str:
+        """What makes tokens of words: 'WordPiece', 'BPE', 'Unigram' or 'WordLevel'."""
+        return type(self._inner.model).__name__
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 [tokens]; on all cores."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)

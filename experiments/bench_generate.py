@@ -1,0 +1,94 @@
+"""Tokens a second of greedy search, here and with transformers, on random GPT-2 weights.
+
+  python -m experiments.bench_generate --batch=1,8
+
+Both have the same weights in float32, the same prompts and caches, and write until the same
+length. Runs take turns, and medians are printed; what is compiled is compiled before.
+"""
+
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+from lmjax.errors import ConfigError
+
+flags.DEFINE_list("batch", ["1", "8"], "Prompts at a time.")
+flags.DEFINE_integer("prompt_length", 32, "Tokens of a prompt.")
+flags.DEFINE_integer("new_tokens", 64, "Tokens written after each.")
+flags.DEFINE_integer("repeats", 5, "Runs of each.")
+flags.DEFINE_string("size", "small", "Of configs/gpt.py.")
+
+
+def main() -> None:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise ConfigError("torch: not installed; pip install -e '.[bench]'") from None
+    import jax
+
+    import lmjax
+    from configs.gpt import get_config
+    from lmjax.convert.pretrained import Pretrained
+    from lmjax.training.plan import make_objective
+
+    values = flags.FLAGS
+    config = get_config(values.size)
+    objective = make_objective(config.objective, config.model, 50257)
+    network = objective.network  # type: ignore[attr-defined]
+    tokens = np.zeros((1, 8), np.int32)
+    params = jax.jit(network.init)(jax.random.key(0), tokens, tokens, np.ones((1, 8, 8), bool))[
+        "params"
+    ]
+    new = values.new_tokens
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder) / "gpt2"
+        lmjax.save_huggingface(Pretrained(network, params, None, (), ids), place)
+        ours = lmjax.load(place)
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(place).eval()
+    theirs.generation_config.eos_token_id = None
+
+    def here(prompts: np.ndarray) -> np.ndarray:
+        texts = lmjax.generate(ours, list(prompts), max_new_tokens=new, ignore_eos=True)
+        return np.stack([text.token_ids for text in texts])
+
+    def there(prompts: np.ndarray) -> np.ndarray:
+        given = torch.tensor(prompts).long()
+        settings = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        with torch.no_grad():
+            output = theirs.generate(given, attention_mask=torch.ones_like(given), **settings)
+        return output[:, prompts.shape[1] :].numpy()
+
+    print(f"{config_name(values.size)}, prompts of {values.prompt_length}, {new} new tokens each")
+    print("| batch | lmjax tokens/s | transformers tokens/s | ratio | same tokens |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    rng = np.random.default_rng(0)
+    for batch in map(int, values.batch):
+        prompts = rng.integers(0, 50257, (batch, values.prompt_length)).astype(np.int32)
+        same = (here(prompts) == there(prompts)).mean()
+        pairs = [(timed(here, prompts), timed(there, prompts)) for _ in range(values.repeats)]
+        mine, other = (batch * new / statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"| {batch} | {mine:.1f} | {other:.1f} | {mine / other:.2f} | {same:.0%} |")
+
+
+def config_name(size: str) -> str:
+    """GPT-2 is what configs/gpt.py calls small to xl."""
+    return f"configs/gpt.py:{size}"
+
+
+def timed(run: Callable[[np.ndarray], np.ndarray], prompts: np.ndarray) -> float:
+    """Seconds of one run."""
+    begin = time.perf_counter()
+    run(prompts)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    command_line.start(main)

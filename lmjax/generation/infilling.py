@@ -1,0 +1,187 @@
+"""Text out of masked models: masks filled one after the other, in rounds, or by Gibbs sampling.
+
+A masked model says what may stand at a mask given all the rest. The masks of a prompt are
+filled; where there are none, `max_new_tokens` are appended. Greedy by confidence and
+mask-predict (Ghazvininejad et al. 2019 §3) give a text that the model finds consistent; Gibbs
+sampling (Wang & Cho 2019 §2) draws from the conditionals again and again.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.generation.generated import Generated
+from lmjax.generation.logits import Filters
+from lmjax.generation.prompts import Prompt, bucket
+from lmjax.generation.settings import GenerationConfig
+from lmjax.models.bert import BertForPreTraining
+from lmjax.models.electra import Electra, ElectraGenerator
+
+MASKED_MODELS = (BertForPreTraining, Electra, ElectraGenerator)
+
+
+def infill(
+    model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
+) -> list[Generated]:
+    """The whole texts; ids and log-probabilities are those of the masks.
+
+    A log-probability is the one with which the token was chosen, the text around it being
+    what it then was: they are of no joint distribution.
+
+    Raises:
+      ConfigError: no tokenizer, settings of left-to-right text, a text longer than the
+        position table.
+    """
+    tokenizer, network = model.tokenizer, model.network
+    _check(model, config)
+    assert tokenizer is not None
+    roles = tokenizer.roles
+    rows = []
+    for prompt in prompts:
+        ids = prompt.ids
+        if not (ids == roles["mask"]).any():
+            ids = np.append(ids, [roles["mask"]] * config.max_new_tokens)
+        rows.append(np.concatenate([[roles["cls"]], ids, [roles["sep"]]]).astype(np.int32))
+    longest, room = max(map(len, rows)), network.config.max_length
+    if longest > room:
+        raise ConfigError(
+            f"max_new_tokens: a text of {longest} tokens is longer than the {room} rows of the"
+            " position table; ask for fewer, or cut the prompt"
+        )
+    length, count = min(bucket(longest), room), bucket(len(rows), 1)
+    tokens = np.full((count, length), roles["pad"], np.int32)
+    real = np.zeros((count, length), bool)
+    real[:, 0] = True
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
+    keys = [prompt.key for prompt in prompts]
+    filled, log_probs = _fill(
+        network,
+        model.params,
+        Filters.of(config),
+        *(tokens, real, jnp.stack(keys + [keys[0]] * (count - len(keys)))),
+        *(np.int32(roles["mask"]), _forbidden(tokenizer, network), np.int32(config.iterations)),
+        how=config.infill,
+    )
+    filled, log_probs = np.asarray(filled), np.asarray(log_probs)
+    texts = []
+    for row, ids in enumerate(rows):
+        at = np.flatnonzero(ids == roles["mask"])
+        text = tokenizer.decode(filled[row, 1 : len(ids) - 1])
+        made = Generated(text, filled[row, at], log_probs[row, at], "length", follows=False)
+        texts.append(made)
+    return texts
+
+
+def _check(model: Pretrained, config: GenerationConfig) -> None:
+    if model.tokenizer is None:
+        raise ConfigError("model: it has no tokenizer, which says which id is the mask")
+    off = GenerationConfig()
+    for name in (
+        *("repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "num_beams"),
+        *("penalty_alpha", "stop", "choices", "regex", "json_schema"),
+    ):
+        if getattr(config, name) != getattr(off, name):
+            raise ConfigError(
+                f"{name}: it is for text from left to right, and"
+                f" {type(model.network).__name__} fills masks"
+            )
+
+
+def _forbidden(tokenizer: Tokenizer, network: Any) -> np.ndarray:
+    """[vocab] bool: the roles' tokens, which stand for no text, and rows without a token."""
+    gone = np.arange(network.config.vocab_size) >= tokenizer.size
+    for role, index in tokenizer.roles.items():
+        if role != "unk":
+            gone[index : index + 1] = True
+    return gone
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="how")
+def _fill(
+    network: nn.Module,
+    params: Any,
+    filters: Filters,
+    tokens: jax.Array,
+    real: jax.Array,
+    keys: jax.Array,
+    mask: jax.Array,
+    forbidden: jax.Array,
+    iterations: jax.Array,
+    *,
+    how: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens and log-probabilities [rows, length], 0 where there was no mask."""
+    rows, length = tokens.shape
+    open_ = tokens == mask
+    masks = open_.sum(1)
+
+    def read(tokens: jax.Array) -> jax.Array:
+        """Log-probabilities [rows, length, vocab]."""
+        arguments = inputs(network, tokens, jnp.zeros_like(tokens), real)
+        method = "generate" if isinstance(network, Electra) else None
+        output: Any = network.apply({"params": params}, *arguments, method=method)
+        logits = output[0] if isinstance(network, BertForPreTraining) else output
+        return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+
+    def place_keys(step: jax.Array) -> jax.Array:
+        """[rows, length] keys, which do not depend on how long the rows are."""
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        each = jax.vmap(jax.random.fold_in, (None, 0))
+        return jax.vmap(each, (0, None))(own, jnp.arange(length))
+
+    def choose(log_p: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A token for every position, [rows, length], and its log-probability."""
+        vocab = log_p.shape[-1]
+        shaped = jnp.where(forbidden, -jnp.inf, log_p).reshape(-1, vocab)
+        chosen = filters.choose(place_keys(2 * step).reshape(-1), shaped).reshape(rows, length)
+        return chosen, jnp.take_along_axis(log_p, chosen[..., None], axis=-1)[..., 0]
+
+    def most_confident(step: jax.Array, carry: Any) -> Any:
+        tokens, log_probs = carry
+        chosen, log_p = choose(read(tokens), step)
+        masked = tokens == mask
+        place = jnp.argmax(jnp.where(masked, log_p, -jnp.inf), axis=1)
+        now = masked & (jnp.arange(length) == place[:, None])
+        return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
+
+    def predict_again(step: jax.Array, carry: Any) -> Any:
+        tokens, log_probs = carry
+        # n = N (T - t) / T masks, the least probable (eq. 3-4); all of them in the first round.
+        again = jnp.floor(masks * (iterations - step) / iterations).astype(jnp.int32)
+        order = jnp.argsort(jnp.where(open_, log_probs, jnp.inf), axis=1)
+        rank = jnp.argsort(order, axis=1)
+        now = open_ & ((step == 0) | (rank < again[:, None]))
+        tokens = jnp.where(now, mask, tokens)
+        chosen, log_p = choose(read(tokens), step)
+        return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
+
+    def draw_again(step: jax.Array, carry: Any) -> Any:
+        tokens, log_probs = carry
+        # Of keys that no choice of a token uses.
+        noise = jax.vmap(jax.vmap(jax.random.uniform))(place_keys(2 * step + 1))
+        place = jnp.argmax(jnp.where(open_, noise, -1.0), axis=1)
+        now = open_ & (jnp.arange(length) == place[:, None])
+        # A sweep is as many draws as the row has masks; other rows may have more.
+        now &= (step < masks * iterations)[:, None]
+        chosen, log_p = choose(read(jnp.where(now, mask, tokens)), step)
+        return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
+
+    start = tokens, jnp.zeros(tokens.shape)
+    most = masks.max()
+    if how == "confidence":
+        return jax.lax.fori_loop(0, most, most_confident, start)
+    if how == "mask_predict":
+        return jax.lax.fori_loop(0, iterations, predict_again, start)
+    # Begins with all masks; a place that was never drawn is filled at the end.
+    tokens, log_probs = jax.lax.fori_loop(0, most * iterations, draw_again, start)
+    left = (tokens == mask).sum(1).max()
+    return jax.lax.fori_loop(0, left, most_confident, (tokens, log_probs))

@@ -1,0 +1,155 @@
+"""From prompts to arrays whose shapes are few, and from ids to text."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax.convert.pretrained import Pretrained
+from lmjax.errors import ConfigError
+from lmjax.generation.settings import GenerationConfig
+from lmjax.models.gpt import Gpt
+
+Prompts = str | Sequence[str | Sequence[int] | np.ndarray]
+
+SMALLEST = 16  # slots of prompts and of new tokens: compiled for it and its doubles
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt as the network reads it.
+
+    Attributes:
+      ids: [length] int32, with the token that begins the document, if it has one.
+      hidden: how many of the first ids are not part of the text.
+      key: of the samples.
+    """
+
+    ids: np.ndarray
+    hidden: int
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LeftPadded:
+    """Prompts side by side, ending in the same slot, with room for what follows.
+
+    Attributes:
+      tokens: [rows, slots] int32; 0 where there is nothing yet.
+      real: [rows, slots] bool, False at padding on the left.
+      keys: [rows] keys.
+      width: the slot of the first new token.
+      count: of the rows, how many are prompts; the others are there for their shape.
+    """
+
+    tokens: np.ndarray
+    real: np.ndarray
+    keys: jax.Array
+    width: int
+    count: int
+
+
+def bucket(count: int, smallest: int = SMALLEST) -> int:
+    """The power of two, at least `smallest`, that holds `count`."""
+    return max(smallest, 1 << (count - 1).bit_length())
+
+
+def end_of_text(model: Pretrained, config: GenerationConfig) -> int:
+    """The id that ends a document, -1 where none does."""
+    if config.ignore_eos:
+        return -1
+    if "eos_token_id" in model.token_ids:
+        return model.token_ids["eos_token_id"]
+    return -1 if model.tokenizer is None else model.tokenizer.roles["eod"]
+
+
+def read_prompts(model: Pretrained, prompts: Prompts, config: GenerationConfig) -> list[Prompt]:
+    """One for each prompt and each of its `num_return_sequences` samples, in their order.
+
+    Raises:
+      ConfigError: nothing to go on from, ids that the model has not, strings without a
+        tokenizer.
+    """
+    listed: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not listed:
+        raise ConfigError("prompts: none given")
+    if model.tokenizer is None and any(isinstance(prompt, str) for prompt in listed):
+        raise ConfigError("prompts: the model has no tokenizer; give lists of token ids")
+    copies = 1 if config.num_beams > 1 else config.num_return_sequences
+    base, met = jax.random.key(config.seed), Counter[bytes]()
+    made = []
+    for place, prompt in enumerate(listed):
+        ids, hidden = _ids(model, prompt, config)
+        _check_ids(model, ids, place)
+        name = hashlib.blake2b(ids.tobytes(), digest_size=4).digest()
+        mine = jax.random.fold_in(base, int.from_bytes(name, "little"))
+        for _ in range(copies):
+            made.append(Prompt(ids, hidden, jax.random.fold_in(mine, met[name])))
+            met[name] += 1
+    return made
+
+
+def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.ndarray, int]:
+    if not isinstance(prompt, str):
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise ConfigError("prompts: give a string, strings, or lists of token ids")
+        return ids.astype(np.int32), 0
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode_batch([prompt])[0]
+    if not (config.add_bos and isinstance(model.network, Gpt)):
+        return ids, 0
+    bos = model.token_ids.get("bos_token_id", model.tokenizer.roles["eod"])
+    return np.concatenate([[bos], ids]).astype(np.int32), 1
+
+
+def _check_ids(model: Pretrained, ids: np.ndarray, place: int) -> None:
+    network: Any = model.network
+    if not ids.size:
+        raise ConfigError(f"prompts: number {place} is empty, and there is nothing to go on from")
+    rows = network.config.vocab_size
+    if ids.min() < 0 or ids.max() >= rows:
+        raise ConfigError(
+            f"prompts: number {place} has ids from {ids.min()} to {ids.max()}, and the model's"
+            f" table has {rows} rows; does the tokenizer belong to this model?"
+        )
+
+
+def check_room(model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig) -> None:
+    """Refuses what the position table has no rows for.
+
+    Raises:
+      ConfigError: the longest prompt and its new tokens are more than `max_length`.
+    """
+    network: Any = model.network
+    room = getattr(network.config, "max_length", None)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if room is not None and longest + config.max_new_tokens > room:
+        raise ConfigError(
+            f"max_new_tokens: {config.max_new_tokens} after a prompt of {longest} tokens are more"
+            f" than the {room} rows of the position table; ask for fewer, or cut the prompt"
+        )
+
+
+def left_padded(prompts: Sequence[Prompt], new_tokens: int, rows_to: int = 1) -> LeftPadded:
+    """The arrays of prompts; rows, prompt length and new tokens are filled up to powers of two.
+
+    Args:
+      new_tokens: how many there may be.
+      rows_to: rows at least.
+    """
+    width = bucket(max(len(prompt.ids) for prompt in prompts))
+    rows = bucket(len(prompts), rows_to)
+    tokens = np.zeros((rows, width + bucket(new_tokens)), np.int32)
+    real = np.zeros(tokens.shape, bool)
+    real[:, width - 1 :] = True  # a row that is no prompt reads one token of 0
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt.ids) : width] = prompt.ids
+        real[row, width - len(prompt.ids) :] = True
+    keys = [prompt.key for prompt in prompts]
+    keys += [keys[0]] * (rows - len(keys))
+    return LeftPadded(tokens, real, jax.numpy.stack(keys), width, len(prompts))

@@ -1,0 +1,153 @@
+"""What `lmjax.generate` can be asked for."""
+
+import dataclasses
+from typing import Literal
+
+from lmjax.errors import ConfigError
+
+Infill = Literal["confidence", "mask_predict", "gibbs"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How text is generated.
+
+    Which method it is follows from the fields: `num_beams` above 1 is beam search,
+    `penalty_alpha` above 0 contrastive search, a temperature of 0 greedy search, and any other
+    temperature sampling. Filters of the distribution apply in the order in which they stand here,
+    which is that of `transformers`.
+
+    Attributes:
+      max_new_tokens: at most so many; of a masked model, how many masks are appended.
+      repetition_penalty: logits of tokens in the text, prompt included, are divided by it where
+        positive and multiplied where negative (Keskar et al. 2019 §4.1, as `transformers` has it).
+      presence_penalty: taken off the logits of tokens generated before.
+      no_repeat_ngram_size: no n-gram of this size comes twice, prompt included; 0 = off.
+      temperature: divides the logits; 0 = the most probable token.
+      top_k: only the k most probable, and what ties with the last of them; 0 = all.
+      top_p: the smallest set of the most probable that holds this mass (Holtzman et al. 2020).
+      min_p: only what has this part of the largest probability (Nguyen et al. 2024).
+      typical_p: the smallest set of this mass whose information is nearest to the entropy
+        (Meister et al. 2023).
+      num_beams: of beam search.
+      length_penalty: a finished text's score is its log-probability / new tokens ** this.
+      early_stopping: False ends when the best running beam, at its length now, is worse than
+        the worst of `num_beams` finished; 'never' at the length that suits it best; True as soon
+        as so many are finished.
+      num_return_sequences: texts for each prompt: samples, or the best beams.
+      penalty_alpha: of contrastive search (Su et al. 2022 eq. 5), over `top_k` candidates.
+      draft_tokens: proposed by the draft model before the model looks at them.
+      infill: how a masked model fills masks: 'confidence' one after the other, the most
+        probable first; 'mask_predict' all at once, the least probable again, in `iterations`
+        rounds (Ghazvininejad et al. 2019 §3); 'gibbs' one drawn again at random places, in
+        `iterations` sweeps (Wang & Cho 2019 §2).
+      iterations: of 'mask_predict' and 'gibbs'.
+      stop: strings, each of which ends the text before it.
+      choices: strings, one of which the generated text is to be.
+      regex: a regular expression that the generated text matches as a whole.
+      json_schema: a JSON schema, as text, that the generated text fits.
+      add_bos: the token that begins a document stands before a prompt given as a string, as
+        in training (GPT alone; prompts given as ids are taken as they are).
+      ignore_eos: the end of a document ends nothing.
+      seed: a sample depends on it, on the prompt's tokens and on how often the same prompt
+        came before, not on the other prompts.
+    """
+
+    max_new_tokens: int = 64
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+    penalty_alpha: float = 0.0
+    draft_tokens: int = 4
+    infill: Infill = "confidence"
+    iterations: int = 10
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    regex: str = ""
+    json_schema: str = ""
+    add_bos: bool = True
+    ignore_eos: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_method()
+
+    @property
+    def constrained(self) -> bool:
+        """Whether `choices`, `regex` or `json_schema` says what may be generated."""
+        return bool(self.choices or self.regex or self.json_schema)
+
+    def _check_ranges(self) -> None:
+        positive = ("max_new_tokens", "num_beams", "num_return_sequences", "draft_tokens")
+        for name in (*positive, "iterations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("top_k", "no_repeat_ngram_size", "temperature", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ConfigError(f"{name}: must lie in [0, 2**32), got {getattr(self, name)}")
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: must lie in (0, 1], got {getattr(self, name)}")
+        for name in ("min_p", "penalty_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ConfigError(
+                f"repetition_penalty: must be above 0, got {self.repetition_penalty}; 1 = none"
+            )
+        for name in ("presence_penalty", "length_penalty"):
+            if not abs(getattr(self, name)) < float("inf"):
+                raise ConfigError(f"{name}: must be finite, got {getattr(self, name)}")
+        if "" in self.stop:
+            raise ConfigError("stop: an empty string would end every text at once")
+        if "" in self.choices:
+            raise ConfigError("choices: an empty string is none to choose")
+
+    def _check_method(self) -> None:
+        filters = [
+            name
+            for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0), ("typical_p", 1.0))
+            if getattr(self, name) != off
+        ]
+        if self.penalty_alpha:
+            if self.temperature or self.num_beams > 1:
+                raise ConfigError(
+                    "penalty_alpha: contrastive search neither samples nor keeps beams; leave"
+                    " temperature at 0 and num_beams at 1"
+                )
+            if self.top_k < 2:
+                raise ConfigError("top_k: contrastive search chooses among at least 2; 4 is usual")
+            filters.remove("top_k")
+        if self.infill == "gibbs" and not self.temperature:
+            raise ConfigError("infill: 'gibbs' samples; set temperature above 0, 1 is usual")
+        if filters and not self.temperature:
+            raise ConfigError(
+                f"{filters[0]}: it shapes what samples are drawn from; set temperature above 0"
+            )
+        if self.num_beams > 1 and self.temperature:
+            raise ConfigError("num_beams: beams are searched, not sampled; leave temperature at 0")
+        if self.num_beams > 1 and self.stop:
+            raise ConfigError("stop: beam search ends at the end of a document only")
+        if self.num_beams > 1 and self.constrained:
+            raise ConfigError("num_beams: constrained text is searched with one beam")
+        if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
+            raise ConfigError(
+                f"num_return_sequences: {self.num_return_sequences} of {self.num_beams} beams"
+            )
+        greedy = self.num_beams == 1 and not self.temperature
+        if greedy and self.num_return_sequences > 1:
+            raise ConfigError(
+                "num_return_sequences: greedy texts are all the same; set temperature or num_beams"
+            )
+        if sum(map(bool, (self.choices, self.regex, self.json_schema))) > 1:
+            raise ConfigError("regex: give one of choices, regex and json_schema")

@@ -1,0 +1,209 @@
+"""Speculative decoding (Leviathan et al. 2023, Chen et al. 2023).
+
+A small model drafts some tokens, the model reads them all at once. Token x of the draft's
+distribution q is accepted with probability min(1, p(x) / q(x)); at the first that is not, one is
+drawn from max(p - q, 0), normalised, and where all are accepted, one more from p. What comes out
+has the model's distribution exactly, whatever the draft. Both distributions are shaped by the
+same temperature and filters; at temperature 0 they have one token each, and the text is that of
+greedy search.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.pretrained import Pretrained
+from lmjax.errors import ConfigError
+from lmjax.generation.generated import Generated, finish
+from lmjax.generation.logits import Filters
+from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
+from lmjax.generation.readers import decode, read_slots
+from lmjax.generation.settings import GenerationConfig
+from lmjax.models.gpt import Gpt
+from lmjax.nn.attention import Cache
+
+
+@flax.struct.dataclass
+class State:
+    """One text under way: as `continuing.State`, of one row, with what each model keeps.
+
+    Attributes:
+      kept, draft_kept: keys and values of the tokens before slot - 1; later slots hold what was
+        drafted and not accepted, which nobody sees before it is written over.
+      drafted, accepted: [] int, tokens that the model has judged, and found good.
+    """
+
+    tokens: jax.Array
+    real: jax.Array
+    log_probs: jax.Array
+    slot: jax.Array
+    done: jax.Array
+    kept: Cache
+    draft_kept: Cache
+    drafted: jax.Array
+    accepted: jax.Array
+
+
+def check_draft(model: Pretrained, draft: Pretrained, config: GenerationConfig) -> None:
+    """Refuses models that do not speak the same tokens, and what looks at more than the logits.
+
+    Raises:
+      ConfigError: names what does not fit.
+    """
+    for name, one in (("model", model), ("draft", draft)):
+        if not isinstance(one.network, Gpt):
+            raise ConfigError(f"{name}: {type(one.network).__name__}; drafts are of GPT for GPT")
+    vocab, draft_vocab = (one.network.config.vocab_size for one in (model, draft))
+    prints = {one.tokenizer.fingerprint for one in (model, draft) if one.tokenizer}
+    if vocab != draft_vocab or len(prints) > 1:
+        raise ConfigError(
+            f"draft: its tokenizer is not the model's ({draft_vocab} and {vocab} tokens)"
+        )
+    off = GenerationConfig()
+    for name in (
+        *("repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "num_beams"),
+        *("penalty_alpha", "choices", "regex", "json_schema"),
+    ):
+        if getattr(config, name) != getattr(off, name):
+            raise ConfigError(f"{name}: not with a draft model; leave one of the two out")
+
+
+def speculate(
+    model: Pretrained, draft: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
+) -> list[Generated]:
+    """The texts, one prompt after the other.
+
+    Raises:
+      ConfigError: what does not fit either position table.
+    """
+    check_draft(model, draft, config)
+    eos = end_of_text(model, config)
+    for one in (model, draft):
+        check_room(one, prompts, config)
+    texts = []
+    for prompt in prompts:
+        # The last round may draft beyond what is wanted.
+        padded = left_padded([prompt], config.max_new_tokens + config.draft_tokens + 1)
+        state = _speculate(
+            (model.network, draft.network),
+            (model.params, draft.params),
+            Filters.of(config),
+            *(padded.tokens, padded.real, padded.keys[0]),
+            *(np.int32(eos), np.int32(config.max_new_tokens)),
+            width=padded.width,
+            count=config.draft_tokens,
+        )
+        new = min(int(state.slot) - padded.width, config.max_new_tokens)
+        made = finish(
+            model.tokenizer,
+            prompt,
+            np.asarray(state.tokens[0, padded.width : padded.width + new]),
+            np.asarray(state.log_probs[:new]),
+            eos,
+            config.stop,
+            accepted=float(state.accepted) / max(1, int(state.drafted)),
+        )
+        texts.append(made)
+    return texts
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("width", "count"))
+def _speculate(
+    networks: tuple[nn.Module, nn.Module],
+    params: tuple[Any, Any],
+    filters: Filters,
+    tokens: jax.Array,
+    real: jax.Array,
+    key: jax.Array,
+    eos: jax.Array,
+    most: jax.Array,
+    *,
+    width: int,
+    count: int,
+) -> State:
+    """Rounds of `count` drafted tokens until `most` are there or the document ends."""
+    (network, draft), (own, drafts) = networks, params
+    slots = tokens.shape[1]
+
+    def log_distribution(logits: jax.Array) -> jax.Array:
+        """[n, vocab] logits -> log-probabilities that tokens are drawn with."""
+        if filters.temperature is None:
+            best = jnp.argmax(logits, axis=-1)
+            return jnp.where(jnp.arange(logits.shape[-1]) == best[:, None], 0.0, -jnp.inf)
+        return jax.nn.log_softmax(filters.shape(logits), axis=-1)
+
+    def round_of(state: State) -> State:
+        for_draft, for_accept, for_last = jax.random.split(jax.random.fold_in(key, state.slot), 3)
+
+        def propose(i: jax.Array, carry: Any) -> Any:
+            tokens, kept, log_q = carry
+            # Two at a time: of a round that was accepted as a whole the draft has not read
+            # the last token.
+            at = state.slot + i - 2
+            new = jax.lax.dynamic_slice_in_dim(tokens, at, 2, axis=1)
+            hidden, kept = read_slots(draft, drafts, new, state.real, at, kept)
+            mine = log_distribution(decode(draft, drafts, hidden[:, -1]))
+            token = jax.random.categorical(jax.random.fold_in(for_draft, i), mine[0])
+            tokens = jax.lax.dynamic_update_slice(
+                tokens, token.astype(jnp.int32)[None, None], (0, state.slot + i)
+            )
+            return tokens, kept, log_q.at[i].set(mine[0])
+
+        vocab = network.config.vocab_size
+        start = (state.tokens, state.draft_kept, jnp.zeros((count, vocab)))
+        tokens, draft_kept, log_q = jax.lax.fori_loop(0, count, propose, start)
+
+        new = jax.lax.dynamic_slice_in_dim(tokens, state.slot - 1, count + 1, axis=1)
+        hidden, kept = read_slots(network, own, new, state.real, state.slot - 1, state.kept)
+        logits = decode(network, own, hidden[0])
+        log_p = log_distribution(logits)
+        drafted = new[0, 1:]
+        each = jnp.arange(count)
+        ratio = jnp.exp(log_p[each, drafted] - log_q[each, drafted])
+        good = jax.random.uniform(for_accept, (count,)) < ratio
+        accepted = jnp.cumprod(good.astype(jnp.int32)).sum()
+        # Behind the last drafted token there is no q: the rest is all of p.
+        q = jnp.pad(jnp.exp(log_q), ((0, 1), (0, 0)))[accepted]
+        rest = jnp.maximum(jnp.exp(log_p[accepted]) - q, 0.0)
+        # All 0 where p = q to the last digit, when nothing is refused but by rounding.
+        rest = jnp.where(rest.sum() > 0, jnp.log(rest), log_p[accepted])
+        last = jax.random.categorical(for_last, rest).astype(jnp.int32)
+
+        tokens = jax.lax.dynamic_update_slice(tokens, last[None, None], (0, state.slot + accepted))
+        written = jax.lax.dynamic_slice_in_dim(tokens, state.slot, count + 1, axis=1)[0]
+        scored = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(count + 1), written]
+        ended = ((written == eos) & (jnp.arange(count + 1) <= accepted)).any()
+        return State(
+            tokens=tokens,
+            real=state.real,
+            log_probs=jax.lax.dynamic_update_slice(state.log_probs, scored, (state.slot - width,)),
+            slot=state.slot + accepted + 1,
+            done=ended | (state.slot + accepted + 1 - width >= most),
+            kept=kept,
+            draft_kept=draft_kept,
+            drafted=state.drafted + jnp.minimum(accepted + 1, count),
+            accepted=state.accepted + accepted,
+        )
+
+    def read(network: Any, params: Any) -> Cache:
+        empty = Cache.empty(network.config.trunk, 1, slots)
+        return read_slots(network, params, tokens[:, :width], real, 0, empty)[1]
+
+    state = State(
+        tokens=tokens,
+        real=real,
+        log_probs=jnp.zeros(slots - width),
+        slot=jnp.int32(width),
+        done=jnp.bool_(False),
+        kept=read(network, own),
+        draft_kept=read(draft, drafts),
+        drafted=jnp.int32(0),
+        accepted=jnp.int32(0),
+    )
+    return jax.lax.while_loop(lambda state: ~state.done, round_of, state)

@@ -1,0 +1,126 @@
+"""Masks filled: in the order of confidence, in rounds, and by Gibbs sampling."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import lmjax
+from lmjax.convert.pretrained import Pretrained
+from lmjax.errors import ConfigError
+from lmjax.models.electra import ElectraConfig, ElectraDiscriminator
+from tests.generation import models
+
+
+@pytest.fixture(scope="module")
+def bert() -> Pretrained:
+    return models.bert()
+
+
+def log_p(model: Pretrained, ids: np.ndarray) -> np.ndarray:
+    """[length, vocab] of one text, written as the network reads it, roles left out."""
+    length = 32
+    assert model.tokenizer is not None
+    tokens = np.full((1, length), model.tokenizer.roles["pad"])
+    tokens[0, : len(ids)] = ids
+    logits: Any = model(tokens, real=np.arange(length)[None] < len(ids))
+    logits = logits if isinstance(logits, np.ndarray | jax.Array) else logits[0]
+    return np.asarray(jax.nn.log_softmax(logits[0, : len(ids)].astype(np.float32)))
+
+
+def masked(model: Pretrained, text: str) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    assert model.tokenizer is not None
+    roles = model.tokenizer.roles
+    ids = np.concatenate([[roles["cls"]], model.tokenizer.encode_batch([text])[0], [roles["sep"]]])
+    return ids, np.flatnonzero(ids == roles["mask"]), roles
+
+
+def best(row: np.ndarray, roles: dict[str, int]) -> int:
+    allowed = row.copy()
+    allowed[[index for role, index in roles.items() if role != "unk"]] = -np.inf
+    return int(allowed.argmax())
+
+
+TEXT = "a [MASK][MASK] b[MASK]cd[MASK]"
+
+
+def test_confidence_fills_the_surest_mask_first(bert: Pretrained) -> None:
+    short, made = lmjax.generate(bert, ["[MASK]z", TEXT])
+    ids, at, roles = masked(bert, TEXT)
+    expected = {}
+    while (ids == roles["mask"]).any():
+        p = log_p(bert, ids)
+        tokens = {place: best(p[place], roles) for place in np.flatnonzero(ids == roles["mask"])}
+        place = max(tokens, key=lambda place: p[place, tokens[place]])
+        ids[place], expected[place] = tokens[place], p[place, tokens[place]]
+    np.testing.assert_array_equal(made.token_ids, ids[at])
+    np.testing.assert_allclose(made.log_probs, [expected[place] for place in at], atol=1e-4)
+    assert bert.tokenizer is not None
+    assert made.text == bert.tokenizer.decode(ids[1:-1]) and not made.follows
+    assert len(short.token_ids) == 1 and short.text.endswith("z")
+
+
+def test_mask_predict_predicts_the_least_probable_again(bert: Pretrained) -> None:
+    rounds = 3
+    (made,) = lmjax.generate(bert, TEXT, infill="mask_predict", iterations=rounds)
+    ids, at, roles = masked(bert, TEXT)
+    scores = np.zeros(len(at))
+    for t in range(rounds):
+        count = len(at) * (rounds - t) // rounds
+        again = np.argsort(scores, kind="stable")[:count]
+        ids[at[again]] = roles["mask"]
+        p = log_p(bert, ids)
+        for k in again:
+            ids[at[k]] = best(p[at[k]], roles)
+            scores[k] = p[at[k], ids[at[k]]]
+    np.testing.assert_array_equal(made.token_ids, ids[at])
+    np.testing.assert_allclose(made.log_probs, scores, atol=1e-4)
+
+
+def test_gibbs_draws_from_the_conditionals(bert: Pretrained) -> None:
+    """Of one mask, which is drawn anew in each sweep: the last draw has its distribution."""
+    settings: dict[str, Any] = {"infill": "gibbs", "temperature": 0.5, "top_k": 3}
+    made = lmjax.generate(
+        bert, "q[MASK]r", iterations=2, num_return_sequences=600, seed=4, **settings
+    )
+    ids, at, roles = masked(bert, "q[MASK]r")
+    row = log_p(bert, ids)[at[0]].copy()
+    row[[index for role, index in roles.items() if role != "unk"]] = -np.inf
+    three = np.argsort(-row)[:3]
+    p = np.exp(row[three] / 0.5)
+    counts = [sum(int(text.token_ids[0]) == token for text in made) for token in three]
+    assert sum(counts) == len(made)
+    assert scipy.stats.chisquare(counts, p / p.sum() * len(made)).pvalue > 1e-3
+
+
+def test_a_row_is_filled_as_it_is_alone(bert: Pretrained) -> None:
+    settings: dict[str, Any] = {"infill": "gibbs", "temperature": 1.0, "iterations": 3}
+    (alone,) = lmjax.generate(bert, TEXT, **settings)
+    among = lmjax.generate(bert, ["[MASK] and a text that is longer [MASK]", TEXT], **settings)
+    np.testing.assert_array_equal(alone.token_ids, among[1].token_ids)
+
+
+def test_masks_are_appended_where_there_are_none() -> None:
+    model = models.electra()
+    (made,) = lmjax.generate(model, "ab", max_new_tokens=5)
+    assert len(made.token_ids) == 5 and made.text.startswith("ab")
+    assert model.tokenizer is not None
+    roles = {index for role, index in model.tokenizer.roles.items() if role != "unk"}
+    assert roles.isdisjoint(made.token_ids.tolist())
+
+
+def test_what_generates_nothing_is_refused_by_name(bert: Pretrained) -> None:
+    trunk = models.TRUNK
+    discriminator = models.pretrained(
+        ElectraDiscriminator(ElectraConfig(trunk, max_length=64, vocab_size=40))
+    )
+    with pytest.raises(ConfigError, match="ElectraDiscriminator generates no text"):
+        lmjax.generate(discriminator, [[3, 4]])
+    with pytest.raises(ConfigError, match="num_beams: it is for text from left to right"):
+        lmjax.generate(bert, TEXT, num_beams=3)
+    with pytest.raises(ConfigError, match="infill: it is for masked models, and Gpt"):
+        lmjax.generate(models.gpt(), [[3, 4]], infill="mask_predict")
+    with pytest.raises(ConfigError, match="max_new_tokens: a text of 66 tokens"):
+        lmjax.generate(bert, "ab", max_new_tokens=62)

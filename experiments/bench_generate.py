@@ -66,7 +66,7 @@ def main() -> None:
             output = theirs.generate(given, attention_mask=torch.ones_like(given), **settings)
         return output[:, prompts.shape[1] :].numpy()
 
-    print(f"{config_name(values.size)}, prompts of {values.prompt_length}, {new} new tokens each")
+    print(f"configs/gpt.py:{values.size}, prompts of {values.prompt_length}, {new} new tokens each")
     print("| batch | lmjax tokens/s | transformers tokens/s | ratio | same tokens |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     rng = np.random.default_rng(0)
@@ -76,11 +76,6 @@ def main() -> None:
         pairs = [(timed(here, prompts), timed(there, prompts)) for _ in range(values.repeats)]
         mine, other = (batch * new / statistics.median(side) for side in zip(*pairs, strict=True))
         print(f"| {batch} | {mine:.1f} | {other:.1f} | {mine / other:.2f} | {same:.0%} |")
-
-
-def config_name(size: str) -> str:
-    """GPT-2 is what configs/gpt.py calls small to xl."""
-    return f"configs/gpt.py:{size}"
 
 
 def timed(run: Callable[[np.ndarray], np.ndarray], prompts: np.ndarray) -> float:

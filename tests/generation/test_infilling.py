@@ -83,7 +83,7 @@ def test_gibbs_draws_from_the_conditionals(bert: Pretrained) -> None:
     """Of one mask, which is drawn anew in each sweep: the last draw has its distribution."""
     settings: dict[str, Any] = {"infill": "gibbs", "temperature": 0.5, "top_k": 3}
     made = lmjax.generate(
-        bert, "q[MASK]r", iterations=2, num_return_sequences=600, seed=4, **settings
+        bert, "q[MASK]r", iterations=2, num_return_sequences=400, seed=4, **settings
     )
     ids, at, roles = masked(bert, "q[MASK]r")
     row = log_p(bert, ids)[at[0]].copy()

@@ -51,7 +51,7 @@ def test_samples_have_the_models_distribution(
         draft=draft,
         draft_tokens=2,
         max_new_tokens=3,
-        num_return_sequences=1500,
+        num_return_sequences=700,
         ignore_eos=True,
         **settings,
     )

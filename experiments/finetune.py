@@ -56,10 +56,13 @@ def main() -> None:
         table.add_row(*row)
     console.print(table)
     (workdir / "table.md").write_text("\n".join(markdown_table(every)) + "\n")
+    exported = f"for transformers: {workdir / 'model'}"
+    if result.not_exported:
+        exported = f"none for transformers ({result.not_exported})"
     console.print(
         f"{result.trained:,} of {result.parameters:,} parameters were trained.\n"
         f"Predictions: {workdir / 'predictions.jsonl'}   mistakes: {workdir / 'report.md'}\n"
-        f"Model: lmjax.load('{workdir}')   Hugging Face's format: {workdir / 'model'}",
+        f"Model: lmjax.load('{workdir}'); {exported}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -25,4 +25,4 @@ def get_config() -> ConfigDict:
         "lm_weight": 0.0,
     }
     data = {"test": "pydocs", "train_rows": 4000}
-    return finetuning(task, data, learning_rate=5e-4, epochs=3)
+    return finetuning(task, data, learning_rate=1e-3, epochs=3)

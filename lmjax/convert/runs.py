@@ -1,13 +1,23 @@
 """`lmjax.load`: a run of lmjax or a Hugging Face directory, opened alike."""
 
+import dataclasses
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+from lmjax.configuration import build_typed
 from lmjax.convert.huggingface import load_huggingface, read_json, tokenizer_of
+from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
+from lmjax.nn.lora import merge
 from lmjax.training.checkpoints import read_part
 from lmjax.training.plan import make_objective
+
+_NETWORK = "network.json"
 
 
 def load(path: str | pathlib.Path) -> Pretrained:
@@ -30,9 +40,57 @@ def load(path: str | pathlib.Path) -> Pretrained:
     """
     directory = pathlib.Path(path)
     values = read_json(directory / "config.json")
-    if "task" in values:  # of a fine-tuning run, which ends with a directory of its own
-        return load_huggingface(directory / "model")
+    if "task" in values:
+        return _load_finetuned(directory)
     return _load_run(directory, values) if "objective" in values else load_huggingface(directory)
+
+
+def write_network(
+    network: Headed, labels: Sequence[str], directory: pathlib.Path, adapter_scale: float = 0.0
+) -> None:
+    """Writes network.json, from which `load` builds the network of a fine-tuning run.
+
+    Args:
+      network: as `lmjax.convert.networks.headed` makes it.
+      labels: names of its classes; () where they have none.
+      adapter_scale: of the adapters beside the parameters, where there are some.
+    """
+    model: Any = network.encoder.config
+    head: Any = network.head
+    values = {
+        "model": {
+            "type": f"{type(model).__module__}.{type(model).__qualname__}",
+            **dataclasses.asdict(model),
+        },
+        "task": network.task,
+        "classes": getattr(head, "classes", 0),
+        "dropout": getattr(head, "dropout", 0.0),
+        "adapter_scale": adapter_scale,
+        "labels": list(labels),
+    }
+    (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _load_finetuned(directory: pathlib.Path) -> Pretrained:
+    if not (directory / _NETWORK).exists():
+        raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
+    values, where = read_json(directory / _NETWORK), f"{directory}/{_NETWORK}"
+    try:
+        model = build_typed(values["model"], f"{where}: model")
+        network = headed(model, values["task"], values["classes"], values["dropout"])
+        labels, scale = tuple(values["labels"]), float(values["adapter_scale"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{where}: no network of a run ({error!r})") from error
+    tokenizer = tokenizer_of(directory)
+    if tokenizer is None:
+        raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
+    params = merge(read_part(directory / "checkpoints", "params"), scale)
+    return Pretrained(network, params, tokenizer, labels, _token_ids(tokenizer))
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    roles = {"pad_token_id": "pad", "bos_token_id": "eod", "eos_token_id": "eod"}
+    return {name: tokenizer.roles[role] for name, role in roles.items()}
 
 
 def _load_run(directory: pathlib.Path, values: dict[str, Any]) -> Pretrained:
@@ -52,7 +110,4 @@ def _load_run(directory: pathlib.Path, values: dict[str, Any]) -> Pretrained:
             " takes the model from; give it one"
         )
     params = read_part(directory / "checkpoints", "ema" if averaged else "params")
-    roles = {"pad_token_id": "pad", "bos_token_id": "eod", "eos_token_id": "eod"}
-    return Pretrained(
-        network, params, tokenizer, (), {name: tokenizer.roles[r] for name, r in roles.items()}
-    )
+    return Pretrained(network, params, tokenizer, (), _token_ids(tokenizer))

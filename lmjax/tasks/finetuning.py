@@ -13,9 +13,12 @@ import numpy as np
 import optax
 
 from lmjax.convert.huggingface import save_huggingface
+from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
+from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.tasks.base import Outputs, Scores
 from lmjax.tasks.batches import Collator, Epochs, by_length
 from lmjax.tasks.plan import MAY_CHANGE, Prepared
@@ -39,12 +42,14 @@ class Result:
       scores: on the rows of `Prepared.scored`.
       predictions: of these rows.
       parameters, trained: how many numbers the parameters are, and how many of them changed.
+      not_exported: why there is no model/ for `transformers`; '' where there is one.
     """
 
     scores: Scores
     predictions: list[Row]
     parameters: int
     trained: int
+    not_exported: str
 
 
 def finetune(
@@ -58,7 +63,8 @@ def finetune(
 ) -> Result:
     """Fine-tunes with one seed, or continues where the run in `workdir` was.
 
-    Leaves predictions.jsonl, report.md, results.json and model/, which `lmjax.load` opens.
+    Leaves predictions.jsonl, report.md and results.json; the directory is one that `lmjax.load`
+    opens, and model/ in it is one for `transformers`, where that has the model.
 
     Args:
       config: that `prepared` was made of.
@@ -85,8 +91,8 @@ def finetune(
     scores = prepared.task.scores(predictions)
     sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
     trained = jax.tree.leaves(_select(sizes, prepared.task.trainable))
-    result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained))
-    _save_model(prepared, start, state.params, directory.path / "model")
+    why = _save_model(prepared, start, state.params, directory.path)
+    result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
     _write(prepared, result, directory.path)
     return result
 
@@ -120,7 +126,7 @@ class _Finetuning(Run):
         task = prepared.task
 
         def read(params: Any, batch: Any) -> Any:
-            outputs = task.forward(params, batch, None)
+            outputs = task.forward(task.merged(params), batch, None)
             scored = task.judge(outputs, batch)
             total = total_loss(task, scored, {n: count for n, (_, count) in scored.terms.items()})
             weight = batch["weight"].sum()
@@ -181,18 +187,30 @@ def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
-def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Path) -> None:
-    """Writes a directory that `lmjax.load` and `transformers` open, whole or not at all."""
+def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Path) -> str:
+    """Writes network.json, and model/ for `transformers`, whole or not at all.
+
+    Of a head that `transformers` has not, the encoder is written alone.
+
+    Returns:
+      Why there is no model/, where `transformers` has no class for it; else ''.
+    """
     task, vocabulary = prepared.task, prepared.task.vocabulary
-    network, kept, labels = task.saved(params)
+    labels = task.labels if task.head.endswith("classification") else ()
+    write_network(task.network, labels, place, task.adapter.scale)
+    network, kept = exported(task.network, task.merged(params))
+    labels = labels if isinstance(network, Headed) else ()
     ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
     model = Pretrained(network, kept, start.tokenizer, labels, ids)
-    new = place.with_name("model.tmp")
+    new, old = place / "model.tmp", place / "model"
     shutil.rmtree(new, ignore_errors=True)
-    save_huggingface(model, new)
-    task.save_beside(params, new)
-    shutil.rmtree(place, ignore_errors=True)
-    new.rename(place)
+    try:
+        save_huggingface(model, new)
+    except ConfigError as error:
+        return str(error)
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)
+    return ""
 
 
 def _write(prepared: Prepared, result: Result, place: pathlib.Path) -> None:

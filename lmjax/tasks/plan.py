@@ -138,6 +138,11 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
     task: Task = build_typed(
         values["task"], "config.task", vocabulary=vocabulary, model=model or _unknown(values)
     )
+    if task.compares_rows and training.accumulation > 1:
+        raise ConfigError(
+            f"config.training.accumulation: {training.accumulation} micro-batches would leave a row"
+            f" with {training.accumulation} times fewer others to be told from; set it to 1"
+        )
     check_batch(training.batch_size, task.length, training.accumulation, mesh)
 
     notes = {split: Notes() for split in SPLITS}

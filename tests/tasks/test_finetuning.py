@@ -81,14 +81,16 @@ def test_a_run_learns_and_leaves_what_there_is_to_know(
 
 def test_the_saved_model_says_the_same(whole: tuple[ConfigDict, pathlib.Path, Any]) -> None:
     _, place, result = whole
-    model = lmjax.load(place)  # and so opens place / "model"
-    assert model.labels == ("no", "yes")
+    model, other = lmjax.load(place), lmjax.load(place / "model")
+    assert model.labels == other.labels == ("no", "yes")
+    jax.tree.map(np.testing.assert_array_equal, model.params, other.params)
     assert model.tokenizer is not None
     roles = model.tokenizer.roles
-    assert model.token_ids["pad_token_id"] == roles["pad"]
+    assert model.token_ids["pad_token_id"] == other.token_ids["pad_token_id"] == roles["pad"]
     for row in result.predictions[:5]:
         ids = model.tokenizer.encode_batch([row["text"]])[0]
         tokens = np.array([[roles["cls"], *ids, roles["sep"]]])
+        np.testing.assert_allclose(model(tokens), other(tokens), rtol=1e-5)
         shares = jax.nn.softmax(model(tokens)[0])
         assert model.labels[int(shares.argmax())] == row["prediction"]
         assert float(shares.max()) == pytest.approx(row["confidence"], abs=1e-4)
@@ -217,7 +219,7 @@ def test_whole_runs_of_any_family_and_task(name: str, family: str, tmp_path: pat
     config, _ = prepared_task(name, family, tmp_path)
     result = run(config, tmp_path / "run")
     assert len(result.predictions) == 16
-    model = lmjax.load(tmp_path / "run" / "model")
+    model = lmjax.load(tmp_path / "run")
     assert isinstance(model.network, Headed)
 
 
@@ -276,10 +278,23 @@ def test_a_gpt_without_delimiters_gets_them(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(table[:size], given)
     ours = fresh["encoder"]["embeddings"]["token"]["embedding"]
     np.testing.assert_array_equal(table[size:], ours[size:])
-    finetuning._save_model(prepared, prepared.start, merged, tmp_path / "model")
+    assert not finetuning._save_model(prepared, prepared.start, merged, tmp_path)
     saved = lmjax.load(tmp_path / "model")
     assert saved.tokenizer is not None
     assert saved.tokenizer.roles == prepared.start.tokenizer.roles
+
+
+def test_a_model_that_transformers_has_not_is_opened_all_the_same(
+    tmp_path: pathlib.Path,
+) -> None:
+    config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
+    config.model.trunk.norm, config.training.epochs = "post", 1
+    result = run(config, tmp_path / "run")
+    assert "trunk.norm" in result.not_exported
+    assert not (tmp_path / "run" / "model").exists()
+    model = lmjax.load(tmp_path / "run")
+    assert model.labels == ("no", "yes")
+    assert model(np.full((1, 4), 7)).shape == (1, 2)
 
 
 def test_from_scratch_is_the_same_model_without_what_was_learnt(

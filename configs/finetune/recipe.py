@@ -21,7 +21,11 @@ def finetuning(
             "init": "",
             "compare_scratch": True,
             "dropout": 0.1,
-            "task": task,
+            # LoRA (Hu et al. 2021): rank 8, for example, and ten times the learning rate.
+            "task": {
+                "adapter": {"rank": 0, "alpha": 16.0, "targets": ("query", "value")},
+                **task,
+            },
             "data": {
                 "train": "pydocs",
                 "validation": "",

@@ -16,7 +16,7 @@ from lmjax.models.electra import (
     ElectraGenerator,
 )
 from lmjax.models.gpt import Gpt, GptConfig, GptEncoder
-from lmjax.models.heads import Headed, MarkedHead, SequenceHead, Task, TokenHead
+from lmjax.models.heads import Headed, MarkedHead, PoolingHead, SequenceHead, Task, Token, TokenHead
 from lmjax.models.xlnet import Xlnet, XlnetConfig, XlnetEncoder
 
 # Tensors that a checkpoint may hold beside what its class uses.
@@ -82,7 +82,8 @@ def choose_network(
 def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Headed:
     """An encoder with the head that `transformers` gives it for `task`.
 
-    For relations, of which `transformers` has no class, Baldini Soares et al.'s (2019).
+    Relations have Baldini Soares et al.'s (2019), embeddings one that only pools, of which
+    `transformers` has neither.
 
     Args:
       classes: of the labels; not used where the task says how many.
@@ -96,6 +97,11 @@ def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Head
         return Headed(encoder, TokenHead(trunk, classes, dropout), task)
     if task == "relation_classification":
         return Headed(encoder, MarkedHead(trunk, classes, dropout), task)
+    if task == "mean_embedding":
+        return Headed(encoder, PoolingHead("mean"), task)
+    if task == "token_embedding":
+        kinds: dict[type, Token] = {GptConfig: "last_real", XlnetConfig: "last"}
+        return Headed(encoder, PoolingHead(kinds.get(type(model), "first")), task)
     classes = {"multiple_choice": 1, "next_sentence": 2}.get(task, classes)
     if isinstance(model, GptConfig):
         head = SequenceHead(trunk, classes, "last_real", "", 0.0, use_bias=False)
@@ -107,6 +113,13 @@ def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Head
     else:
         head = SequenceHead(trunk, classes, "first", "tanh", dropout)
     return Headed(encoder, head, task)
+
+
+def exported(network: Headed, params: Any) -> tuple[nn.Module, Any]:
+    """What `transformers` has a class for: of heads that it has not, the encoder alone."""
+    if network.task in _CLASS_TASKS.values():
+        return network, params
+    return network.encoder, params["encoder"]
 
 
 def encoder_of(model: ModelConfig) -> nn.Module:

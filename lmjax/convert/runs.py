@@ -13,6 +13,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
+from lmjax.nn.lora import merge
 from lmjax.training.checkpoints import read_part
 from lmjax.training.plan import make_objective
 
@@ -44,12 +45,15 @@ def load(path: str | pathlib.Path) -> Pretrained:
     return _load_run(directory, values) if "objective" in values else load_huggingface(directory)
 
 
-def write_network(network: Headed, labels: Sequence[str], directory: pathlib.Path) -> None:
+def write_network(
+    network: Headed, labels: Sequence[str], directory: pathlib.Path, adapter_scale: float = 0.0
+) -> None:
     """Writes network.json, from which `load` builds the network of a fine-tuning run.
 
     Args:
       network: as `lmjax.convert.networks.headed` makes it.
       labels: names of its classes; () where they have none.
+      adapter_scale: of the adapters beside the parameters, where there are some.
     """
     model: Any = network.encoder.config
     head: Any = network.head
@@ -59,8 +63,9 @@ def write_network(network: Headed, labels: Sequence[str], directory: pathlib.Pat
             **dataclasses.asdict(model),
         },
         "task": network.task,
-        "classes": head.classes,
-        "dropout": head.dropout,
+        "classes": getattr(head, "classes", 0),
+        "dropout": getattr(head, "dropout", 0.0),
+        "adapter_scale": adapter_scale,
         "labels": list(labels),
     }
     (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
@@ -73,13 +78,13 @@ def _load_finetuned(directory: pathlib.Path) -> Pretrained:
     try:
         model = build_typed(values["model"], f"{where}: model")
         network = headed(model, values["task"], values["classes"], values["dropout"])
-        labels = tuple(values["labels"])
+        labels, scale = tuple(values["labels"]), float(values["adapter_scale"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{where}: no network of a run ({error!r})") from error
     tokenizer = tokenizer_of(directory)
     if tokenizer is None:
         raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
-    params = read_part(directory / "checkpoints", "params")
+    params = merge(read_part(directory / "checkpoints", "params"), scale)
     return Pretrained(network, params, tokenizer, labels, _token_ids(tokenizer))
 
 

@@ -162,6 +162,22 @@ def _words_of(text: str) -> set[str]:
     return {word.lower().rstrip("s") for word in re.findall(r"[A-Za-z]+", text)}
 
 
+def summary_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """The summary of a docstring, and what stands below it: {'text', 'pair'}.
+
+    Of docstrings that are inherited, or alike in one of the two, the first alone.
+    """
+    seen: set[str] = set()
+    for document in documentation(split, cache_dir):
+        summary, _, rest = document.text.partition("\n\n")
+        text, pair = " ".join(summary.split()), " ".join(rest.split())
+        if len(text.split()) < _SHORTEST or len(pair.split()) < 2 * _SHORTEST:
+            continue
+        if text not in seen and pair not in seen:
+            yield {"text": text, "pair": pair}
+        seen |= {text, pair}
+
+
 def relation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
     """Whether a value is a parameter's, and what of it: {'text', 'head', 'tail', 'label'}.
 

@@ -19,6 +19,17 @@ BEFORE, AFTER = 48, 49  # dropout sites
 TRANSFORMS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
 
+Token = Literal["first", "last", "last_real"]
+
+
+def one_token(hidden: jax.Array, real: jax.Array, token: Token) -> jax.Array:
+    """A hidden state of each row: [batch, length, hidden_size] -> [batch, hidden_size]."""
+    if token == "last_real":
+        last = jnp.argmax(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return hidden[:, 0 if token == "first" else -1]
+
+
 class SequenceHead(nn.Module):
     """One token's hidden state -> (dense, activation ->) logits [batch, classes].
 
@@ -34,7 +45,7 @@ class SequenceHead(nn.Module):
 
     config: TransformerConfig
     classes: int
-    token: Literal["first", "last", "last_real"]
+    token: Token
     transform: Literal["", "tanh", "gelu"]
     dropout: float
     dropout_before: bool = False
@@ -44,10 +55,7 @@ class SequenceHead(nn.Module):
     def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
         """hidden: [batch, length, hidden_size]; real: [batch, length] bool, not padding."""
         c = self.config
-        x = hidden[:, {"first": 0}.get(self.token, -1)]
-        if self.token == "last_real":
-            last = jnp.argmax(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
-            x = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        x = one_token(hidden, real, self.token)
         if self.transform:
             if self.dropout_before:
                 x = dropout(x, self.dropout, seeds, BEFORE)
@@ -69,6 +77,25 @@ class TokenHead(nn.Module):
         del real
         x = dropout(hidden, self.dropout, seeds, AFTER)
         return Dense(self.classes, self.config.initializer(), name="output")(x)
+
+
+class PoolingHead(nn.Module):
+    """An embedding of each text, [batch, hidden_size]: one state, or the mean of all.
+
+    Attributes:
+      token: which state; 'mean' is that of the real tokens, special ones included
+        (Reimers and Gurevych 2019, §3).
+    """
+
+    token: Token | Literal["mean"]
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
+        del seeds
+        if self.token != "mean":
+            return one_token(hidden, real, self.token)
+        weights = real.astype(hidden.dtype)[:, :, None]
+        return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
 
 
 class MarkedHead(nn.Module):
@@ -97,6 +124,8 @@ Task = Literal[
     "token_classification",
     "question_answering",
     "relation_classification",
+    "mean_embedding",
+    "token_embedding",
 ]
 
 

@@ -6,11 +6,9 @@ those of pretraining.
 
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -23,6 +21,7 @@ from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
 from lmjax.tasks.forms import Form
 
@@ -45,6 +44,7 @@ class Task(Objective):
       length: longest input in tokens, special ones included.
       head_dropout: in the head; where a family's head has none (GPT), it has none.
       freeze: 'trunk' trains the head alone (a linear probe); '' trains all.
+      adapter: trains low-rank matrices beside the kernels, and the head.
       labels: the classes, in the order of their ids; () takes those of the training rows.
     """
 
@@ -58,9 +58,12 @@ class Task(Objective):
     length: int = 128
     head_dropout: float = 0.1
     freeze: Literal["", "trunk"] = ""
+    adapter: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.freeze and self.adapter.rank:
+            raise ConfigError("freeze: an adapter freezes the trunk by itself; set it to ''")
         if self.length < 8:
             raise ConfigError(f"length: {self.length} is too short; give at least 8")
         if not 0 <= self.head_dropout < 1:
@@ -112,6 +115,11 @@ class Task(Objective):
     # What it learns.
 
     @property
+    def compares_rows(self) -> bool:
+        """Whether the loss of a row depends on the others of its batch."""
+        return False
+
+    @property
     def form(self) -> Form:
         return Form(self.model, self.vocabulary)
 
@@ -121,9 +129,22 @@ class Task(Objective):
 
     def trainable(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at `path` is trained."""
-        return not (self.freeze == "trunk" and path[0] == "encoder")
+        frozen = self.freeze == "trunk" or self.adapter.rank > 0
+        return not (frozen and path[0] == "encoder")
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
+        params = self.fresh(key, batch)
+        if not self.adapter.rank:
+            return params
+        adapters = init_adapters(jax.random.fold_in(key, 1), params["encoder"], self.adapter)
+        return {**params, "adapters": adapters}
+
+    def merged(self, params: Any) -> Any:
+        """The network's parameters, with adapters added to the kernels that they adapt."""
+        return merge(params, self.adapter.scale)
+
+    def fresh(self, key: jax.Array, batch: Batch) -> Any:
+        """The network's random parameters."""
         return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
@@ -133,7 +154,7 @@ class Task(Objective):
             return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
 
         params = jax.tree_util.tree_map_with_path(stopped, params)
-        return self.judge(self.forward(params, batch, seeds), batch)
+        return self.judge(self.forward(self.merged(params), batch, seeds), batch)
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         """'logits' of the head, and whatever else `judge` or `predict` reads."""
@@ -173,14 +194,6 @@ class Task(Objective):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         """Lines of markdown: where it goes wrong."""
         raise NotImplementedError
-
-    def saved(self, params: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
-        """The network that `lmjax.load` and `transformers` open, its parameters and labels."""
-        labels = self.labels if self.head.endswith("classification") else ()
-        return self.network, params, labels
-
-    def save_beside(self, params: Any, folder: pathlib.Path) -> None:
-        """Writes into `folder` what that network leaves out."""
 
     def unpadded(self, example: Example, outputs: Outputs) -> Outputs:
         """Outputs of an example, with tokens of its own alone."""

@@ -62,6 +62,11 @@ class Epochs:
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
 
     @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self._examples)
+
+    @property
     def batches_per_epoch(self) -> int:
         return -(-len(self._examples) // self._collate.batch_size)
 

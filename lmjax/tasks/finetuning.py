@@ -13,24 +13,24 @@ import numpy as np
 import optax
 
 from lmjax.convert.huggingface import save_huggingface
+from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
-from lmjax.tasks.base import Outputs, Scores
-from lmjax.tasks.batches import Collator, Epochs, by_length
+from lmjax.tasks.base import Scores, Task
+from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.plan import MAY_CHANGE, Prepared
+from lmjax.tasks.reading import Reader
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
-from lmjax.training.mesh import batch_sharding, global_batch, replicated
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
 from lmjax.training.state import TrainState
-from lmjax.training.step import total_loss
-from lmjax.training.watch import means_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +90,12 @@ def finetune(
     scores = prepared.task.scores(predictions)
     sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
     trained = jax.tree.leaves(_select(sizes, prepared.task.trainable))
-    why = _save_model(prepared, start, state.params, directory.path)
+    task = prepared.task
+    labels = task.labels if task.head.endswith("classification") else ()
+    write_network(task.network, labels, directory.path, task.adapter.scale)
+    why = export_model(task, start.tokenizer, state.params, directory.path)
     result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
-    _write(prepared, result, directory.path)
+    write_results(prepared, result, directory.path)
     return result
 
 
@@ -123,23 +126,7 @@ class _Finetuning(Run):
             length=prepared.task.length,
             begin=lambda fresh: put_in(fresh, start),
         )
-        task = prepared.task
-
-        def read(params: Any, batch: Any) -> Any:
-            outputs = task.forward(params, batch, None)
-            scored = task.judge(outputs, batch)
-            total = total_loss(task, scored, {n: count for n, (_, count) in scored.terms.items()})
-            weight = batch["weight"].sum()
-            return outputs, {"loss": (total * weight, weight), **scored.terms, **scored.metrics}
-
-        self.read = jax.jit(
-            read,
-            in_shardings=(
-                jax.tree.map(lambda leaf: leaf.sharding, self.program.state.params),
-                batch_sharding(self.mesh),
-            ),
-            out_shardings=replicated(self.mesh),
-        )
+        self.reader = Reader(prepared.task, self.collate, self.mesh, self.program.places.params)
 
     def transformation(
         self, config: OptimizerConfig, steps: int, shapes: Any
@@ -161,17 +148,7 @@ class _Finetuning(Run):
 
     def predict(self, params: Any, split: str) -> tuple[list[Row], dict[str, float]]:
         """Predictions for all rows of a split, and the means of what the loss is made of."""
-        task, examples = self.prepared.task, self.prepared.examples[split]
-        outputs: list[Outputs] = [{} for _ in examples]
-        sums = []
-        for indices, batch in by_length(examples, self.collate):
-            placed = global_batch(batch, self.mesh, self.collate.batch_size)
-            found, counted = jax.device_get(self.read(params, placed))
-            sums.append(counted)
-            for place, index in enumerate(indices):
-                row = {name: array[place] for name, array in found.items()}
-                outputs[index] = task.unpadded(examples[index], row)
-        return task.predict(self.prepared.rows[split], examples, outputs), means_of(sums)
+        return self.reader.predict(params, self.prepared.rows[split], self.prepared.examples[split])
 
 
 def _map_paths(function: Any, tree: Any) -> Any:
@@ -186,31 +163,32 @@ def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
-def _save_model(prepared: Prepared, start: Start, params: Any, place: pathlib.Path) -> str:
-    """Writes network.json, and model/ for `transformers`, whole or not at all.
+def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path) -> str:
+    """Writes model/ for `transformers`, whole or not at all.
+
+    Of a head that `transformers` has not, the encoder is written alone.
 
     Returns:
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
-    task, vocabulary = prepared.task, prepared.task.vocabulary
-    network, kept, labels = task.saved(params)
-    if isinstance(network, Headed):  # others are opened from model/
-        write_network(network, labels, place)
+    vocabulary = task.vocabulary
+    network, kept = exported(task.network, task.merged(params))
+    named = isinstance(network, Headed) and task.head.endswith("classification")
+    labels = task.labels if named else ()
     ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
-    model = Pretrained(network, kept, start.tokenizer, labels, ids)
+    model = Pretrained(network, kept, tokenizer, labels, ids)
     new, old = place / "model.tmp", place / "model"
     shutil.rmtree(new, ignore_errors=True)
     try:
         save_huggingface(model, new)
     except ConfigError as error:
         return str(error)
-    task.save_beside(params, new)
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
     return ""
 
 
-def _write(prepared: Prepared, result: Result, place: pathlib.Path) -> None:
+def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> None:
     """predictions.jsonl, results.json and report.md."""
     lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in result.predictions]
     (place / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -108,8 +108,11 @@ class Prepared:
     baselines: Mapping[str, Scores]
 
 
-def prepare(config: ml_collections.ConfigDict) -> Prepared:
+def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
     """Reads the config, the data and the start; compiles and writes nothing.
+
+    Args:
+      start: what `config.init` names, where it is open already.
 
     Raises:
       ConfigError: a field, a file or a row that cannot work.
@@ -130,14 +133,18 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
         raise ConfigError(f"config.task.type: '{values['task']['type']}' is no lmjax.tasks Task")
     dropout = values["dropout"]
     # A stand-in start lets the task read rows, which a random start's tokenizer is trained on.
-    start = None
-    if values["init"]:
+    if start is None and values["init"]:
         start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
     vocabulary = None if start is None else start.vocabulary
     model = None if start is None else start.model
     task: Task = build_typed(
         values["task"], "config.task", vocabulary=vocabulary, model=model or _unknown(values)
     )
+    if task.compares_rows and training.accumulation > 1:
+        raise ConfigError(
+            f"config.training.accumulation: {training.accumulation} micro-batches would leave a row"
+            f" with {training.accumulation} times fewer others to be told from; set it to 1"
+        )
     check_batch(training.batch_size, task.length, training.accumulation, mesh)
 
     notes = {split: Notes() for split in SPLITS}

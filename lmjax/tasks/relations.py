@@ -2,18 +2,15 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from lmjax.convert.networks import encoder_of
+from lmjax.convert.huggingface import read_json
 from lmjax.convert.runs import load
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -39,7 +36,8 @@ class Relations(Classes):
     [E1] and [/E1] are put around the head, [E2] and [/E2] around the tail; the classes are
     read off the hidden states of [E1] and [E2], one behind the other. A causal model has read
     nothing of what follows there: for GPT the two are written again behind the text, and
-    read there. The markers are tokens of their own, with rows for them.
+    read there. The markers are tokens of their own, whose rows stay random where the trunk is
+    frozen.
 
     Texts that are too long lose what is furthest from the spans first.
 
@@ -119,7 +117,7 @@ class Relations(Classes):
             )
         return examples
 
-    def init(self, key: jax.Array, batch: Batch) -> Any:
+    def fresh(self, key: jax.Array, batch: Batch) -> Any:
         read = (*self.inputs(batch), _places(batch), None)
         return self.network.init(key, *read, method=_read)["params"]
 
@@ -154,40 +152,27 @@ class Relations(Classes):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         return super().report([p | {"text": marked(p)} for p in predictions])
 
-    def saved(self, params: Any) -> tuple[nn.Module, Any, tuple[str, ...]]:
-        # Of the head `transformers` has no class; the encoder is opened by all.
-        return encoder_of(self.model), params["encoder"], ()
-
-    def save_beside(self, params: Any, folder: pathlib.Path) -> None:
-        output = {n: np.asarray(x) for n, x in params["head"]["output"].items()}
-        safetensors.numpy.save_file(output, folder / "relation_head.safetensors")
-        values = {"labels": self.labels, "other": self.other, "length": self.length}
-        (folder / "relations.json").write_text(json.dumps(values, indent=2) + "\n")
-
 
 def load_relations(path: str | pathlib.Path) -> tuple[Relations, Any, Tokenizer]:
-    """Opens the model/ of a run: the task, its parameters and the tokenizer.
+    """Opens a run: the task, its parameters and the tokenizer.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: as `lmjax.load`, or it is no run of relations.
     """
-    folder = pathlib.Path(path)
-    if not (folder / "relations.json").is_file():
-        raise ConfigError(f"'{folder}' holds no relations.json; give the model/ of such a run")
-    pretrained = load(folder)
-    assert pretrained.tokenizer is not None  # a run saves it
-    encoder: Any = pretrained.network
-    values = json.loads((folder / "relations.json").read_text())
-    tokenizer = pretrained.tokenizer
+    pretrained = load(path)
+    network, tokenizer = pretrained.network, pretrained.tokenizer
+    if not isinstance(network, Headed) or network.task != "relation_classification":
+        raise ConfigError(f"'{path}' is no run of relations")
+    assert tokenizer is not None  # a run has one
+    encoder: Any = network.encoder
+    values = read_json(pathlib.Path(path) / "config.json")["task"]
     task = Relations(
         model=encoder.config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
-        length=values["length"],
-        labels=tuple(values["labels"]),
-        other=values["other"],
+        labels=pretrained.labels,
+        **{name: values[name] for name in ("length", "other") if name in values},
     )
-    output = safetensors.numpy.load_file(folder / "relation_head.safetensors")
-    return task, {"encoder": pretrained.params, "head": {"output": output}}, tokenizer
+    return task, pretrained.params, tokenizer
 
 
 def check_apart(head: Sequence[int], tail: Sequence[int]) -> None:

@@ -28,6 +28,7 @@ class Program:
       mesh: whose devices it is for.
       batch: shapes of a global batch with their shardings.
       state: shapes of a TrainState with their shardings.
+      places: those shardings alone.
       paths: names of the parameters, in the order of `jax.tree.leaves(params)`.
       schedule: the learning rate of an update.
       initial: () -> TrainState before the first step, born sharded.
@@ -78,7 +79,7 @@ class Program:
             return init_state(objective, transformation, seed, blank(), training.ema_decay > 0)
 
         abstract = jax.eval_shape(initial)
-        places = shardings(abstract, mesh)
+        self.places = places = shardings(abstract, mesh)
         self.state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             abstract,

@@ -1,0 +1,304 @@
+"""Sentence embeddings: texts that mean the same get vectors that point the same way."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.networks import headed
+from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.models import heads
+from lmjax.models.heads import Headed
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.forms import Form, pad
+from lmjax.tasks.metrics import correlations
+
+_WORST = 10
+_CHUNK = 1000  # rows whose similarities to all others exist at one time
+_VIEW = 96  # dropout: the first of the two views' salts
+_NEVER = -1e30  # the similarity to what only fills up a batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Embeddings(Task):
+    """One encoder reads both texts of a row, each alone; cosines compare them.
+
+    'contrastive' tells the pair of a text from those of all other rows of the batch: softmax
+    over cosine / temperature (InfoNCE; Henderson et al. 2017, "multiple negatives"). 'simcse'
+    reads `text` alone, twice with different dropout, and tells the two from the other rows
+    (Gao et al. 2021, §3); `pair` serves held-out rows. Both depend on the batch: a larger
+    batch is a harder task, on several devices the negatives are those of all devices, and
+    accumulation, which would take the negatives away, is refused. 'cosine' fits the cosine
+    to `label` / `highest`, squared error (Reimers and Gurevych 2019, §3).
+
+    Held-out rows with labels are scored by the correlation of cosine and label; without, by
+    how often the pair of a text is the most similar one among the pairs of all rows.
+
+    Attributes:
+      text, pair, label: names of the columns; no labels where `label` is ''.
+      loss_form: which of the three.
+      pooling: the mean of the tokens, or the token that the family's classifiers read.
+      temperature: of the softmax.
+      highest: the label of texts that mean the same.
+    """
+
+    head: ClassVar[heads.Task] = "mean_embedding"
+    headline: ClassVar[str] = "similarity"
+
+    text: str = "text"
+    pair: str = "pair"
+    label: str = ""
+    loss_form: Literal["contrastive", "simcse", "cosine"] = "contrastive"
+    pooling: Literal["mean", "token"] = "mean"
+    temperature: float = 0.05
+    highest: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze:
+            raise ConfigError("freeze: embeddings have no head; nothing would be trained")
+        for name in ("temperature", "highest"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
+        if self.loss_form == "cosine" and not self.label:
+            raise ConfigError("label: empty; 'cosine' fits a column of numbers")
+        trunk = self.model.trunk
+        if self.loss_form == "simcse" and not (trunk.dropout or trunk.attention_dropout):
+            raise ConfigError("loss_form: 'simcse' needs dropout; raise config.dropout")
+
+    @property
+    def network(self) -> Headed:
+        kind: heads.Task = "mean_embedding" if self.pooling == "mean" else "token_embedding"
+        return headed(self.model, kind, 0, 0.0)
+
+    @property
+    def compares_rows(self) -> bool:
+        return self.loss_form != "cosine"
+
+    def parse(self, values: Row) -> Row:
+        row: Row = {"text": column(values, self.text, "text")}
+        # SimCSE's training rows may be texts alone.
+        alone = self.loss_form == "simcse" and values.get(self.pair) is None
+        row["pair"] = row["text"] if alone else column(values, self.pair, "pair")
+        for name, text in row.items():
+            if not isinstance(text, str) or not text.strip():
+                raise BadRowError(f"no text in column '{getattr(self, name)}'")
+        if self.label and not alone:
+            raw = column(values, self.label, "label")
+            try:
+                row["gold"] = float(raw)
+            except (TypeError, ValueError):
+                raise BadRowError(f"no number in column '{self.label}' ('{raw}')") from None
+            if not np.isfinite(row["gold"]):
+                raise BadRowError(f"no finite number in column '{self.label}' ('{raw}')")
+        return row
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        if self.label:
+            raise ConfigError("config.task.label: docstrings have no numbers; set it to ''")
+        yield from docstrings.summary_rows(split, cache_dir)
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["text"]
+        yield row["pair"]
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        del training
+        columns = [tokenizer.encode_batch([row[n] for row in rows]) for n in ("text", "pair")]
+        examples = []
+        for i, (row, *both) in enumerate(zip(rows, *columns, strict=True)):
+            arrays, cut = _stacked(both, self.form, self.length)
+            notes.add(f"cut to {self.length} tokens", count=int(cut))
+            gold = np.float32(row.get("gold", 0.0))
+            example = self.example(i, arrays["tokens"], arrays["segments"], gold=gold)
+            examples.append({**example, **arrays})
+        return examples
+
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+        """Of every text a row: [batch * 2, length]."""
+        names = ("tokens", "segments", "documents")
+        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
+        return inputs(self.network, tokens, segments, documents > 0)
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        if seeds is not None:
+            if self.loss_form == "simcse":
+                names = ("tokens", "segments", "documents")
+                batch = batch | {n: jnp.repeat(batch[n][:, :1], 2, axis=1) for n in names}
+            own = [seeds.fold(_VIEW + j).examples for j in range(2)]
+            seeds = Seeds(examples=jnp.stack(own, axis=1).reshape(-1), step=seeds.step)
+        vectors: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
+        vectors = _normalised(vectors.reshape(-1, 2, vectors.shape[-1]).astype(jnp.float32))
+        return {"first": vectors[:, 0], "second": vectors[:, 1]}
+
+    def forward_flops(self, length: int) -> float:
+        return 2 * super().forward_flops(length)
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        first, second, weight = outputs["first"], outputs["second"], batch["weight"]
+        if self.loss_form == "cosine":
+            errors = jnp.square((first * second).sum(-1) - batch["gold"] / self.highest)
+            return Scored({"similarity": weighted_sum(errors, weight)}, {})
+        logits = first @ second.T / self.temperature
+        logits = jnp.where(weight > 0, logits, _NEVER)  # what fills up is no negative
+        losses, hits = score_targets(logits, jnp.arange(len(logits)))
+        losses = jnp.where(weight > 0, losses, 0.0)
+        return Scored(
+            {"similarity": weighted_sum(losses, weight)}, {"hits": weighted_sum(hits, weight)}
+        )
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        first, second = (np.stack([o[n] for o in outputs]) for n in ("first", "second"))
+        return ranked(rows, first, second)
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        if all("gold" in p for p in predictions):
+            gold, cosines = ([p[k] for p in predictions] for k in ("gold", "prediction"))
+            found = correlations(gold, cosines)
+            return {n: found[n] for n in ("spearman", "pearson")}
+        ranks = np.array([p["rank"] for p in predictions])
+        return {"accuracy@1": float(np.mean(ranks == 1)), "mrr": float(np.mean(1 / ranks))}
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        found = {}
+        if not all("gold" in row for row in rows):
+            # Of a rank drawn evenly from 1 to n.
+            chances = 1 / np.arange(1, len(rows) + 1)
+            found["chance"] = {"accuracy@1": float(chances[-1]), "mrr": float(chances.mean())}
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError:
+            return found
+        words = TfidfVectorizer(sublinear_tf=True)
+        words.fit([text for row in train for text in self.texts(row)])
+        first, second = (words.transform([row[n] for row in rows]) for n in ("text", "pair"))
+        return {**found, "TF-IDF cosine": self.scores(ranked(rows, first, second))}
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        if all("gold" in p for p in predictions):
+            places = [np.argsort(np.argsort([p[k] for p in predictions])) for k in _ORDERED]
+            order = np.argsort(-np.abs(places[0] - places[1]), kind="stable")
+            lines = ["## The pairs most out of order", ""]
+            for i in order[:_WORST]:
+                p = predictions[i]
+                lines.append(f"- {p['gold']:g}, cosine {p['prediction']:.2f}: {_short(p['text'])}")
+                lines.append(f"  - {_short(p['pair'])}")
+            return lines
+        wrong = sorted((p for p in predictions if p["rank"] > 1), key=lambda p: -p["rank"])
+        lines = [f"## The worst ranks, of {len(wrong)} that are not 1", ""]
+        for p in wrong[:_WORST]:
+            lines.append(f"- {_short(p['text'])}")
+            lines.append(f"  - its own, rank {p['rank']}: {_short(p['pair'])}")
+            lines.append(f"  - found: {_short(p['found'])}")
+        return lines
+
+
+_ORDERED = ("gold", "prediction")
+
+
+def embed(model: Pretrained, texts: Sequence[str], length: int = 128) -> np.ndarray:
+    """Vectors of length 1, [texts, hidden_size] float32.
+
+    Args:
+      model: what `lmjax.load` makes of a run of Embeddings.
+      length: in tokens; longer texts are cut.
+
+    Raises:
+      ConfigError: it is no such model.
+    """
+    network = model.network
+    if not isinstance(network, Headed) or not network.task.endswith("_embedding"):
+        raise ConfigError("the model has no pooling; open a run of lmjax.tasks.embeddings")
+    assert model.tokenizer is not None
+    encoder: Any = network.encoder
+    form = Form(encoder.config, model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)))
+    encoded = model.tokenizer.encode_batch(texts)
+    found = np.zeros((len(texts), encoder.config.trunk.hidden_size), np.float32)
+    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), 32):
+        chosen = order[start : start + 32]
+        arrays, _ = _stacked([encoded[i] for i in chosen], form, length)
+        # Few lengths: each is a program of its own.
+        needed = arrays["tokens"].shape[1]
+        padded = min(-(-needed // 32) * 32, max(length, needed))
+        fill = {"tokens": form.vocabulary.pad}
+        tokens, segments, real = (
+            pad(arrays[n], padded, fill.get(n, 0), form.left_padded)
+            for n in ("tokens", "segments", "documents")
+        )
+        vectors = np.asarray(model(tokens, segments, real > 0), np.float32)
+        found[chosen] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found
+
+
+def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:
+    """Rows with the cosine to their own pair and where it stands among the pairs of all rows.
+
+    Args:
+      first, second: of the texts and their pairs, [rows, size] of length 1, arrays or scipy's.
+
+    Returns:
+      Each with 'prediction', the cosine; 'rank', 1 + how many pairs of another wording are more
+      similar; 'found', the most similar one.
+    """
+    names: dict[str, int] = {}
+    wording = np.array([names.setdefault(row["pair"], len(names)) for row in rows])
+    predictions = []
+    for start in range(0, len(rows), _CHUNK):
+        cosines = first[start : start + _CHUNK] @ second.T
+        cosines = cosines if isinstance(cosines, np.ndarray) else cosines.toarray()
+        for i, line in enumerate(cosines, start=start):
+            better = (line > line[i] + 1e-6) & (wording != wording[i])
+            found = rows[int(line.argmax())]["pair"]
+            # Of equal ones, as where no word is shared, half count as better.
+            equal = (np.abs(line - line[i]) <= 1e-6) & (wording != wording[i])
+            rank = 1 + int(better.sum()) + int(equal.sum() + 1) // 2
+            row = rows[i] | {"prediction": float(line[i]), "rank": rank, "found": found}
+            predictions.append(row)
+    return predictions
+
+
+def _stacked(
+    encoded: Sequence[np.ndarray], form: Form, length: int
+) -> tuple[dict[str, np.ndarray], bool]:
+    """'tokens', 'segments' and 'documents' of texts, [texts, longest], and whether one was cut."""
+    joined, any_cut = [], False
+    for ids in encoded:
+        kept, _, cut = form.cut(ids, None, length)
+        joined.append(form.join(kept))
+        any_cut |= cut
+    longest = max(len(j.tokens) for j in joined)
+    columns = {
+        "tokens": ([j.tokens for j in joined], form.vocabulary.pad),
+        "segments": ([j.segments for j in joined], 0),
+        "documents": ([np.ones(len(j.tokens), np.int32) for j in joined], 0),
+    }
+    arrays = {
+        name: np.stack([pad(a, longest, fill, form.left_padded) for a in parts])
+        for name, (parts, fill) in columns.items()
+    }
+    return arrays, any_cut
+
+
+def _normalised(vectors: jax.Array) -> jax.Array:
+    """Of length 1; the gradient of a zero vector is 0."""
+    square = jnp.square(vectors).sum(-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
+def _short(text: str, longest: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,0 +1,319 @@
+"""Several tasks at once: one encoder, a head a task (Liu et al. 2019, MT-DNN, algorithm 1)."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from lmjax.configuration import resolve_type
+from lmjax.data.rows import Row
+from lmjax.errors import ConfigError
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Objective, Scored
+from lmjax.tasks.base import Task
+from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.finetuning import Result, export_model, write_results
+from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, prepare
+from lmjax.tasks.reading import Reader
+from lmjax.tasks.starting import put_in, start_from
+from lmjax.training.distributed import noticing_lost_processes
+from lmjax.training.loop import Run
+from lmjax.training.optimizers import OptimizerConfig
+from lmjax.training.reporting import RunDirectory
+from lmjax.training.schedules import Schedule
+from lmjax.training.state import TrainState
+
+_OF = "of:"  # a batch has an array of this name and its task's
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Joint(Objective):
+    """The loss of whichever task a batch is of.
+
+    Parameters are {'encoder', 'heads': {task: its head}}.
+
+    Attributes:
+      tasks: by name.
+      examples: a batch of each.
+    """
+
+    tasks: Mapping[str, Task]
+    examples: Mapping[str, Any]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {
+            f"{name}/{term}": weight
+            for name, task in self.tasks.items()
+            for term, weight in task.weights.items()
+        }
+
+    def init(self, key: jax.Array, batch: Batch) -> Any:
+        del batch
+        made = {
+            name: task.init(jax.random.fold_in(key, i), self.examples[name])
+            for i, (name, task) in enumerate(self.tasks.items())
+        }
+        heads = {name: params["head"] for name, params in made.items() if "head" in params}
+        return {"encoder": next(iter(made.values()))["encoder"], "heads": heads}
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        (name,) = (key.removeprefix(_OF) for key in batch if key.startswith(_OF))
+        own = {key: array for key, array in batch.items() if not key.startswith(_OF)}
+        scored = self.tasks[name].loss(own_parameters(params, name), own, mems, seeds)
+        # Every step reports on every task; of those that it was not of, nothing counts.
+        terms, metrics = self._nothing()
+        terms |= {f"{name}/{term}": found for term, found in scored.terms.items()}
+        metrics |= {f"{name}/{metric}": found for metric, found in scored.metrics.items()}
+        return Scored(terms, metrics)
+
+    def _nothing(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        terms: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
+        for name, task in self.tasks.items():
+            batch = self.examples[name]
+
+            def trial(task: Task = task, batch: Any = batch) -> Scored:
+                return task.loss(task.init(jax.random.key(0), batch), batch, None, None)
+
+            scored = jax.eval_shape(trial)
+            terms |= {f"{name}/{term}": (jnp.zeros(()), jnp.zeros(())) for term in scored.terms}
+            metrics |= {f"{name}/{m}": (jnp.zeros(()), jnp.zeros(())) for m in scored.metrics}
+        return terms, metrics
+
+
+class Mixture(Epochs):
+    """Batches of one task each, drawn task by task; batch i is a function of (seed, i).
+
+    A task of n examples is drawn in proportion to n^(1 / temperature): 1 is by size, a large
+    temperature evenly (Raffel et al. 2020, §3.5.2). Each task goes through its own epochs.
+    """
+
+    def __init__(self, tasks: Mapping[str, Epochs], temperature: float, seed: int):
+        self._tasks, self._seed = tasks, seed
+        shares = np.array([epochs.size for epochs in tasks.values()]) ** (1 / temperature)
+        self.shares = shares / shares.sum()
+        self._drawn = np.zeros(0, int)
+        self._next, self._skipped = 0, set()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """As many as the tasks have together."""
+        return sum(epochs.batches_per_epoch for epochs in self._tasks.values())
+
+    def batch_at(self, index: int) -> dict[str, np.ndarray]:
+        block = 1024  # drawn at a time
+        while len(self._drawn) <= index:
+            rng = np.random.default_rng([self._seed, len(self._drawn) // block])
+            more = rng.choice(len(self._tasks), block, p=self.shares)
+            self._drawn = np.concatenate([self._drawn, more])
+        which = self._drawn[index]
+        name, epochs = list(self._tasks.items())[which]
+        before = int((self._drawn[:index] == which).sum())
+        batch = epochs.batch_at(before)
+        return {**batch, f"{_OF}{name}": np.zeros(len(batch["weight"]), np.int32)}
+
+
+def own_parameters(params: Any, name: str) -> Any:
+    """A task's parameters, of those of all."""
+    head = {"head": params["heads"][name]} if name in params["heads"] else {}
+    return {"encoder": params["encoder"], **head}
+
+
+def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
+    """Reads config.tasks = {name: {'task', 'data'}}, each with all other fields of the config.
+
+    Raises:
+      ConfigError: a field, a file or a row that cannot work.
+    """
+    values = config.to_dict()
+    tasks, rest = values.pop("tasks", None), values
+    temperature = rest.pop("temperature", None)
+    if not isinstance(tasks, Mapping) or len(tasks) < 2:
+        raise ConfigError("config.tasks: give a block of at least two, NAME: {'task', 'data'}")
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise ConfigError(f"config.temperature: must be positive, got {temperature!r}")
+    if not rest.get("init"):
+        raise ConfigError("config.init: empty; several tasks share a pretrained encoder")
+    if rest.get("seeds") != 1 or rest.get("compare_scratch"):
+        raise ConfigError("config.seeds: several tasks take one seed, and no compare_scratch")
+    tokens: dict[str, None] = {}
+    for name, block in tasks.items():
+        if not isinstance(block, Mapping) or set(block) != {"task", "data"} or "/" in name:
+            raise ConfigError(f"config.tasks.{name}: expected a block of 'task' and 'data'")
+        cls = resolve_type(block["task"], f"config.tasks.{name}.task")
+        tokens |= dict.fromkeys(getattr(cls, "added_tokens", ()))
+    start = start_from(rest["init"], rest.get("dropout", 0.0)).with_tokens(tuple(tokens))
+    found = {}
+    for name, block in tasks.items():
+        known = {field: value for field, value in rest.items() if field in FIELDS}
+        unknown = sorted(set(rest) - set(FIELDS))
+        if unknown:
+            raise ConfigError(f"config.{unknown[0]}: unknown")
+        try:
+            found[name] = prepare(ml_collections.ConfigDict({**known, **block}), start)
+        except ConfigError as error:
+            message = str(error)
+            for field in ("task", "data"):
+                message = message.replace(f"config.{field}", f"config.tasks.{name}.{field}")
+            raise ConfigError(message) from error
+        task = found[name].task
+        if task.freeze or task.adapter.rank:
+            raise ConfigError(
+                f"config.tasks.{name}.task: freeze and adapter are of one task alone; several"
+                " share a trunk that is trained"
+            )
+    return found
+
+
+def finetune_several(
+    prepared: Mapping[str, Prepared],
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+) -> dict[str, Result]:
+    """Fine-tunes, or continues where the run in `workdir` was.
+
+    Leaves, in a directory for each task, predictions.jsonl, report.md, results.json and model/
+    for `transformers`, where that has the task's head; else model/ is the encoder.
+
+    Args:
+      config: that `prepared` was made of.
+
+    Raises:
+      ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("--processes: fine-tuning runs in one process, on all of its devices")
+    first = next(iter(prepared.values()))
+    directory = RunDirectory(workdir, config, MAY_CHANGE)
+    first.start.tokenizer.save(directory.path / "tokenizer.json")
+    results = {}
+    with jax.set_mesh(first.mesh), noticing_lost_processes():
+        run = _Several(prepared, directory, config.seed, config.temperature)
+        state = run.train("several tasks")
+        for name, one in prepared.items():
+            predictions, _ = run.predict(state.params, name, one.scored)
+            params, place = own_parameters(state.params, name), directory.path / name
+            place.mkdir(exist_ok=True)
+            why = export_model(one.task, one.start.tokenizer, params, place)
+            count = sum(leaf.size for leaf in jax.tree.leaves(params))
+            scores = one.task.scores(predictions)
+            results[name] = Result(scores, predictions, count, count, why)
+            write_results(one, results[name], place)
+    return results
+
+
+class _Several(Run):
+    """The loop over batches of several tasks."""
+
+    def __init__(
+        self,
+        prepared: Mapping[str, Prepared],
+        directory: RunDirectory,
+        seed: int,
+        temperature: float,
+    ):
+        self.prepared = prepared
+        first = next(iter(prepared.values()))
+        size, sequence = first.training.batch_size, first.mesh.shape["sequence"]
+        collate = {name: Collator(one.task, size, sequence) for name, one in prepared.items()}
+        epochs = {
+            name: Epochs(one.examples["train"], collate[name], seed)
+            for name, one in prepared.items()
+        }
+        data = Mixture(epochs, temperature, seed)
+        training = first.training.of_steps(data.batches_per_epoch)
+        optimizer = first.optimizer
+        if ratio := first.training.warmup_ratio:
+            warmup = round(ratio * training.steps)
+            optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        joint = Joint(
+            vocabulary=first.task.vocabulary,
+            model=first.task.model,
+            tasks={name: one.task for name, one in prepared.items()},
+            examples={name: one.batch_at(0) for name, one in epochs.items()},
+        )
+        super().__init__(
+            joint,
+            directory,
+            {"train": data, "validation": data},
+            seed=seed,
+            training=training,
+            optimizer=optimizer,
+            mesh=first.mesh,
+            length=max(one.task.length for one in prepared.values()),
+            begin=self.put_in_all,
+        )
+        self.readers = {
+            name: Reader(
+                one.task,
+                collate[name],
+                self.mesh,
+                self.program.places.params,
+                functools.partial(own_parameters, name=name),
+            )
+            for name, one in prepared.items()
+        }
+
+    def transformation(
+        self, config: OptimizerConfig, steps: int, shapes: Any
+    ) -> tuple[optax.GradientTransformation, Schedule]:
+        inner, schedule = super().transformation(config, steps, shapes)
+        return resting_heads(inner), schedule
+
+    def put_in_all(self, fresh: Any) -> Any:
+        """The pretrained encoder, and what heads begin with, in place of random ones."""
+        encoder, heads = fresh["encoder"], {}
+        for name, one in self.prepared.items():
+            merged = put_in(own_parameters(fresh, name), one.start)
+            encoder = merged["encoder"]
+            if "head" in merged:
+                heads[name] = merged["head"]
+        return {"encoder": encoder, "heads": heads}
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Loss and scores of each task's validation rows."""
+        found = {}
+        for name, one in self.prepared.items():
+            predictions, means = self.predict(state.params, name, "validation")
+            for key, value in (means | one.task.scores(predictions)).items():
+                found[f"{name}/{key}"] = value
+        return found
+
+    def predict(self, params: Any, name: str, split: str) -> tuple[list[Row], dict[str, float]]:
+        """Predictions for all rows of a task's split, and the means of its loss."""
+        one = self.prepared[name]
+        return self.readers[name].predict(params, one.rows[split], one.examples[split])
+
+
+def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, but heads without any gradient keep their parameters and moments.
+
+    Else momentum and decay would go on moving the heads of the tasks that a step is not of.
+    """
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        active = {
+            name: jnp.any(jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(head)]))
+            for name, head in gradients["heads"].items()
+        }
+
+        def chosen(path: Any, new: jax.Array, old: Any) -> jax.Array:
+            names = [getattr(key, "key", None) for key in path]
+            if "heads" not in names:
+                return new
+            return jnp.where(active[names[names.index("heads") + 1]], new, old)
+
+        updates, new_state = inner.update(gradients, state, params)
+        still = jax.tree.map(jnp.zeros_like, updates)
+        updates = jax.tree_util.tree_map_with_path(chosen, updates, still)
+        return updates, jax.tree_util.tree_map_with_path(chosen, new_state, state)
+
+    return optax.GradientTransformation(inner.init, update)

@@ -278,7 +278,7 @@ def test_a_gpt_without_delimiters_gets_them(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(table[:size], given)
     ours = fresh["encoder"]["embeddings"]["token"]["embedding"]
     np.testing.assert_array_equal(table[size:], ours[size:])
-    assert not finetuning._save_model(prepared, prepared.start, merged, tmp_path)
+    assert not finetuning.export_model(task, prepared.start.tokenizer, merged, tmp_path)
     saved = lmjax.load(tmp_path / "model")
     assert saved.tokenizer is not None
     assert saved.tokenizer.roles == prepared.start.tokenizer.roles

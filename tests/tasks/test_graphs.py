@@ -45,6 +45,7 @@ def test_triples_are_counted_once() -> None:
     assert triple_scores([], gold)["triple_f1"] == 0.0
 
 
+@pytest.mark.slow
 def test_two_runs_make_triples(tmp_path: pathlib.Path) -> None:
     """Texts 'bak WORD dol': bak and dol are entities, related where the word has an a."""
     texts = [f"bak {word} dol" for word in small.WORDS]

@@ -1,13 +1,14 @@
 """Makes a graph of what a text says: entities, and the relations between them.
 
   python -m experiments.knowledge_graph --entities=runs/parameters --relations=runs/relations \
-      --text=notes.txt --out=graph.json
+      --heads=NAME --tails=TYPE --text=notes.txt --out=graph.json
 
 `entities` is a run of configs/finetune/tagging.py, `relations` one of
 configs/finetune/relations.py; each line of the text is read alone. graph.json is networkx's
 node-link form (networkx.node_link_graph(json.load(file), edges='edges')); a name that ends in
 .csv takes the edges alone. `--text=pydocs` reads the held-out docstrings of the relations, whose
-triples are known: how many of them are found, and how many of those found are right, is printed.
+triples of names and types are known: how many of them are found, and how many of those found are
+right, is printed.
 """
 
 import csv
@@ -24,6 +25,8 @@ from lmjax.errors import ConfigError
 flags.DEFINE_string("entities", None, "A run of lmjax.tasks.tagging (its --workdir).")
 flags.DEFINE_string("relations", None, "A run of lmjax.tasks.relations (its --workdir).")
 flags.DEFINE_string("text", None, "A file with a text a line; or 'pydocs'.")
+flags.DEFINE_list("heads", [], "Types of entities that may be the head; all, where none is said.")
+flags.DEFINE_list("tails", [], "Types of entities that may be the tail.")
 flags.DEFINE_string("out", None, "graph.json or graph.csv.")
 
 _SHOWN = 15
@@ -47,7 +50,7 @@ def main() -> None:
         numbers: dict[str, int] = {}
         for row in relation_rows("test", ""):
             number = numbers.setdefault(row["text"], len(numbers))
-            if row["label"] != "Other":
+            if row["label"] == "has_type":
                 head, tail = (row["text"][slice(*row[n])] for n in ("head", "tail"))
                 gold.add((number, head, row["label"], tail))
         texts = list(numbers)
@@ -60,7 +63,9 @@ def main() -> None:
         if not texts:
             raise ConfigError(f"--text: '{given['text']}' is empty")
     entities = find_entities(given["entities"], texts)
-    triples = find_triples(given["relations"], texts, entities)
+    triples = find_triples(
+        given["relations"], texts, entities, flags.FLAGS.heads, flags.FLAGS.tails
+    )
     graph = graph_of(texts, triples)
     if out.suffix == ".json":
         out.write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
         "label": "label",
         "other": "Other",
     }
-    data = {"test": "pydocs", "train_rows": 4000}
+    data = {"test": "pydocs", "train_rows": 0}
     return finetuning(task, data, learning_rate=5e-4, epochs=3)

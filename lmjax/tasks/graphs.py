@@ -102,7 +102,11 @@ def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def find_triples(
-    path: str | pathlib.Path, texts: Sequence[str], entities: Sequence[Entity]
+    path: str | pathlib.Path,
+    texts: Sequence[str],
+    entities: Sequence[Entity],
+    heads: Collection[str] = (),
+    tails: Collection[str] = (),
 ) -> list[Triple]:
     """The relations between the entities of each text.
 
@@ -111,6 +115,7 @@ def find_triples(
 
     Args:
       path: a run of `lmjax.tasks.relations`.
+      heads, tails: types of entities that may be e1 and e2; () = any.
 
     Raises:
       ConfigError: as `lmjax.load`, or it is no such run.
@@ -122,8 +127,10 @@ def find_triples(
         by_text[entity.text].append(entity)
     rows: list[Row] = []
     for number, found in by_text.items():
-        for a in found:
-            for b in found:
+        firsts = [a for a in found if not heads or a.kind in heads]
+        seconds = [b for b in found if not tails or b.kind in tails]
+        for a in firsts:
+            for b in seconds:
                 if a.begin < b.begin or (a != b and not directed):
                     spans = {"head": [a.begin, a.end], "tail": [b.begin, b.end]}
                     more = {"gold": task.labels[0], "pair": (a, b)}

@@ -177,13 +177,13 @@ def summary_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
         seen |= {text, pair}
 
 
-def relation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+def relation_rows(split: str, cache_dir: str, every_type: bool = False) -> Iterator[dict[str, Any]]:
     """Whether a value is a parameter's, and what of it: {'text', 'head', 'tail', 'label'}.
 
     The text is a few parameters of a section, each with the first sentence of its description
     and the one that states a default, run on without the lines and colons that would give them
-    away. The head is a name, the tail the type of a parameter, of one in each text, or a
-    default. Each tail is once paired with its own parameter ('has_type', 'has_default') and once
+    away. The head is a name, the tail the type of a parameter, of one in each text or of all, or
+    a default. Each tail is once paired with its own parameter ('has_type', 'has_default') and once
     with the name of another one of the text ('Other').
     """
     for document in documentation(split, cache_dir):
@@ -211,7 +211,7 @@ def relation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
             if len(names) < 2:
                 continue
             if types:
-                values.append(types[_hash(text) % len(types)])
+                values += types if every_type else [types[_hash(text) % len(types)]]
             for own, tail, label in values:
                 step = 1 + _hash(f"{tail} {text}") % (len(names) - 1)
                 other = (own + step) % len(names)

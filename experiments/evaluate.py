@@ -81,7 +81,7 @@ def minimal_pairs() -> None:
             columns[f"trigram, tokens of {name}"] = by_ngrams(model.tokenizer, pairs, ngrams)
     tables = []
     for by in ("phenomenon", "paradigm"):
-        found = {name: shares(pairs, right, by) for name, right in columns.items()}  # type: ignore[arg-type]
+        found = {name: shares(pairs, right, by) for name, right in columns.items()}
         rows = []
         for group, share in next(iter(found.values())).items():
             cells = [_percent(table[group], group == "all") for table in found.values()]

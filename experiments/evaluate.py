@@ -131,22 +131,22 @@ def prompting() -> None:
     for kind, count in asked.notes.counts.items():
         print(f"{kind}: {count} rows, such as {', '.join(asked.notes.named)}")
     context = asked.template.context(asked.rows[0], draw_shots(asked, 0))
-    right = asked.template.before + asked.rows[0]["choices"][asked.rows[0]["gold"]]
-    print(f"The first of {len(asked.rows):,} prompts, with its right answer:\n{context}[{right}]\n")
-    rows: list[Sequence[str]] = [("", *NORMALISATIONS, "contexts cut")]
+    right = f"{asked.template.before}[{asked.rows[0]['choices'][asked.rows[0]['gold']]}]"
+    print(f"The first of {len(asked.rows):,} prompts, with its right answer:\n{context}{right}\n")
+    rows: list[Sequence[str]] = [("", *NORMALISATIONS, "contexts cut", "too long")]
     lines: list[Mapping[str, Any]] = []
     for _, name, model in _models():
         for method in _methods(model):
             found = answer(model, asked, method)
             cells = [_percent(found.share(n), True) for n in NORMALISATIONS]
-            rows.append((f"{name} ({method})", *cells, f"{found.cut:,}"))
+            rows.append((f"{name} ({method})", *cells, f"{found.cut:,}", f"{found.unanswered:,}"))
             lines += [
                 {"model": name, "method": method, "where": row["where"], "gold": row["gold"]}
-                | {n: found.scores[n][i].tolist() for n in NORMALISATIONS}
+                | {n: _numbers(found.scores[n][i]) for n in NORMALISATIONS}
                 for i, row in enumerate(asked.rows)
             ]
-    rows.append(("commonest in train", _percent(majority(asked), True), "", "", "", ""))
-    rows.append(("chance", f"{chance(asked):.1%}", "", "", "", ""))
+    rows.append(("commonest in train", _percent(majority(asked), True), *[""] * 5))
+    rows.append(("chance", f"{chance(asked):.1%}", *[""] * 5))
     _show(f"Right answers, {asked.template.shots} shots, scores by", rows)
     _write([rows], lines)
 
@@ -241,6 +241,11 @@ def _trigrams(store: Any, vocab_size: int) -> Any:
     for order in model.fell_back:
         print(f"{order}-grams: too few rare ones for discounts of their own; 0.5, 1 and 1.5 taken")
     return model
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [None if value != value else float(value) for value in values]
 
 
 def _percent(share: Any, with_interval: bool) -> str:

@@ -20,9 +20,9 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split
 from lmjax.errors import ConfigError
-from lmjax.evaluation.continuations import continuation_scores
+from lmjax.evaluation.continuations import fit
 from lmjax.evaluation.minimal_pairs import Share
-from lmjax.evaluation.scoring import Method
+from lmjax.evaluation.scoring import Method, passage_scores
 
 NORMALISATIONS = ("sum", "token", "byte", "unconditional")
 
@@ -201,11 +201,14 @@ class Answers:
       right: by normalisation, [rows]: 1 where the right choice has the highest score; 1 / n where
         n choices have the highest and it is one of them; else 0.
       cut: rows whose context did not fit and lost its beginning.
+      unanswered: rows with a choice that does not fit by itself: scores are NaN, and no choice
+        is right.
     """
 
     scores: Mapping[str, list[np.ndarray]]
     right: Mapping[str, np.ndarray]
     cut: int
+    unanswered: int
 
     def share(self, normalisation: str) -> Share:
         """How many rows are right by a normalisation."""
@@ -219,7 +222,7 @@ def answer(model: Pretrained, questions: Questions, method: Method | None = None
     Shots are drawn for each row by (seed, its index) without replacement, never itself.
 
     Raises:
-      ConfigError: fewer examples than shots, or a choice that does not fit the model.
+      ConfigError: fewer examples than shots, or a choice without a token.
     """
     template, rows = questions.template, questions.rows
     contexts = [template.context(row, draw_shots(questions, i)) for i, row in enumerate(rows)]
@@ -229,30 +232,33 @@ def answer(model: Pretrained, questions: Questions, method: Method | None = None
         for choice in row["choices"]
     ]
     alone = list(dict.fromkeys((template.unconditional, following) for _, following in asked))
-    found, cut = continuation_scores(model, asked, method)
-    baseline, _ = continuation_scores(model, alone, method)
+    passages, cut, too_long = fit(model, asked, method)
+    found = passage_scores(model, passages, method)
+    baseline = passage_scores(model, fit(model, alone, method).passages, method)
     prior = {
         following: scores.logs.sum() for (_, following), scores in zip(alone, baseline, strict=True)
     }
     by_name: dict[str, list[np.ndarray]] = {name: [] for name in NORMALISATIONS}
-    cut_rows = at = 0
+    cut_rows = unanswered = at = 0
     for row in rows:
         here = slice(at, at + len(row["choices"]))
         at = here.stop
         cut_rows += bool(cut[here].any())
+        unanswered += bool(too_long[here].any())
         sums = np.array([scores.logs.sum() for scores in found[here]])
+        sums = np.where(too_long[here].any(), np.nan, sums)
         by_name["sum"].append(sums)
-        by_name["token"].append(sums / [len(scores.logs) for scores in found[here]])
+        by_name["token"].append(sums / [max(1, len(scores.logs)) for scores in found[here]])
         by_name["byte"].append(sums / [len(choice.encode()) for choice in row["choices"]])
         by_name["unconditional"].append(sums - [prior[f] for _, f in asked[here]])
     gold = [row["gold"] for row in rows]
     right = {name: _right(scores, gold) for name, scores in by_name.items()}
-    return Answers(by_name, right, cut_rows)
+    return Answers(by_name, right, cut_rows, unanswered)
 
 
 def _right(scores: Sequence[np.ndarray], gold: Sequence[int]) -> np.ndarray:
-    best = [row == row.max() for row in scores]
-    return np.array([row[g] / row.sum() for row, g in zip(best, gold, strict=True)])
+    best = [row == row.max() for row in scores]  # of NaN, none
+    return np.array([row[g] / max(1, row.sum()) for row, g in zip(best, gold, strict=True)])
 
 
 def draw_shots(questions: Questions, index: int) -> list[Row]:

@@ -10,10 +10,11 @@ import pytest
 
 from configs import prompting as configured
 from lmjax.data import docstrings
-from lmjax.data.rows import BadRowError
+from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
 from lmjax.evaluation.prompting import (
     NORMALISATIONS,
+    Questions,
     Template,
     answer,
     chance,
@@ -117,6 +118,20 @@ def test_too_long_a_prompt_is_cut_and_counted(files: dict[str, str]) -> None:
     assert answer(MODELS["gpt"], read_questions(config(files, shots=6))).cut == 7
 
 
+def test_a_choice_that_does_not_fit_is_no_answer() -> None:
+    template = Template(prompt="{q}", choices=("a", "b"))
+    short = template.parse({"q": "w6", "a": "w7", "b": "w8", "label": 0})
+    long = template.parse({"q": "w6", "a": "w7", "b": "w8 " * 24, "label": 0})
+    rows = [{**row, "where": str(i)} for i, row in enumerate([short, long, short])]
+    found = answer(MODELS["gpt"], Questions(template, rows, [], 0, Notes()))
+    assert found.unanswered == 1 and found.cut == 0
+    assert np.isnan(found.scores["token"][1]).all()
+    alone = answer(MODELS["gpt"], Questions(template, rows[:1], [], 0, Notes()))
+    for kind in NORMALISATIONS:
+        expected = float(alone.right[kind][0])
+        assert found.right[kind].tolist() == [expected, 0.0, expected]
+
+
 def test_simple_rules(files: dict[str, str]) -> None:
     questions = read_questions(config(files))
     golds = [row["gold"] for row in questions.rows]
@@ -137,8 +152,6 @@ def test_choices_may_be_a_list_or_columns(files: dict[str, str]) -> None:
 def test_equal_choices_share_the_answer() -> None:
     template = Template(prompt="{q}", choices=("a", "b", "c"))
     row = template.parse({"q": "w6", "a": "w7", "b": "w7", "c": "w7", "label": 0})
-    from lmjax.evaluation.prompting import Notes, Questions
-
     questions = Questions(template, [row | {"where": ""}], [], 0, Notes())
     assert answer(MODELS["gpt"], questions).right["sum"].tolist() == [1 / 3]
 

@@ -98,14 +98,15 @@ def perplexities() -> None:
     from lmjax.evaluation.perplexity import perplexity
 
     rows: list[Sequence[str]] = [
-        ("model", "tokens", "words", "perplexity a token", "a word", "bits per byte")
+        ("model", "tokens", "unknown", "words", "perplexity a token", "a word", "bits per byte")
     ]
     lines = []
     for path, _, model in _models():
         documents = open_corpus(DATA.value, "all", where="--data").documents()
         found = perplexity(model, documents, LENGTH.value, STRIDE.value)
         numbers = f"{found.per_token:.2f}", f"{found.per_word:.2f}", f"{found.bits_per_byte:.4f}"
-        rows.append((path, f"{found.tokens:,}", f"{found.words:,}", *numbers))
+        counts = (f"{count:,}" for count in (found.tokens, found.unknown, found.words))
+        rows.append((path, *counts, *numbers))
         lines.append({"model": path, **vars(found)})
     _show("Perplexity", rows)
     _write([rows], lines)

@@ -73,6 +73,8 @@ def test_windows_by_a_loop(length: int, stride: int) -> None:
     assert found.nats == pytest.approx(nats, rel=1e-5)
     assert found.tokens == found.words == count == 49
     assert found.bytes == sum(len(d) for d in DOCUMENTS)
+    assert found.unknown == 0
+    assert perplexity(MODEL, ["w6 what w7"]).unknown == 1
     assert found.per_token == pytest.approx(math.exp(nats / 49), rel=1e-4)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.bytes, rel=1e-4)
 

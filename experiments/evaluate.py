@@ -1,16 +1,23 @@
-"""Judges pretrained models without training, by minimal pairs (BLiMP) or by perplexity.
+"""Judges pretrained models without training.
 
   python -m experiments.evaluate --data=blimp.jsonl --model=runs/gpt --model=runs/bert \
-      --unigram=pydocs --out=blimp
+      --unigram=pydocs --trigram=pydocs --out=blimp
   python -m experiments.evaluate --task=perplexity --data='texts/*.txt' --model=runs/gpt --stride=64
+  python -m experiments.evaluate --task=prompting --config=configs/prompting.py:multiple_choice \
+      --model=runs/gpt --model=runs/bert --config.template.shots=2
+  python -m experiments.evaluate --task=harness --harness_tasks=lambada_openai --model=runs/gpt
 
-Minimal pairs: a column a model, scored in its family's own way (--method takes another), beside
-chance and token frequencies of the corpus --unigram. Leaves OUT.md with the table and OUT.jsonl
-with every pair. Perplexity: of causal models, each document by itself in overlapping windows.
+Minimal pairs: a column a model, scored in its family's own way (--method takes others), beside
+chance, token frequencies and a trigram model of a corpus. Perplexity: of causal models, each
+document by itself in overlapping windows. Prompting: which of several choices a model finds
+likeliest. Harness: tasks of EleutherAI's lm-evaluation-harness. --out leaves OUT.md with the
+table and OUT.jsonl with what it is made of.
 """
 
 import json
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -19,93 +26,256 @@ from rich.table import Table
 from experiments import command_line
 from lmjax.errors import ConfigError
 
-TASK = flags.DEFINE_enum("task", "minimal_pairs", ["minimal_pairs", "perplexity"], "What to do.")
+TASKS = ["minimal_pairs", "perplexity", "prompting", "harness"]
+TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
 LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.")
 STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.")
 MODELS = flags.DEFINE_multi_string("model", [], "A run or Hugging Face directory; repeatable.")
 DATA = flags.DEFINE_string("data", "", "Pairs: JSON lines, .gz or .xz too. Perplexity: a corpus.")
-METHOD = flags.DEFINE_string("method", "", "causal, pseudo, left_to_right or discriminator.")
+METHOD = flags.DEFINE_list(
+    "method",
+    [],
+    "Of causal, pseudo, pseudo_within_word, left_to_right, discriminator; several with commas:"
+    " each model takes those that it has.",
+)
 PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs of each paradigm; 0 = all.")
 UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus whose token frequencies are a baseline.")
+TRIGRAM = flags.DEFINE_string("trigram", "", "Corpus whose trigrams are a baseline.")
+HARNESS_TASKS = flags.DEFINE_list("harness_tasks", [], "Names of tasks of lm-eval, with commas.")
+INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with tasks of your own.")
+LIMIT = flags.DEFINE_integer("limit", None, "Harness: documents of a task; none = all.")
 OUT = flags.DEFINE_string("out", "", "Where to write, without the ending; '' = nowhere.")
 
 
 def main() -> None:
     if not MODELS.value:
         raise ConfigError("--model: missing; give a run, such as runs/gpt")
-    if not DATA.value:
+    if TASK.value in ("minimal_pairs", "perplexity") and not DATA.value:
         raise ConfigError("--data: missing; give a file, such as blimp.jsonl")
-    minimal_pairs() if TASK.value == "minimal_pairs" else perplexities()
-
-
-def perplexities() -> None:
-    """A line a model."""
-    import lmjax  # after the flags: it takes seconds
-    from lmjax.data.corpora import open_corpus
-    from lmjax.evaluation.perplexity import perplexity
-
-    columns = ("model", "tokens", "words", "perplexity a token", "a word", "bits per byte")
-    table = Table(*columns)
-    for path in MODELS.value:
-        documents = open_corpus(DATA.value, "all", where="--data").documents()
-        found = perplexity(lmjax.load(path), documents, LENGTH.value, STRIDE.value)
-        table.add_row(
-            path,
-            f"{found.tokens:,}",
-            f"{found.words:,}",
-            f"{found.per_token:.2f}",
-            f"{found.per_word:.2f}",
-            f"{found.bits_per_byte:.4f}",
-        )
-    Console(width=100).print(table)
+    {
+        "minimal_pairs": minimal_pairs,
+        "perplexity": perplexities,
+        "prompting": prompting,
+        "harness": harness,
+    }[TASK.value]()
 
 
 def minimal_pairs() -> None:
-    """A table, and files of what it is made of."""
-    import lmjax  # after the flags: it takes seconds
-    from lmjax.data.store import DataConfig, prepare
-    from lmjax.data.tokenizers import TokenizerConfig
-    from lmjax.evaluation.minimal_pairs import judge, read_pairs, shares, unigram
-    from lmjax.evaluation.scoring import methods_of
+    """A table by phenomenon; OUT.md has one by paradigm, too, and OUT.jsonl every pair."""
+    from lmjax.evaluation.minimal_pairs import by_ngrams, judge, read_pairs, shares, unigram
 
     pairs = read_pairs(DATA.value, PER_PARADIGM.value)
     columns = {}
     tokenizers: set[str] = set()
-    for path in MODELS.value:
-        model = lmjax.load(path)
-        method = METHOD.value or methods_of(model)[0]
-        name = f"{pathlib.Path(path).name} ({method})"
-        columns[name] = judge(model, pairs, method)  # type: ignore[arg-type]
-        assert model.tokenizer is not None
-        if UNIGRAM.value and model.tokenizer.fingerprint not in tokenizers:
-            tokenizers.add(model.tokenizer.fingerprint)
-            source = DataConfig(UNIGRAM.value, tokenizer=TokenizerConfig(path=path))
-            counts = prepare(source, ("train",))[1]["train"].counts
-            columns[f"unigram, tokens of {pathlib.Path(path).name}"] = unigram(model, pairs, counts)
-    tables = {name: shares(pairs, right) for name, right in columns.items()}
-    header = ("", "pairs", *tables)
-    rows = []
-    for name, share in next(iter(tables.values())).items():
-        cells = [f"{table[name].accuracy:.1%}" for table in tables.values()]
-        if name == "all":
-            low_high = [table[name].interval for table in tables.values()]
-            cells = [
-                f"{cell} ({a:.1%} to {b:.1%})" for cell, (a, b) in zip(cells, low_high, strict=True)
+    for path, name, model in _models():
+        for method in _methods(model):
+            columns[f"{name} ({method})"] = judge(model, pairs, method)
+        if model.tokenizer.fingerprint in tokenizers:
+            continue
+        tokenizers.add(model.tokenizer.fingerprint)
+        if UNIGRAM.value:
+            counts = _store(UNIGRAM.value, path).counts
+            columns[f"unigram, tokens of {name}"] = unigram(model, pairs, counts)
+        if TRIGRAM.value:
+            ngrams = _trigrams(_store(TRIGRAM.value, path), model.tokenizer.size)
+            columns[f"trigram, tokens of {name}"] = by_ngrams(model.tokenizer, pairs, ngrams)
+    tables = []
+    for by in ("phenomenon", "paradigm"):
+        found = {name: shares(pairs, right, by) for name, right in columns.items()}
+        rows = []
+        for group, share in next(iter(found.values())).items():
+            cells = [_percent(table[group], group == "all") for table in found.values()]
+            rows.append((group, f"{share.count:,}", *cells))
+        tables.append([(by, "pairs", *found), *rows])
+    _show("Good sentence preferred; chance is 50%", tables[0])
+    told = ({name: float(right[i]) for name, right in columns.items()} for i in range(len(pairs)))
+    _write(tables, ({**vars(pair), **values} for pair, values in zip(pairs, told, strict=True)))
+
+
+def perplexities() -> None:
+    """A line a model."""
+    from lmjax.data.corpora import open_corpus
+    from lmjax.evaluation.perplexity import perplexity
+
+    rows: list[Sequence[str]] = [
+        ("model", "tokens", "unknown", "words", "perplexity a token", "a word", "bits per byte")
+    ]
+    lines = []
+    for path, _, model in _models():
+        documents = open_corpus(DATA.value, "all", where="--data").documents()
+        found = perplexity(model, documents, LENGTH.value, STRIDE.value)
+        numbers = f"{found.per_token:.2f}", f"{found.per_word:.2f}", f"{found.bits_per_byte:.4f}"
+        counts = (f"{count:,}" for count in (found.tokens, found.unknown, found.words))
+        rows.append((path, *counts, *numbers))
+        lines.append({"model": path, **vars(found)})
+    _show("Perplexity", rows)
+    _write([rows], lines)
+
+
+def prompting() -> None:
+    """A line a model and method, a column a normalisation; OUT.jsonl has every row's scores."""
+    if command_line.CONFIG.value is None:
+        raise ConfigError(
+            "--config: missing; give one, such as --config=configs/prompting.py:multiple_choice"
+        )
+    config = command_line.config()
+    from lmjax.evaluation.prompting import (
+        NORMALISATIONS,
+        answer,
+        chance,
+        draw_shots,
+        majority,
+        read_questions,
+    )
+
+    asked = read_questions(config.to_dict())
+    for kind, count in asked.notes.counts.items():
+        print(f"{kind}: {count} rows, such as {', '.join(asked.notes.named)}")
+    context = asked.template.context(asked.rows[0], draw_shots(asked, 0))
+    right = f"{asked.template.before}[{asked.rows[0]['choices'][asked.rows[0]['gold']]}]"
+    print(f"The first of {len(asked.rows):,} prompts, with its right answer:\n{context}{right}\n")
+    rows: list[Sequence[str]] = [("", *NORMALISATIONS, "contexts cut", "too long")]
+    lines: list[Mapping[str, Any]] = []
+    for _, name, model in _models():
+        for method in _methods(model):
+            found = answer(model, asked, method)
+            cells = [_percent(found.share(n), True) for n in NORMALISATIONS]
+            rows.append((f"{name} ({method})", *cells, f"{found.cut:,}", f"{found.unanswered:,}"))
+            lines += [
+                {"model": name, "method": method, "where": row["where"], "gold": row["gold"]}
+                | {n: _numbers(found.scores[n][i]) for n in NORMALISATIONS}
+                for i, row in enumerate(asked.rows)
             ]
-        rows.append((name, f"{share.count:,}", *cells))
-    table = Table(*header, title="Good sentence preferred; chance is 50%")
-    for row in rows:
+    rows.append(("commonest in train", _percent(majority(asked), True), *[""] * 5))
+    rows.append(("chance", f"{chance(asked):.1%}", *[""] * 5))
+    _show(f"Right answers, {asked.template.shots} shots, scores by", rows)
+    _write([rows], lines)
+
+
+def harness() -> None:
+    """What lm-eval reports, a line a model, task and metric."""
+    if not HARNESS_TASKS.value:
+        raise ConfigError("--harness_tasks: missing; name tasks of lm-eval, with commas")
+    from lmjax.evaluation.harness import harness_model, register
+
+    register()  # says what to install before anything is read
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=INCLUDE_PATH.value)
+    for task in HARNESS_TASKS.value:
+        if not manager.match_tasks([task]):
+            raise ConfigError(
+                f"--harness_tasks: lm-eval knows no '{task}'; is --include_path right?"
+            )
+    rows: list[Sequence[str]] = [("model", "task", "metric", "value", "standard error")]
+    lines = []
+    for _, name, model in _models():
+        for method in _methods(model):
+            found = lm_eval.simple_evaluate(
+                model=harness_model(model, method),
+                tasks=HARNESS_TASKS.value,
+                task_manager=manager,
+                limit=LIMIT.value,
+            )
+            for task, values in found["results"].items():
+                lines.append({"model": name, "method": method, "task": task, **values})
+                for key, value in values.items():
+                    metric, _, filtered = key.partition(",")
+                    if isinstance(value, float) and not metric.endswith("_stderr"):
+                        error = values.get(f"{metric}_stderr,{filtered}")
+                        told = f"{error:.4f}" if isinstance(error, float) else ""
+                        label = metric if filtered in ("", "none") else f"{metric} ({filtered})"
+                        rows.append((f"{name} ({method})", task, label, f"{value:.4f}", told))
+    _show("lm-evaluation-harness", rows)
+    _write([rows], lines)
+
+
+def _models() -> Iterator[tuple[str, str, Any]]:
+    """(directory, its name, model) of each --model that scores text."""
+    import lmjax  # after the flags: it takes seconds
+    from lmjax.evaluation.scoring import methods_of
+
+    names = [pathlib.Path(path).name for path in MODELS.value]
+    for path, name in zip(MODELS.value, names, strict=True):
+        model = lmjax.load(path)
+        try:
+            methods_of(model)
+        except ConfigError as error:
+            raise ConfigError(f"--model: {path}: {error}") from error
+        yield path, name if names.count(name) == 1 else path, model
+
+
+def _methods(model: Any) -> Sequence[Any]:
+    """Those of --method that the model has, or its family's own."""
+    from lmjax.evaluation.scoring import METHODS, methods_of
+
+    known = methods_of(model)
+    every = {method for methods in METHODS.values() for method in methods}
+    for method in METHOD.value:
+        if method not in every:
+            raise ConfigError(f"--method: '{method}' is none of {', '.join(sorted(every))}")
+    chosen = [method for method in METHOD.value if method in known]
+    if METHOD.value and not chosen:
+        raise ConfigError(
+            f"--method: a {type(model.network).__name__} has none of"
+            f" {', '.join(METHOD.value)}; it has {', '.join(known)}"
+        )
+    return chosen or known[:1]
+
+
+def _store(corpus: str, path: str) -> Any:
+    """The corpus in the tokens of the model in `path`."""
+    from lmjax.data.store import DataConfig, prepare
+    from lmjax.data.tokenizers import TokenizerConfig
+
+    source = DataConfig(corpus, tokenizer=TokenizerConfig(path=path))
+    return prepare(source, ("train",))[1]["train"]
+
+
+def _trigrams(store: Any, vocab_size: int) -> Any:
+    from lmjax.models.ngram import NgramModel
+
+    model = NgramModel.train(
+        store.tokens, store.sentence_offsets, vocab_size, discount_fallback=True
+    )
+    for order in model.fell_back:
+        print(f"{order}-grams: too few rare ones for discounts of their own; 0.5, 1 and 1.5 taken")
+    return model
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """For JSON, which has no NaN."""
+    return [None if value != value else float(value) for value in values]
+
+
+def _percent(share: Any, with_interval: bool) -> str:
+    low, high = share.interval
+    return f"{share.accuracy:.1%}" + (f" ({low:.1%} to {high:.1%})" if with_interval else "")
+
+
+def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table whose first row is its header."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
         table.add_row(*row)
-    Console(width=max(100, 26 * len(header))).print(table)
-    if OUT.value:
-        lines = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
-        place = pathlib.Path(OUT.value)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.with_suffix(".md").write_text("".join(f"| {' | '.join(r)} |\n" for r in lines))
-        with place.with_suffix(".jsonl").open("w") as file:
-            for i, pair in enumerate(pairs):
-                told = {name: float(right[i]) for name, right in columns.items()}
-                file.write(json.dumps({**vars(pair), **told}, ensure_ascii=False) + "\n")
+    Console(width=max(100, 26 * len(rows[0]))).print(table, markup=False)
+
+
+def _write(tables: Sequence[Sequence[Sequence[str]]], lines: Iterable[Mapping[str, Any]]) -> None:
+    """OUT.md and OUT.jsonl, if --out names them."""
+    if not OUT.value:
+        return
+    place = pathlib.Path(OUT.value)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for header, *rows in tables:
+        marked = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
+        texts.append("".join(f"| {' | '.join(row)} |\n" for row in marked))
+    place.with_name(f"{place.name}.md").write_text("\n".join(texts))
+    with place.with_name(f"{place.name}.jsonl").open("w") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.corpora import open_file
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.evaluation.scoring import Method, token_scores
+from lmjax.models.ngram import NgramModel
 
 _COLUMNS = {
     "good": ("good", "sentence_good"),
@@ -122,10 +125,23 @@ def unigram(model: Pretrained, pairs: Sequence[Pair], counts: np.ndarray) -> np.
     return judged(np.array([logs[ids].sum() for ids in model.tokenizer.encode_batch(texts)]))
 
 
-def shares(pairs: Sequence[Pair], right: np.ndarray) -> Mapping[str, Share]:
-    """By phenomenon, in the order of the file, and 'all' last."""
+def by_ngrams(tokenizer: Tokenizer, pairs: Sequence[Pair], model: NgramModel) -> np.ndarray:
+    """As `judge`, by an n-gram model of the tokenizer's tokens, the sentence's end included."""
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    begin, end = [model.vocab_size], [model.vocab_size + 1]
+    ids = [np.concatenate([begin, i, end]) for i in tokenizer.encode_batch(texts)]
+    # One after the other: nothing was ever counted that reaches over a sentence's end.
+    logs = np.log(model.probabilities(np.concatenate(ids)))
+    parts = np.split(logs, np.cumsum([len(i) for i in ids])[:-1])
+    return judged(np.array([math.fsum(part[1:]) for part in parts]))
+
+
+def shares(
+    pairs: Sequence[Pair], right: np.ndarray, by: Literal["phenomenon", "paradigm"] = "phenomenon"
+) -> Mapping[str, Share]:
+    """By phenomenon or paradigm, in the order of the file, and 'all' last."""
     found: dict[str, list[float]] = {}
     for pair, value in zip(pairs, right, strict=True):
-        found.setdefault(pair.phenomenon or "pairs", []).append(float(value))
+        found.setdefault(getattr(pair, by) or "pairs", []).append(float(value))
     by_name = {name: Share(sum(values), len(values)) for name, values in found.items()}
     return {**by_name, "all": Share(float(right.sum()), len(right))}

@@ -25,12 +25,15 @@ class Perplexity:
       nats: -log p of all tokens that were scored.
       tokens, words, bytes: of the texts; words are what stands between white space. The begin
         of a document is read and not counted.
+      unknown: of the tokens, how many stand for text that the tokenizer cannot write; they are
+        easily foretold, and make all numbers lower than they should be.
     """
 
     nats: float
     tokens: int
     words: int
     bytes: int
+    unknown: int
 
     @property
     def per_token(self) -> float:
@@ -95,7 +98,7 @@ def perplexity(
     if not 1 <= stride < length:
         raise ConfigError(f"--stride: {stride} is not between 1 and --length={length}")
     first = model.token_ids.get("bos_token_id", model.tokenizer.roles["eod"])
-    nats, tokens, words, size = 0.0, 0, 0, 0
+    nats, tokens, words, size, unknown = 0.0, 0, 0, 0, 0
     rows: list[tuple[np.ndarray, int]] = []
 
     def read() -> float:
@@ -112,6 +115,7 @@ def perplexity(
     for document in track(documents, "reading"):
         ids = np.concatenate([[first], model.tokenizer.encode_batch([document])[0]])
         tokens += len(ids) - 1
+        unknown += int((ids == model.tokenizer.roles["unk"]).sum())
         words += len(document.split())
         size += len(document.encode())
         for window in windows(len(ids), length, stride):
@@ -123,4 +127,4 @@ def perplexity(
         nats += read()
     if not tokens or not words:
         raise ConfigError("--data: no text in it")
-    return Perplexity(nats, tokens, words, size)
+    return Perplexity(nats, tokens, words, size, unknown)

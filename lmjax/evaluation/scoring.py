@@ -3,6 +3,8 @@
 `causal` (GPT): log p of each token given those before it, the first given the begin of a document.
 `pseudo` (BERT, ELECTRA's generator, XLNet): log p of each token given all others, one at a time
 (Salazar et al. 2020); their sum is no log p of the text.
+`pseudo_within_word` (the same): the later tokens of its word are hidden with a token, so that the
+rest of a long word does not give it away (Kauf & Ivanova 2023).
 `left_to_right` (XLNet): log p of each token given those before it, all in one pass of the query
 stream under the factorisation order 1, 2, 3, ...
 `discriminator` (ELECTRA): log p that a token is original, for each.
@@ -25,19 +27,43 @@ from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
 from lmjax.models.gpt import Gpt
 from lmjax.models.xlnet import Xlnet
 from lmjax.nn.masks import padding, permutation
+from lmjax.objectives.base import score_targets
 from lmjax.progress import track
 
-Method = Literal["causal", "pseudo", "left_to_right", "discriminator"]
+Method = Literal["causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator"]
 # The first is a family's own.
 METHODS: dict[type, tuple[Method, ...]] = {
     Gpt: ("causal",),
-    BertForPreTraining: ("pseudo",),
-    Xlnet: ("left_to_right", "pseudo"),
-    Electra: ("discriminator", "pseudo"),
+    BertForPreTraining: ("pseudo", "pseudo_within_word"),
+    Xlnet: ("left_to_right", "pseudo", "pseudo_within_word"),
+    Electra: ("discriminator", "pseudo", "pseudo_within_word"),
     ElectraDiscriminator: ("discriminator",),
-    ElectraGenerator: ("pseudo",),
+    ElectraGenerator: ("pseudo", "pseudo_within_word"),
 }
-_BATCH, _MULTIPLE = 256, 8
+_ONE_BY_ONE = ("pseudo", "pseudo_within_word")
+_BATCH, _MULTIPLE = 256, 8  # rows of a batch, and what its length is a multiple of
+# Of a batch: what attention, and what logits in float32, may take.
+_MOST_TOKENS, _MOST_LOGITS = 1 << 14, 1 << 26
+_Found = tuple[jax.Array, jax.Array]  # logarithms, and whether nothing is likelier
+
+
+class Passage(NamedTuple):
+    """Token ids that are read, [tokens], and the index from which on they are scored."""
+
+    ids: np.ndarray
+    first: int = 0
+
+
+class PassageScores(NamedTuple):
+    """Of the tokens of a passage that are scored: [scored] each.
+
+    Attributes:
+      logs: natural logarithms, float64.
+      greedy: no token would have been likelier; of a discriminator: held to be original.
+    """
+
+    logs: np.ndarray
+    greedy: np.ndarray
 
 
 class _Row(NamedTuple):
@@ -45,7 +71,8 @@ class _Row(NamedTuple):
 
     text: int
     tokens: np.ndarray
-    position: int  # -1: all that are scored
+    position: int = -1  # -1: all that are scored
+    until: int = 0  # positions from `position` up to this one are hidden
 
 
 def methods_of(model: Pretrained) -> tuple[Method, ...]:
@@ -74,104 +101,204 @@ def token_scores(
     Raises:
       ConfigError: the model has not that method, or a text does not fit its position table.
     """
+    method = _checked(model, method)
+    assert model.tokenizer is not None
+    passages = [Passage(ids) for ids in model.tokenizer.encode_batch(texts)]
+    return [scores.logs for scores in passage_scores(model, passages, method)]
+
+
+def room(model: Pretrained, method: Method | None = None) -> int | None:
+    """How many tokens of text a passage may have; None = any number."""
+    _, _, begins, ends = _framed(model, _checked(model, method))
+    limit = getattr(model.network.config, "max_length", None)
+    return None if limit is None else limit - len(begins) - len(ends)
+
+
+def passage_scores(
+    model: Pretrained, passages: Sequence[Passage], method: Method | None = None
+) -> list[PassageScores]:
+    """As `token_scores`, of ids, some of which may be there to be read only.
+
+    The first token of a passage begins a document (GPT) or is all there is on its left.
+    """
+    method = _checked(model, method)
+    network, params, begins, ends = _framed(model, method)
+    longest = max((len(p.ids) for p in passages), default=0)
+    fits = room(model, method)
+    if fits is not None and longest > fits:
+        rows, special = fits + len(begins) + len(ends), len(begins) + len(ends)
+        raise ConfigError(
+            f"a text of {longest + special} tokens does not fit the {rows} rows of the position"
+            " table"
+        )
+    assert model.tokenizer is not None
+    roles, one_by_one = model.tokenizer.roles, method in _ONE_BY_ONE
+    starts_word = None
+    if method == "pseudo_within_word":
+        starts_word = model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)).starts_word
+    listed = [
+        row
+        for i, passage in enumerate(passages)
+        if passage.first < len(passage.ids)
+        for row in _rows(i, passage, begins, ends, one_by_one, starts_word)
+    ]
+    found = [
+        PassageScores(np.zeros(len(p.ids) - p.first), np.zeros(len(p.ids) - p.first, bool))
+        for p in passages
+    ]
+    read = _READERS[method]
+    all_positions = not one_by_one and method != "discriminator"
+    batches = _batches(listed, roles["pad"], network.config.vocab_size if all_positions else 1)
+    for make in track(batches, f"scoring by {method}", len(batches)):
+        chosen, arrays = make()
+        logs, greedy = jax.device_get(read(network, roles["mask"], params, *arrays))
+        for row, values, best in zip(chosen, logs, greedy, strict=False):
+            passage, scores = passages[row.text], found[row.text]
+            if one_by_one:
+                at = row.position - len(begins) - passage.first
+                scores.logs[at], scores.greedy[at] = values[0], best[0]
+            else:
+                here = slice(len(begins) + passage.first, len(begins) + len(passage.ids))
+                scores.logs[:], scores.greedy[:] = values[here], best[here]
+    return found
+
+
+def _checked(model: Pretrained, method: Method | None) -> Method:
+    """The method, or the family's own."""
     known = methods_of(model)
     method = method or known[0]
     if method not in known:
         raise ConfigError(
             f"method: '{method}' is none of {type(model.network).__name__}'s: {', '.join(known)}"
         )
+    return method
+
+
+def _framed(model: Pretrained, method: Method) -> tuple[nn.Module, Any, list[int], list[int]]:
+    """The network with its parameters, and the ids that stand before and behind a passage."""
     part = "discriminator" if method == "discriminator" else "generator"
     network, params = single_network(model.network, model.params, part)
     assert model.tokenizer is not None
     roles = model.tokenizer.roles
-    begins, ends = [roles["cls"]], [roles["sep"]]
     if isinstance(network, Gpt):
-        begins, ends = [model.token_ids.get("bos_token_id", roles["eod"])], []
-    elif isinstance(network, Xlnet):
-        begins, ends = [], []
-    encoded = model.tokenizer.encode_batch(texts)
-    longest = max((len(ids) for ids in encoded), default=0) + len(begins) + len(ends)
-    limit = getattr(network.config, "max_length", None)
-    if limit is not None and longest > limit:
-        raise ConfigError(
-            f"a text of {longest} tokens does not fit the {limit} rows of the position table"
-        )
-    one_by_one = method == "pseudo"
-    rows = [
-        _Row(i, np.array([*begins, *ids, *ends], np.int32), position)
-        for i, ids in enumerate(encoded)
-        for position in (range(len(begins), len(begins) + len(ids)) if one_by_one else (-1,))
-        if len(ids)
-    ]
-    scores = [np.zeros(len(ids)) for ids in encoded]
-    read = _READERS[method]
-    for chosen, tokens, real, positions in track(
-        _batches(rows, roles["pad"]), f"scoring by {method}", -(-len(rows) // _BATCH)
-    ):
-        found = np.asarray(read(network, roles["mask"], params, tokens, real, positions))
-        for row, values in zip(chosen, found, strict=False):
-            first = len(begins)
-            if one_by_one:
-                scores[row.text][row.position - first] = values[0]
-            else:
-                scores[row.text][:] = values[first : first + len(scores[row.text])]
-    return scores
+        return network, params, [model.token_ids.get("bos_token_id", roles["eod"])], []
+    if isinstance(network, Xlnet):
+        return network, params, [], []
+    return network, params, [roles["cls"]], [roles["sep"]]
+
+
+def _rows(
+    text: int,
+    passage: Passage,
+    begins: list[int],
+    ends: list[int],
+    one_by_one: bool,
+    starts_word: np.ndarray | None,
+) -> Iterator[_Row]:
+    """A row for the passage, or one for each token that is scored."""
+    tokens = np.array([*begins, *passage.ids, *ends], np.int32)
+    if not one_by_one:
+        yield _Row(text, tokens)
+        return
+    for at in range(passage.first, len(passage.ids)):
+        until = at + 1
+        while (
+            starts_word is not None
+            and until < len(passage.ids)
+            and not starts_word[passage.ids[until]]
+        ):
+            until += 1
+        yield _Row(text, tokens, at + len(begins), until + len(begins))
 
 
 def _batches(
-    rows: Sequence[_Row], pad: int
-) -> Iterator[tuple[list[_Row], jax.Array, jax.Array, jax.Array]]:
-    """(rows, tokens, real, positions) of rows of like length, filled up with the first one."""
+    rows: Sequence[_Row], pad: int, logits_a_token: int
+) -> list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]]:
+    """Makes batches of rows of like length, filled up with the first one.
+
+    Args:
+      logits_a_token: of what is read, how many there are.
+
+    Returns:
+      A function for each batch: its rows, and tokens, real, positions, untils.
+    """
     order = sorted(rows, key=lambda row: len(row.tokens))
-    for start in range(0, len(order), _BATCH):
-        chosen = order[start : start + _BATCH]
-        length = -(-len(chosen[-1].tokens) // _MULTIPLE) * _MULTIPLE
-        tokens = np.full((_BATCH, length), pad, np.int32)
-        real = np.zeros((_BATCH, length), bool)
-        positions = np.zeros(_BATCH, np.int32)
-        for i in range(_BATCH):
-            row = chosen[i] if i < len(chosen) else chosen[0]
-            tokens[i, : len(row.tokens)] = row.tokens
-            real[i, : len(row.tokens)] = True
-            positions[i] = row.position
-        yield chosen, jnp.asarray(tokens), jnp.asarray(real), jnp.asarray(positions)
+    made: list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]] = []
+    start = 0
+    while start < len(order):
+        length, size = 0, _BATCH
+        # The longest row says how many fit, and how many fit says which is the longest.
+        while length != (length := _rounded(order[start : start + size][-1])):
+            most = min(_MOST_TOKENS // length, _MOST_LOGITS // (length * logits_a_token))
+            size = max(1, min(size, most))
+        made.append(functools.partial(_batch, order[start : start + size], size, length, pad))
+        start += size
+    return made
 
 
-def _of_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """log softmax(logits)[targets]. logits: [..., vocab_size]; targets: [...]."""
-    logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0]
+def _rounded(row: _Row) -> int:
+    return -(-len(row.tokens) // _MULTIPLE) * _MULTIPLE
 
 
-def _causal(
-    network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, positions: Any
-) -> jax.Array:
-    return causal_scores(network, params, tokens, real)
+def _batch(
+    chosen: list[_Row], size: int, length: int, pad: int
+) -> tuple[list[_Row], tuple[jax.Array, ...]]:
+    tokens = np.full((size, length), pad, np.int32)
+    real = np.zeros((size, length), bool)
+    positions, untils = np.zeros((2, size), np.int32)
+    for i in range(size):
+        row = chosen[i] if i < len(chosen) else chosen[0]
+        tokens[i, : len(row.tokens)] = row.tokens
+        real[i, : len(row.tokens)] = True
+        positions[i], untils[i] = row.position, row.until
+    return chosen, tuple(jnp.asarray(x) for x in (tokens, real, positions, untils))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def causal_scores(network: nn.Module, params: Any, tokens: Any, real: Any) -> jax.Array:
-    """[batch, length] log p of each token given those before it; 0 for the first."""
+def _of_targets(logits: jax.Array, targets: jax.Array) -> _Found:
+    """log softmax(logits)[targets], and whether nothing is likelier.
+
+    logits: [..., vocab_size]; targets: [...].
+    """
+    losses, greedy = score_targets(logits, targets)
+    return -losses, greedy
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _causal(network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, *_: Any) -> _Found:
     logits: Any = network.apply(
         {"params": params}, *inputs(network, tokens, jnp.zeros_like(tokens), real)
     )
-    return jnp.pad(_of_targets(logits[:, :-1], tokens[:, 1:]), ((0, 0), (1, 0)))
+    found = _of_targets(logits[:, :-1], tokens[:, 1:])
+    logs, greedy = (jnp.pad(x, ((0, 0), (1, 0))) for x in found)
+    return logs, greedy
+
+
+def causal_scores(network: nn.Module, params: Any, tokens: Any, real: Any) -> jax.Array:
+    """[batch, length] log p of each token given those before it; 0 for the first."""
+    return _causal(network, 0, params, tokens, real)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _pseudo(
-    network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, positions: Any
-) -> jax.Array:
+    network: nn.Module,
+    mask: int,
+    params: Any,
+    tokens: Any,
+    real: Any,
+    positions: Any,
+    untils: Any,
+) -> _Found:
     """[batch, 1], of the token at `positions`."""
     where = positions[:, None]
     targets = jnp.take_along_axis(tokens, where, axis=1)
+    place = jnp.arange(tokens.shape[1])[None]
+    hidden = (place >= where) & (place < untils[:, None])
     if isinstance(network, Xlnet):
-        # No one sees the target, not the content stream either: through the others' states
+        # No one sees what is hidden, not the content stream either: through the others' states
         # it would be seen.
-        hidden = jnp.arange(tokens.shape[1])[None] == where
         order = permutation(jnp.zeros((1, 1), jnp.int32), jnp.where(hidden, 0, -1))
         return _of_targets(_query_stream(network, params, tokens, real, order, where), targets)
-    masked = jnp.put_along_axis(tokens, where, mask, axis=1, inplace=False)
+    masked = jnp.where(hidden, mask, tokens)
     arguments = inputs(network, masked, jnp.zeros_like(tokens), real)
     logits: Any = network.apply({"params": params}, *arguments[:-1], where)
     return _of_targets(logits[0] if isinstance(logits, tuple) else logits, targets)
@@ -179,8 +306,8 @@ def _pseudo(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _left_to_right(
-    network: Xlnet, mask: int, params: Any, tokens: Any, real: Any, positions: Any
-) -> jax.Array:
+    network: Xlnet, mask: int, params: Any, tokens: Any, real: Any, *_: Any
+) -> _Found:
     place = jnp.arange(tokens.shape[1])[None]
     every = jnp.broadcast_to(place, tokens.shape)
     logits = _query_stream(network, params, tokens, real, permutation(place, place), every)
@@ -189,12 +316,12 @@ def _left_to_right(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _discriminator(
-    network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, positions: Any
-) -> jax.Array:
+    network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, *_: Any
+) -> _Found:
     logits: Any = network.apply(
         {"params": params}, *inputs(network, tokens, jnp.zeros_like(tokens), real)
     )
-    return jax.nn.log_sigmoid(-logits)
+    return jax.nn.log_sigmoid(-logits), logits <= 0
 
 
 def _query_stream(
@@ -211,9 +338,10 @@ def _query_stream(
     return logits
 
 
-_READERS: dict[str, Callable[..., jax.Array]] = {
+_READERS: dict[str, Callable[..., _Found]] = {
     "causal": _causal,
     "pseudo": _pseudo,
+    "pseudo_within_word": _pseudo,
     "left_to_right": _left_to_right,
     "discriminator": _discriminator,
 }

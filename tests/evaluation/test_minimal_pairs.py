@@ -11,6 +11,7 @@ from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import (
     Pair,
     Share,
+    by_ngrams,
     judge,
     judged,
     read_pairs,
@@ -19,6 +20,7 @@ from lmjax.evaluation.minimal_pairs import (
 )
 from lmjax.evaluation.scoring import token_scores
 from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.models.ngram import NgramModel
 from tests.words import SIZE, random_model, trunk
 
 PAIRS = [
@@ -47,7 +49,23 @@ def test_frequencies_prefer_the_frequent_word() -> None:
     np.testing.assert_array_equal(unigram(MODEL, pairs, counts), [1.0, 0.0, 0.5])
 
 
-def test_shares_are_by_phenomenon() -> None:
+def test_ngrams_prefer_the_order_that_they_have_read() -> None:
+    sentences = [np.array([6, 7]), np.array([9, 8]), np.array([10])] * 5
+    offsets = np.cumsum([0, *map(len, sentences)])
+    ngrams = NgramModel.train(np.concatenate(sentences), offsets, SIZE, discount_fallback=True)
+    assert MODEL.tokenizer is not None
+    np.testing.assert_array_equal(by_ngrams(MODEL.tokenizer, PAIRS, ngrams), [1.0, 0.0, 0.5])
+    # Read one after the other, sentences know nothing of each other.
+    alone = [ngrams.log_probabilities(np.array(ids)).sum() for ids in ([8, 9], [9, 8])]
+    assert alone[0] < alone[1]
+    for pair in PAIRS:
+        ids = MODEL.tokenizer.encode_batch([pair.good, pair.bad])
+        sums = np.array([ngrams.log_probabilities(i).sum() for i in ids])
+        np.testing.assert_array_equal(by_ngrams(MODEL.tokenizer, [pair], ngrams), judged(sums))
+
+
+def test_shares_are_by_phenomenon_or_paradigm() -> None:
+    assert list(shares(PAIRS, np.ones(3), "paradigm")) == ["order", "same", "all"]
     found = shares(PAIRS, np.array([1.0, 0.0, 0.5]))
     assert list(found) == ["syntax", "ties", "all"]
     assert found["syntax"] == Share(1.0, 2) and found["all"] == Share(1.5, 3)

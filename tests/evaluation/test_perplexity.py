@@ -33,6 +33,25 @@ def test_each_token_is_scored_once_with_what_was_promised(
     assert found == [0] * min(count, 1) + [1] * (count - 1 if count else 0)
 
 
+@given(st.integers(1, 60), st.integers(2, 12), st.data())
+def test_windows_are_those_of_transformers_documentation(
+    count: int, length: int, data: st.DataObject
+) -> None:
+    """Its recipe for models of fixed length, whose labels are shifted by one in a window."""
+    stride = data.draw(st.integers(1, length - 1))
+    theirs = []
+    before = 0
+    for begin in range(0, count, stride):
+        end = min(begin + length, count)
+        first = max(end - (end - before), begin + 1)  # labels[:, :-target_length] = -100
+        if first < end:
+            theirs.append((begin, end, first))
+        before = end
+        if end == count:
+            break
+    assert [tuple(window) for window in windows(count, length, stride)] == theirs
+
+
 def log_p(ids: list[int], context: list[int]) -> float:
     logits = np.asarray(MODEL(np.array([context + [0] * (12 - len(context))])))[
         0, len(context) - 1
@@ -54,6 +73,8 @@ def test_windows_by_a_loop(length: int, stride: int) -> None:
     assert found.nats == pytest.approx(nats, rel=1e-5)
     assert found.tokens == found.words == count == 49
     assert found.bytes == sum(len(d) for d in DOCUMENTS)
+    assert found.unknown == 0
+    assert perplexity(MODEL, ["w6 what w7"]).unknown == 1
     assert found.per_token == pytest.approx(math.exp(nats / 49), rel=1e-4)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / found.bytes, rel=1e-4)
 

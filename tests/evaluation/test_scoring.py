@@ -1,5 +1,6 @@
 """Scores of texts, each against a loop that reads one text at a time, and transformers'."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,14 +11,22 @@ import pytest
 import lmjax
 from lmjax.convert.huggingface import single_network
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data.tokenizers import Tokenizer, wordpiece
 from lmjax.errors import ConfigError
-from lmjax.evaluation.scoring import methods_of, token_scores
+from lmjax.evaluation.scoring import (
+    Passage,
+    _batches,
+    _Row,
+    methods_of,
+    passage_scores,
+    token_scores,
+)
 from lmjax.models.bert import BertConfig, BertEncoder, BertForPreTraining
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.masks import as_mask
-from tests.words import SIZE, random_model, trunk
+from tests.words import ROLES, SIZE, random_model, trunk
 
 CLS, SEP, MASK, END = 2, 3, 4, 5
 TEXTS = ["w6 w9 w7 w7", "w8", "w10 w11 w12 w13 w6 w20 w21 w22 w23"]
@@ -73,9 +82,11 @@ def one_by_one(model: Pretrained, method: str, ids: list[int], at: int) -> float
         # What stands behind the token is not even there.
         sees = np.tril(np.ones((at + 1, at + 1), bool), -1)
         return xlnet_query(model, [*ids[:at], 0], at, sees)[ids[at]]
+    # To the word tokenizer of these tests a text is one word.
+    hidden = slice(at, count if method == "pseudo_within_word" else at + 1)
     if isinstance(model.network, Xlnet):
         sees = np.ones((count, count), bool)
-        sees[:, at] = False
+        sees[:, hidden] = False
         # Another token in its place: no one may see it.
         return xlnet_query(model, [*ids[:at], 6, *ids[at + 1 :]], at, sees)[ids[at]]
     part = "discriminator" if method == "discriminator" else "generator"
@@ -83,7 +94,8 @@ def one_by_one(model: Pretrained, method: str, ids: list[int], at: int) -> float
     if method == "discriminator":
         logit = float(single(np.array([[CLS, *ids, SEP]]))[0, at + 1])
         return -np.log1p(np.exp(logit))
-    masked = np.array([[CLS, *ids[:at], MASK, *ids[at + 1 :], SEP]])
+    rest = [MASK if i < hidden.stop else id_ for i, id_ in enumerate(ids)]
+    masked = np.array([[CLS, *ids[:at], *rest[at:], SEP]])
     found = single(masked)
     logits = found[0] if isinstance(found, tuple) else found
     return log_softmax(logits[0, at + 1])[ids[at]]
@@ -107,6 +119,56 @@ def test_a_text_scores_the_same_among_others(named: tuple[str, Pretrained]) -> N
     assert len(together[3]) == 0
     np.testing.assert_allclose(together[4], together[0], atol=1e-5)
     np.testing.assert_allclose(token_scores(model, TEXTS[:1])[0], together[0], atol=1e-4)
+
+
+def test_within_a_word_what_follows_is_hidden_and_no_more() -> None:
+    pieces = ["a", "b", "##c", "##d", *(f"x{i}" for i in range(SIZE - 10))]
+    vocabulary = {name: i for i, name in enumerate([*ROLES, *pieces])}
+    model = dataclasses.replace(
+        random_model(MODELS["bert"]), tokenizer=Tokenizer(wordpiece(vocabulary, True))
+    )
+    (ids,) = model.tokenizer.encode_batch(["acd b bc"])  # type: ignore[union-attr]
+    assert ids.tolist() == [6, 8, 9, 7, 7, 8]
+    (found,) = token_scores(model, ["acd b bc"], "pseudo_within_word")
+    for at, until in enumerate([3, 3, 3, 4, 6, 6]):
+        masked = np.array([[CLS, *ids, SEP]])
+        masked[0, at + 1 : until + 1] = MASK
+        logits = model(masked)[0]
+        assert found[at] == pytest.approx(log_softmax(logits[0, at + 1])[ids[at]], abs=1e-4)
+
+
+def test_of_a_passage_only_its_end_is_scored(named: tuple[str, Pretrained]) -> None:
+    _, model = named
+    ids = np.array([6, 9, 7, 10, 11])
+    for method in methods_of(model):
+        whole, end, nothing = passage_scores(
+            model, [Passage(ids), Passage(ids, 3), Passage(ids, 5)], method
+        )
+        np.testing.assert_allclose(end.logs, whole.logs[3:], atol=1e-5)
+        np.testing.assert_array_equal(end.greedy, whole.greedy[3:])
+        assert len(nothing.logs) == len(nothing.greedy) == 0
+
+
+def test_greedy_where_nothing_is_likelier() -> None:
+    model = random_model(MODELS["gpt"])
+    ids = [END]
+    for _ in range(4):
+        ids.append(int(np.argmax(model(np.array([ids]))[0, -1])))
+    worse = [*ids[1:4], 6 if ids[4] != 6 else 7]
+    best, last = passage_scores(model, [Passage(np.array(ids[1:])), Passage(np.array(worse))])
+    assert best.greedy.all()
+    assert last.greedy.tolist() == [True, True, True, False]
+
+
+def test_batches_are_as_large_as_memory_allows() -> None:
+    rows = [_Row(i, np.zeros(n, np.int32)) for i, n in enumerate([5, 1000, 7, 1001, 9] * 60)]
+    made = [make() for make in _batches(rows, 0, 50_000)]
+    assert sorted(row.text for chosen, _ in made for row in chosen) == list(range(300))
+    for chosen, (tokens, real, *_) in made:
+        size, length = tokens.shape
+        assert size * length <= 1 << 14 and size * length * 50_000 <= 1 << 26
+        assert len(chosen) <= size and length % 8 == 0
+        assert real.sum(1).tolist()[: len(chosen)] == [len(row.tokens) for row in chosen]
 
 
 def test_what_cannot_be_scored_is_refused() -> None:

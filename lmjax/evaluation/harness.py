@@ -1,0 +1,169 @@
+"""Models of lmjax in EleutherAI's lm-evaluation-harness (Gao et al. 2021).
+
+  lm_eval.simple_evaluate(model=harness_model(lmjax.load("runs/gpt")), tasks=["lambada_openai"])
+
+Unlike the harness's own adapter of GPT-2, a context always stands behind the token that begins a
+document, as in training, and not only where it is empty.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax.convert.pretrained import Pretrained
+from lmjax.convert.runs import load
+from lmjax.errors import ConfigError
+from lmjax.evaluation.continuations import continuation_scores
+from lmjax.evaluation.perplexity import perplexity
+from lmjax.evaluation.scoring import Method, methods_of, token_scores
+from lmjax.models.gpt import Gpt
+
+# Of the harness, by our names; 'until' and the number of tokens are handled apart.
+_SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def harness_model(model: Pretrained, method: Method | None = None) -> Any:
+    """An `lm_eval.api.model.LM`, to be given to `lm_eval.simple_evaluate`.
+
+    Args:
+      model: of `lmjax.load`.
+      method: how texts are scored; None = the family's own.
+
+    Raises:
+      ConfigError: lm-eval is not installed, or the model scores no text.
+    """
+    return register()(model, method)
+
+
+@functools.cache
+def register() -> type:
+    """The adapter's class, which lm-eval then finds as `lmjax` (model_args pretrained=DIR).
+
+    Raises:
+      ConfigError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import register_model
+        from lm_eval.models.utils import normalize_gen_kwargs
+    except ImportError as error:
+        raise ConfigError(
+            f"lm-eval is not installed ({error}); pip install -e '.[eval]'"
+        ) from error
+
+    class HarnessModel(LM):
+        """See `harness_model`. Other arguments that the harness passes are of no use here."""
+
+        def __init__(
+            self,
+            pretrained: Pretrained | str,
+            method: Method | None = None,
+            max_gen_toks: int = 64,
+            **_: Any,
+        ) -> None:
+            super().__init__()
+            self.model = load(pretrained) if isinstance(pretrained, str) else pretrained
+            self.method: Method = method or methods_of(self.model)[0]
+            self.max_gen_toks = max_gen_toks
+
+        @property
+        def tokenizer_name(self) -> str:
+            assert self.model.tokenizer is not None
+            return f"lmjax-{self.model.tokenizer.fingerprint}"
+
+        def loglikelihood(
+            self, requests: list[Any], disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
+            asked = [request.args for request in requests]
+            # Often the same: a prior of a choice is asked for once a row.
+            distinct = list(dict.fromkeys(asked))
+            found, cut = continuation_scores(self.model, distinct, self.method)
+            if cut.any():
+                logging.getLogger(__name__).warning(
+                    "%d of %d contexts did not fit and lost their beginning", cut.sum(), len(cut)
+                )
+            answers = {
+                pair: (float(scores.logs.sum()), bool(scores.greedy.all()))
+                for pair, scores in zip(distinct, found, strict=True)
+            }
+            for pair in distinct:
+                self.cache_hook.add_partial("loglikelihood", pair, answers[pair])
+            return [answers[pair] for pair in asked]
+
+        def loglikelihood_rolling(
+            self, requests: list[Any], disable_tqdm: bool = False
+        ) -> list[float]:
+            texts = [request.args[0] for request in requests]
+            if not isinstance(self.model.network, Gpt):
+                scores = token_scores(self.model, texts, self.method)
+                return [float(logs.sum()) for logs in scores]
+            # Windows that share one token, as the harness has them.
+            stride = self.model.network.config.max_length - 1
+            return [
+                -perplexity(self.model, [text], stride=stride).nats if text.strip() else 0.0
+                for text in texts
+            ]
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            groups: dict[tuple[Any, ...], list[int]] = {}
+            for i, request in enumerate(requests):
+                values = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+                groups.setdefault(tuple(sorted(_settings(values).items())), []).append(i)
+            texts = [""] * len(requests)
+            for settings, indices in groups.items():
+                prompts = [requests[i].args[0] for i in indices]
+                for i, text in zip(indices, self._generate(prompts, dict(settings)), strict=True):
+                    texts[i] = text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+            return texts
+
+        def _generate(self, prompts: list[str], settings: Mapping[str, Any]) -> list[str]:
+            from lmjax.generation.generating import generate
+
+            network, tokenizer = self.model.network, self.model.tokenizer
+            assert tokenizer is not None
+            if not isinstance(network, Gpt):
+                return [g.text for g in generate(self.model, prompts, **settings)]
+            fits = network.config.max_length - settings["max_new_tokens"] - 1
+            if fits < 1:
+                raise ConfigError(
+                    f"max_gen_toks: {settings['max_new_tokens']} leave no room for a prompt in"
+                    f" the {network.config.max_length} positions; give fewer"
+                )
+            begin = self.model.token_ids.get("bos_token_id", tokenizer.roles["eod"])
+            ids = tokenizer.encode_batch(prompts)
+            cut = sum(len(i) > fits for i in ids)
+            if cut:
+                logging.getLogger(__name__).warning(
+                    "%d of %d prompts did not fit and lost their beginning", cut, len(ids)
+                )
+            read = [[begin, *i[-fits:].tolist()] for i in ids]
+            return [g.text for g in generate(self.model, read, **settings)]
+
+    register_model("lmjax")(HarnessModel)
+    return HarnessModel
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `GenerationConfig` for generation arguments of the harness, normalised.
+
+    Raises:
+      ConfigError: one that means nothing here.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
+    sampled = values.pop("do_sample", False)
+    settings = {"max_new_tokens": values.pop("max_gen_toks")}
+    settings["stop"] = tuple(text for text in values.pop("until", ()) if text)
+    for name in _SETTINGS:
+        if name in values:
+            settings[name] = values.pop(name)
+    if not sampled:
+        settings |= {"temperature": 0.0}
+        for name in ("top_p", "top_k"):
+            settings.pop(name, None)
+    elif "temperature" not in settings:
+        settings["temperature"] = 1.0
+    if values:
+        raise ConfigError(f"generation_kwargs: {', '.join(values)}: not known here; leave it out")
+    return settings

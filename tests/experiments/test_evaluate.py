@@ -1,0 +1,135 @@
+"""The command: tables of what the functions find; what is wrong is one line."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import lmjax
+from configs import prompting as configured
+from experiments import command_line, evaluate
+from lmjax.errors import ConfigError
+from lmjax.evaluation.minimal_pairs import judge, read_pairs
+from lmjax.evaluation.perplexity import perplexity
+from lmjax.evaluation.prompting import NORMALISATIONS, answer, read_questions
+from lmjax.models.electra import Electra, ElectraConfig
+from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.models.xlnet import Xlnet, XlnetConfig
+from tests.words import SIZE, random_model, trunk
+
+MODELS: dict[str, Any] = {
+    "gpt": Gpt(GptConfig(trunk(norm="pre"), max_length=24, vocab_size=SIZE)),
+    "xlnet": Xlnet(XlnetConfig(trunk(), vocab_size=SIZE)),
+    "electra": Electra(ElectraConfig(trunk(activation="gelu"), max_length=24, vocab_size=SIZE)),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two models, pairs, a corpus and rows."""
+    place = tmp_path_factory.mktemp("evaluate")
+    for name, network in MODELS.items():
+        lmjax.save_huggingface(random_model(network), place / name)
+    rng = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{i}" for i in rng.integers(6, SIZE, count))
+
+    pairs = [
+        {"good": words(4), "bad": words(4), "uid": f"p{i % 2}", "phenomenon": "all of it"}
+        for i in range(6)
+    ]
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (place / "corpus.txt").write_text("\n\n".join(words(30) for _ in range(150)))
+    rows = [{"text": words(3), "label": i % 2} for i in range(5)]
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return place
+
+
+def run(capsys: pytest.CaptureFixture[str], place: pathlib.Path, **values: Any) -> str:
+    flags.FLAGS.mark_as_parsed()
+    values.setdefault("out", str(place / "out" / "found"))
+    with flagsaver.flagsaver(**values):
+        evaluate.main()
+    return capsys.readouterr().out
+
+
+def lines(place: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place / "out/found.jsonl").read_text().splitlines()]
+
+
+def test_minimal_pairs(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = str(place / "corpus.txt")
+    printed = run(
+        capsys,
+        place,
+        data=str(place / "pairs.jsonl"),
+        model=[str(place / "gpt"), str(place / "xlnet")],
+        method=["causal", "pseudo", "left_to_right"],
+        unigram=corpus,
+        trigram=corpus,
+    )
+    columns = ["gpt (causal)", "unigram, tokens of gpt", "trigram, tokens of gpt"]
+    columns += ["xlnet (pseudo)", "xlnet (left_to_right)"]
+    found = lines(place)
+    assert list(found[0])[4:] == columns
+    expected = judge(lmjax.load(place / "gpt"), read_pairs(place / "pairs.jsonl"))
+    assert [line["gpt (causal)"] for line in found] == expected.tolist()
+    table = (place / "out/found.md").read_text()
+    assert table.startswith(f"| phenomenon | pairs | {' | '.join(columns)} |\n")
+    assert "| p1 | 3 |" in table and f"{expected.mean():.1%} (" in table
+    assert all(column.split()[0] in printed for column in columns)
+
+
+def test_perplexity(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = place / "corpus.txt"
+    run(capsys, place, task="perplexity", data=str(corpus), model=[str(place / "gpt")], stride=5)
+    (found,) = lines(place)
+    documents = corpus.read_text().split("\n\n")
+    assert found["tokens"] == 30 * len(documents)
+    expected = perplexity(lmjax.load(place / "gpt"), documents, stride=5)
+    assert found["nats"] == pytest.approx(expected.nats)
+
+
+def test_prompting(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured.get_config("classification")
+    config.template.update({"prompt": "{text} w9", "words": ("w7", "w8 w8"), "separator": " "})
+    config.template.update({"shots": 1, "unconditional": "w6"})
+    config.data.update({"train": str(place / "rows.jsonl"), "test": str(place / "rows.jsonl")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, "CONFIG", type("Flag", (), {"value": config}))
+        models = [str(place / name) for name in ("gpt", "electra")]
+        printed = run(capsys, place, task="prompting", model=models)
+    found = lines(place)
+    assert len(found) == 10
+    expected = answer(lmjax.load(place / "gpt"), read_questions(config.to_dict()))
+    for name in NORMALISATIONS:
+        np.testing.assert_allclose(found[3][name], expected.scores[name][3], atol=1e-5)
+    assert "The first of 5 prompts" in printed
+    assert "commonest in train" in printed and "chance" in printed
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": []}, "--model: missing"),
+        ({"data": ""}, "--data: missing"),
+        ({"method": ["pseudo"]}, "--method: a Gpt has none of pseudo; it has causal"),
+        ({"method": ["psuedo"]}, "--method: 'psuedo' is none of causal, discriminator"),
+        ({"task": "prompting"}, r"--config: missing; .*configs/prompting\.py"),
+        ({"task": "harness"}, "--harness_tasks: missing"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    values: dict[str, Any],
+    message: str,
+    place: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"model": [str(place / "gpt")], "data": str(place / "pairs.jsonl")} | values
+    with pytest.raises(ConfigError, match=message):
+        run(capsys, place, **given)

@@ -49,7 +49,7 @@ def register() -> type:
         from lm_eval.models.utils import normalize_gen_kwargs
     except ImportError as error:
         raise ConfigError(
-            f"lm-eval is not installed ({error}); pip install -e '.[eval]'"
+            f"lm-eval is not installed ({error}); pip install -e '.[harness]'"
         ) from error
 
     class HarnessModel(LM):

@@ -25,8 +25,7 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])|\n\s*\n")
 _TOGETHER = 4  # parameters of a context
 _RELATED = 3  # parameters of a text with relations
-# What stands behind a type, and how a default is stated.
-_QUALIFIER = re.compile(r",?\s*\(?(?:optional|default)\b")
+# How a default is stated.
 _DEFAULT = re.compile(
     r"\bdefaults?(?: value)?(?: is| to)?\s*[:=]?\s*`{0,2}"
     r"(True|False|None|-?\d+(?:\.\d+)?(?:e-?\d+)?|'[^']*'|\"[^\"]*\")",
@@ -178,33 +177,41 @@ def summary_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
         seen |= {text, pair}
 
 
-def relation_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+def relation_rows(split: str, cache_dir: str, every_type: bool = False) -> Iterator[dict[str, Any]]:
     """Whether a value is a parameter's, and what of it: {'text', 'head', 'tail', 'label'}.
 
-    The text is a few parameters of a section, run on without the lines and colons that would
-    give them away; the head is a name, the tail a type or a default that the text states. Each
-    is once paired with its own parameter ('has_type', 'has_default') and once with the name of
-    another one of the text ('Other').
+    The text is a few parameters of a section, each with the first sentence of its description
+    and the one that states a default, run on without the lines and colons that would give them
+    away. The head is a name, the tail the type of a parameter, of one in each text or of all, or
+    a default. Each tail is once paired with its own parameter ('has_type', 'has_default') and once
+    with the name of another one of the text ('Other').
     """
     for document in documentation(split, cache_dir):
         sections = list(_sections(document.text))
         parts = [s[i : i + _RELATED] for s in sections for i in range(0, len(s), _RELATED)]
         for entries in parts:
-            text, names, values = "", [], []
+            text = ""
+            names: list[list[int]] = []
+            types: list[tuple[int, list[int], str]] = []
+            values: list[tuple[int, list[int], str]] = []
             for entry in entries:
                 if len(entry.names) > 1 or not entry.description:
                     continue
-                names.append([len(text), len(text) + len(entry.names[0])])
-                text += f"{entry.names[0]} "
-                kind = _QUALIFIER.split(entry.type)[0].strip(" ,")
-                if kind:
-                    values.append((len(names) - 1, [len(text), len(text) + len(kind)], "has_type"))
+                own, name = len(names), entry.names[0]
+                names.append([len(text), len(text) + len(name)])
+                text += f"{name} "
+                if entry.type:
+                    types.append((own, [len(text), len(text) + len(entry.type)], "has_type"))
                 begin = len(text)
-                text += f"{entry.type} {entry.description} "
+                first, *others = (x for x in _SENTENCE_END.split(entry.description) if x)
+                told = [first, *(x for x in others if _DEFAULT.search(x))]
+                text += f"{entry.type} {' '.join(told)} "
                 if stated := _DEFAULT.search(text, begin):
-                    values.append((len(names) - 1, list(stated.span(1)), "has_default"))
+                    values.append((own, list(stated.span(1)), "has_default"))
             if len(names) < 2:
                 continue
+            if types:
+                values += types if every_type else [types[_hash(text) % len(types)]]
             for own, tail, label in values:
                 step = 1 + _hash(f"{tail} {text}") % (len(names) - 1)
                 other = (own + step) % len(names)

@@ -94,3 +94,47 @@ def test_choices_have_no_word_of_the_context(monkeypatch: pytest.MonkeyPatch) ->
         assert len(set(row["choices"])) == docstrings.CHOICES
     assert rows == list(docstrings.description_rows("train", ""))
     assert len({row["label"] for row in rows}) > 1
+
+
+RELATED = """Cuts.
+
+Parameters
+----------
+width : int
+    How wide it is. It is never read.
+depth : int, optional
+    How deep the knife goes. Default is 3.
+"""
+
+
+def test_values_are_related_to_their_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = (Documentation("numpy", "numpy.cut", RELATED),)
+    monkeypatch.setattr(docstrings, "documentation", lambda split, _: known)
+    rows = list(docstrings.relation_rows("train", "", every_type=True))
+    found = {
+        (*(row["text"][slice(*row[n])] for n in ("head", "tail")), row["label"]) for row in rows
+    }
+    assert found == {
+        ("depth", "3", "has_default"),
+        ("width", "3", "Other"),
+        ("width", "int", "has_type"),
+        ("depth", "int", "Other"),
+        ("depth", "int, optional", "has_type"),
+        ("width", "int, optional", "Other"),
+    }
+    text = "width int How wide it is. depth int, optional How deep the knife goes. Default is 3. "
+    assert {row["text"] for row in rows} == {text}
+    assert len(list(docstrings.relation_rows("train", ""))) == 4
+
+
+def test_summaries_are_paired_with_what_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "Returns the sum of\nall of them.\n\nOf an empty\nlist, and of no list at all, it is 0."
+    texts = [long, long.replace("sum", "mean"), "Too short.\n\n" + "word " * 20, "Alone in here."]
+    known = tuple(Documentation("a", str(i), text) for i, text in enumerate(texts))
+    monkeypatch.setattr(docstrings, "documentation", lambda split, _: known)
+    assert list(docstrings.summary_rows("train", "")) == [
+        {
+            "text": "Returns the sum of all of them.",
+            "pair": "Of an empty list, and of no list at all, it is 0.",
+        }
+    ]

@@ -196,6 +196,7 @@ def test_a_run_finds_the_pairs_and_opens_again(tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(first[0], mean / np.linalg.norm(mean), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_negatives_are_those_of_all_devices(tmp_path: pathlib.Path) -> None:
     losses = []
     for devices in (1, 2):

@@ -9,6 +9,7 @@ shape beside it, `--config.seeds=N` takes N seeds of each. An interrupted comman
 """
 
 import pathlib
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ WIDTH = 120
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
-    from lmjax.tasks.finetuning import finetune, markdown_table, note_lines, table_rows
+    from lmjax.tasks.finetuning import finetune, note_lines
     from lmjax.tasks.plan import prepare
 
     prepared = prepare(config)
@@ -47,15 +48,7 @@ def main() -> None:
             found.append(result.scores)
         scores[kind] = found
     every = {**scores, **{name: [found] for name, found in prepared.baselines.items()}}
-    header, *rows = table_rows(every)
-    count = len(prepared.rows[prepared.scored])
-    table = Table(*header, title=f"{count:,} rows of {prepared.scored}")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    (workdir / "table.md").write_text("\n".join(markdown_table(every)) + "\n")
+    show_scores(console, prepared, every, workdir / "table.md")
     exported = f"for transformers: {workdir / 'model'}"
     if result.not_exported:
         exported = f"none for transformers ({result.not_exported})"
@@ -67,6 +60,23 @@ def main() -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_scores(
+    console: Console, prepared: Any, scores: Any, path: pathlib.Path, name: str = ""
+) -> None:
+    """Prints scores, as `table_rows` takes them, of a Prepared task, and writes them to `path`."""
+    from lmjax.tasks.finetuning import markdown_table, table_rows
+
+    header, *rows = table_rows(scores)
+    count = len(prepared.rows[prepared.scored])
+    table = Table(*header, title=f"{name}{count:,} rows of {prepared.scored}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    path.write_text("\n".join(markdown_table(scores)) + "\n")
 
 
 if __name__ == "__main__":

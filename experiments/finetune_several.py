@@ -10,16 +10,15 @@ interrupted command continues.
 import pathlib
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments import command_line
-from experiments.finetune import WIDTH
+from experiments.finetune import WIDTH, show_scores
 
 
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
-    from lmjax.tasks.finetuning import markdown_table, note_lines, table_rows
+    from lmjax.tasks.finetuning import note_lines
     from lmjax.tasks.multitask import finetune_several, prepare_several
 
     prepared = prepare_several(config)
@@ -32,15 +31,7 @@ def main() -> None:
     for name, one in prepared.items():
         every = {"fine-tuned": [results[name].scores]}
         every |= {rule: [found] for rule, found in one.baselines.items()}
-        header, *rows = table_rows(every)
-        count = len(one.rows[one.scored])
-        table = Table(*header, title=f"{name}: {count:,} rows of {one.scored}")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        (workdir / name / "table.md").write_text("\n".join(markdown_table(every)) + "\n")
+        show_scores(console, one, every, workdir / name / "table.md", f"{name}: ")
     console.print(
         f"Of each task a directory in {workdir}: predictions.jsonl, report.md, model/.",
         markup=False,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 
@@ -39,14 +40,8 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
       ConfigError: the checkpoint cannot be opened, has no tokenizer, or the config asks for
         another one.
     """
-    try:
-        pretrained = load(config.init)
-    except ConfigError as error:
-        raise ConfigError(f"config.init: {error}") from error
-    if pretrained.tokenizer is None:
-        raise ConfigError(
-            f"config.init: '{config.init}' has no tokenizer.json; put its own beside it"
-        )
+    pretrained = open_init(config.init)
+    assert pretrained.tokenizer is not None
     network: Any = pretrained.network
     if not dataclasses.is_dataclass(getattr(network, "config", None)):
         raise ConfigError(
@@ -66,6 +61,21 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
             )
         filled.data.tokenizer.path = str(pathlib.Path(config.init))
     return filled, Given(pretrained.params, config.init)
+
+
+def open_init(path: str) -> Pretrained:
+    """What `config.init` names; it has a tokenizer.
+
+    Raises:
+      ConfigError: as `lmjax.load`; or no tokenizer is beside it.
+    """
+    try:
+        pretrained = load(path)
+    except ConfigError as error:
+        raise ConfigError(f"config.init: {error}") from error
+    if pretrained.tokenizer is None:
+        raise ConfigError(f"config.init: '{path}' has no tokenizer.json; put its own beside it")
+    return pretrained
 
 
 def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
@@ -93,17 +103,32 @@ def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
             " (config.model.trunk.scan_layers)"
         )
     for name in ours.keys() & theirs.keys():
-        here, array = ours[name], jnp.asarray(theirs[name])
-        if name.endswith(("token/embedding", "output_bias")) and array.shape[0] < here.shape[0]:
-            array = jnp.concatenate([array, jnp.asarray(here)[array.shape[0] :]])
-        if array.shape != here.shape:
-            raise ConfigError(
-                f"config.init: '{name}' of '{given.source}' is {list(array.shape)}, and"
-                f" config.model makes it {list(here.shape)}"
-            )
-        # A copy: the step takes its memory over.
-        ours[name] = jax.device_put(jnp.array(array, here.dtype, copy=True), here.sharding)
+        ours[name] = in_place_of(ours[name], theirs[name], f"'{name}' of '{given.source}'")
     return flax.traverse_util.unflatten_dict(ours, sep="/"), missing
+
+
+def in_place_of(fresh: jax.Array, given: Any, name: str) -> jax.Array:
+    """A copy of a given parameter where the random one lies.
+
+    Of what has a row for each token, a given one with fewer rows fills the first ones.
+
+    Args:
+      name: of the given one, in quotes, for a message.
+
+    Raises:
+      ConfigError: they are not of one shape.
+    """
+    array = jnp.asarray(given)
+    of_tokens = name.split("'")[1].endswith(("token/embedding", "output_bias"))
+    if of_tokens and array.shape[0] < fresh.shape[0]:
+        array = jnp.concatenate([array, jnp.asarray(fresh)[array.shape[0] :]])
+    if array.shape != fresh.shape:
+        raise ConfigError(
+            f"config.init: {name} is {list(array.shape)}, and config.model makes it"
+            f" {list(fresh.shape)}"
+        )
+    # A copy: the step takes its memory over, and another seed starts from the same.
+    return jax.device_put(jnp.array(array, fresh.dtype, copy=True), fresh.sharding)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

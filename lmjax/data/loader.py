@@ -1,15 +1,15 @@
 """Batches, from a source of rows, on grain."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import grain
 
 from lmjax.data.examples.source import Examples, Row, Source, Specials, Store
+from lmjax.data.position import Position
 from lmjax.errors import ConfigError
 
 
-class Loader:
+class Loader(Position):
     """An endless iterator over this process's rows of every global batch.
 
     The global batch i is a pure function of (store, examples, batch_size, seed, split, i),
@@ -67,8 +67,7 @@ class Loader:
         rows = _Share(rows.repeat(), batch_size, process_index * local, local)
         self._batches = rows.batch(local, drop_remainder=True)
         self._batches_per_epoch = len(source) // batch_size
-        self._next = 0
-        self._skipped: set[int] = set()
+        super().__init__()
         self._iterator: Any = None
 
     @property
@@ -89,28 +88,12 @@ class Loader:
             self._iterator = iter(self._batches[self._next :].to_iter_dataset(options))
         while True:
             batch = next(self._iterator)
-            self._next += 1
-            if self.index not in self._skipped:
+            if self.advance():
                 return batch
 
-    @property
-    def index(self) -> int:
-        """Which batch came last."""
-        return self._next - 1
-
-    def skip(self, batches: Iterable[int]) -> None:
-        """Passes these batches over when their turn comes."""
-        self._skipped.update(batches)
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the position, fit for JSON; it holds for any number of processes."""
-        return {"next_batch": self._next, "skipped": sorted(self._skipped)}
-
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `get_state` returned; what is to be skipped stays so."""
         self.close()
-        self._next = state["next_batch"]
-        self._skipped.update(state["skipped"])
+        super().set_state(state)
 
     def close(self) -> None:
         """Stops the prefetching threads; the next batch starts them again."""

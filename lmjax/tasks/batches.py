@@ -1,11 +1,11 @@
 """Batches of a table of examples that is held in memory."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lmjax.data.position import Position
 from lmjax.tasks.base import Example, Task
 from lmjax.tasks.forms import pad
 
@@ -49,16 +49,15 @@ class Collator:
         return {**batch, "weight": weight}
 
 
-class Epochs:
+class Epochs(Position):
     """An endless iterator over shuffled examples; batch i is a function of (seed, i).
 
     The last batch of an epoch may be short; nothing is left out.
     """
 
     def __init__(self, examples: Sequence[Example], collate: Collator, seed: int):
+        super().__init__()
         self._examples, self._collate, self._seed = examples, collate, seed
-        self._next = 0
-        self._skipped: set[int] = set()
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
 
     @property
@@ -81,28 +80,9 @@ class Epochs:
         return self._collate([self._examples[i] for i in chosen])
 
     def __next__(self) -> dict[str, np.ndarray]:
-        while True:
-            self._next += 1
-            if self.index not in self._skipped:
-                return self.batch_at(self.index)
-
-    @property
-    def index(self) -> int:
-        """Which batch came last."""
-        return self._next - 1
-
-    def skip(self, batches: Iterable[int]) -> None:
-        """Passes these batches over when their turn comes."""
-        self._skipped.update(batches)
-
-    def get_state(self) -> dict[str, Any]:
-        """The position, fit for JSON."""
-        return {"next_batch": self._next, "skipped": sorted(self._skipped)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `get_state` returned."""
-        self._next = state["next_batch"]
-        self._skipped.update(state["skipped"])
+        while not self.advance():
+            pass
+        return self.batch_at(self.index)
 
 
 def by_length(

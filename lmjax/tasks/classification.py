@@ -20,6 +20,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.metrics import class_scores, confusion, correlations
+from lmjax.tasks.words import classes_by_words
 
 _WORST = 10  # mistakes that a report shows
 
@@ -194,21 +195,15 @@ class Classification(Classes):
         found = {
             f"majority ({majority})": self.scores([r | {"prediction": majority} for r in rows])
         }
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-            from sklearn.linear_model import LogisticRegression
-            from sklearn.pipeline import make_pipeline
-        except ImportError:
-            return found
         # Words with both halves of a pair apart: which side says it matters.
-        words = make_pipeline(
-            TfidfVectorizer(lowercase=True, token_pattern=r"\S+", sublinear_tf=True),
-            LogisticRegression(C=10.0, max_iter=1000),
+        chosen = classes_by_words(
+            [_bag(row) for row in train],
+            [row["gold"] for row in train],
+            [_bag(row) for row in rows],
         )
-        words.fit([_bag(row) for row in train], [row["gold"] for row in train])
-        chosen = words.predict([_bag(row) for row in rows])
-        guesses = [row | {"prediction": str(c)} for row, c in zip(rows, chosen, strict=True)]
-        found["TF-IDF + logistic regression"] = self.scores(guesses)
+        if chosen is not None:
+            guesses = [row | {"prediction": c} for row, c in zip(rows, chosen, strict=True)]
+            found["TF-IDF + logistic regression"] = self.scores(guesses)
         return found
 
 

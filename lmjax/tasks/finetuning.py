@@ -103,18 +103,16 @@ class _Finetuning(Run):
     """The loop, beginning with a pretrained encoder and looking at scores."""
 
     def __init__(self, prepared: Prepared, start: Start, directory: RunDirectory, seed: int):
-        self.prepared, self.start = prepared, start
+        self.prepared = prepared
         sequence = prepared.mesh.shape["sequence"]
         self.collate = Collator(prepared.task, prepared.training.batch_size, sequence)
         data = {
             split: Epochs(prepared.examples[split], self.collate, seed)
             for split in ("train", "validation")
         }
-        training = prepared.training.of_steps(data["train"].batches_per_epoch)
-        optimizer = prepared.optimizer
-        if ratio := prepared.training.warmup_ratio:
-            warmup = round(ratio * training.steps)
-            optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        training, optimizer = prepared.training.of_steps(
+            data["train"].batches_per_epoch, prepared.optimizer
+        )
         super().__init__(
             prepared.task,
             directory,

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from lmjax.configuration import resolve_type
+from lmjax.data.position import Position
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
@@ -97,11 +98,11 @@ class Mixture(Epochs):
     """
 
     def __init__(self, tasks: Mapping[str, Epochs], temperature: float, seed: int):
+        Position.__init__(self)
         self._tasks, self._seed = tasks, seed
         shares = np.array([epochs.size for epochs in tasks.values()]) ** (1 / temperature)
         self.shares = shares / shares.sum()
         self._drawn = np.zeros(0, int)
-        self._next, self._skipped = 0, set()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -229,11 +230,7 @@ class _Several(Run):
             for name, one in prepared.items()
         }
         data = Mixture(epochs, temperature, seed)
-        training = first.training.of_steps(data.batches_per_epoch)
-        optimizer = first.optimizer
-        if ratio := first.training.warmup_ratio:
-            warmup = round(ratio * training.steps)
-            optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        training, optimizer = first.training.of_steps(data.batches_per_epoch, first.optimizer)
         joint = Joint(
             vocabulary=first.task.vocabulary,
             model=first.task.model,

@@ -71,9 +71,11 @@ class FinetuningConfig:
         if not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"warmup_ratio: must lie in [0, 1), got {self.warmup_ratio}")
 
-    def of_steps(self, steps_per_epoch: int) -> TrainingConfig:
-        """The same counted in steps."""
-        return TrainingConfig(
+    def of_steps(
+        self, steps_per_epoch: int, optimizer: OptimizerConfig
+    ) -> tuple[TrainingConfig, OptimizerConfig]:
+        """The same counted in steps, the warmup of the optimizer too."""
+        training = TrainingConfig(
             steps=self.epochs * steps_per_epoch,
             batch_size=self.batch_size,
             accumulation=self.accumulation,
@@ -82,6 +84,10 @@ class FinetuningConfig:
             checkpoint_every=steps_per_epoch,
             max_loss_rise=0.0,  # a regression or an uneven batch may well double it
         )
+        if self.warmup_ratio:
+            warmup = round(self.warmup_ratio * training.steps)
+            optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        return training, optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lmjax.objectives.base import Batch, apply
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.classification import Classes
 from lmjax.tasks.metrics import relation_scores
+from lmjax.tasks.words import classes_by_words
 
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 _HEAD, _TAIL = 1, 2  # entries of 'marks'
@@ -133,20 +134,14 @@ class Relations(Classes):
         related = [row["gold"] for row in train if row["gold"] != self.other]
         usual = by_count(related or [self.other])[0]
         found = {f"always {usual}": self.scores([r | {"prediction": usual} for r in rows])}
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-            from sklearn.linear_model import LogisticRegression
-            from sklearn.pipeline import make_pipeline
-        except ImportError:
-            return found
-        words = make_pipeline(
-            TfidfVectorizer(lowercase=True, token_pattern=r"\S+", sublinear_tf=True),
-            LogisticRegression(C=10.0, max_iter=1000),
+        chosen = classes_by_words(
+            [_bag(row) for row in train],
+            [row["gold"] for row in train],
+            [_bag(row) for row in rows],
         )
-        words.fit([_bag(row) for row in train], [row["gold"] for row in train])
-        chosen = words.predict([_bag(row) for row in rows])
-        guesses = [row | {"prediction": str(c)} for row, c in zip(rows, chosen, strict=True)]
-        found["TF-IDF of the spans and between + logistic regression"] = self.scores(guesses)
+        if chosen is not None:
+            guesses = [row | {"prediction": c} for row, c in zip(rows, chosen, strict=True)]
+            found["TF-IDF of the spans and between + logistic regression"] = self.scores(guesses)
         return found
 
     def report(self, predictions: Sequence[Row]) -> list[str]:

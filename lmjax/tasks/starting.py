@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import build, build_typed
+from lmjax.convert.adapting import in_place_of, open_init
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.huggingface import single_network
-from lmjax.convert.runs import load
 from lmjax.data.tokenizer_training import train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
@@ -72,12 +70,8 @@ def start_from(path: str, dropout: float) -> Start:
     Raises:
       ConfigError: as `lmjax.load`; or no tokenizer is beside it.
     """
-    try:
-        pretrained = load(path)
-    except ConfigError as error:
-        raise ConfigError(f"config.init: {error}") from error
-    if pretrained.tokenizer is None:
-        raise ConfigError(f"config.init: '{path}' has no tokenizer.json; put its own beside it")
+    pretrained = open_init(path)
+    assert pretrained.tokenizer is not None
     network, params = single_network(pretrained.network, pretrained.params, "discriminator")
     model: Any = network.encoder.config if isinstance(network, Headed) else network.config
     encoder = params.get("encoder", params)  # of a bare encoder, they are all there is
@@ -140,29 +134,17 @@ def put_in(fresh: Any, start: Start) -> Any:
     """
     if start.encoder is None:
         return fresh
-    ours = flax.traverse_util.flatten_dict(fresh["encoder"])
-    theirs = flax.traverse_util.flatten_dict(start.encoder)
+    ours = flax.traverse_util.flatten_dict(fresh["encoder"], sep="/")
+    theirs = flax.traverse_util.flatten_dict(start.encoder, sep="/")
     if ours.keys() != theirs.keys():
-        odd = sorted("/".join(path) for path in ours.keys() ^ theirs.keys())
+        odd = sorted(ours.keys() ^ theirs.keys())
         raise ConfigError(f"config.init: the encoder has other parameters: {', '.join(odd[:3])}")
-    for path, given in theirs.items():
-        array = jnp.asarray(given)
-        if "token" in path and array.shape[0] < ours[path].shape[0]:
-            array = jnp.concatenate([array, jnp.asarray(ours[path])[array.shape[0] :]])
-        if array.shape != ours[path].shape:
-            raise ConfigError(
-                f"config.init: '{'/'.join(path)}' is {array.shape}, expected {ours[path].shape}"
-            )
-        # A copy: the step gives its buffers away, and another seed starts from the same.
-        ours[path] = jax.device_put(jnp.array(array, copy=True), ours[path].sharding)
-    merged = {**fresh, "encoder": flax.traverse_util.unflatten_dict(ours)}
+    for name, given in theirs.items():
+        ours[name] = in_place_of(ours[name], given, f"'{name}'")
+    merged = {**fresh, "encoder": flax.traverse_util.unflatten_dict(ours, sep="/")}
     head = fresh.get("head", {})
     transform = head.get("transform")
     if start.pooler is not None and transform is not None:
-        placed = jax.tree.map(
-            lambda new, old: jax.device_put(jnp.array(new, copy=True), old.sharding),
-            dict(start.pooler),
-            transform,
-        )
+        placed = {n: in_place_of(transform[n], x, f"'{n}'") for n, x in start.pooler.items()}
         merged["head"] = {**head, "transform": placed}
     return merged

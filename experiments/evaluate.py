@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
+from experiments.model_flag import MODELS
 from lmjax.errors import ConfigError
 
 TASKS = ["minimal_pairs", "perplexity", "prompting", "harness"]
 TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
 LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.")
 STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.")
-MODELS = flags.DEFINE_multi_string("model", [], "A run or Hugging Face directory; repeatable.")
 DATA = flags.DEFINE_string("data", "", "Pairs: JSON lines, .gz or .xz too. Perplexity: a corpus.")
 METHOD = flags.DEFINE_list(
     "method",

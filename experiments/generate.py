@@ -19,10 +19,10 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
+from experiments.model_flag import one_model
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
-flags.DEFINE_string("model", None, "A run of lmjax (its --workdir) or a Hugging Face directory.")
 flags.DEFINE_string("draft", None, "A smaller GPT of the same tokenizer, to draft with.")
 flags.DEFINE_multi_string("prompt", [], "A text to go on from; may be given several times.")
 flags.DEFINE_string("prompts", None, "A file with one prompt a line; - reads standard input.")
@@ -51,14 +51,12 @@ _define_settings()
 
 
 def main() -> None:
-    values = flags.FLAGS.flag_values_dict()
-    if not values["model"]:
-        raise ConfigError("--model: missing; give a run or a Hugging Face directory")
+    values, place = flags.FLAGS.flag_values_dict(), one_model()
     prompts, settings = _prompts(values), _settings(values)
     import lmjax
     from lmjax.generation.generating import can_stream, stream
 
-    model = lmjax.load(values["model"])
+    model = lmjax.load(place)
     draft = lmjax.load(values["draft"]) if values["draft"] else None
     single = len(prompts) == 1 and draft is None and not values["jsonl"]
     if single and can_stream(model, settings):

@@ -41,7 +41,7 @@ def test_one_prompt_is_shown_as_it_comes_and_several_as_json(
 ) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.8, "seed": 2}
     expected = lmjax.generate(lmjax.load(directory), ["It is", "Why"], **settings)
-    settings["model"] = str(directory)
+    settings["model"] = [str(directory)]
     assert printed(capsys, prompt=["It is"], **settings) == f"It is{expected[0].text}\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("Why\n"))
     listed = printed(capsys, prompt=["It is"], prompts="-", jsonl=True, **settings)
@@ -60,9 +60,10 @@ def test_one_prompt_is_shown_as_it_comes_and_several_as_json(
     ("values", "message"),
     [
         ({}, "--model: missing"),
-        ({"model": "m"}, "--prompt: missing"),
-        ({"model": "m", "prompts": "nowhere.txt"}, "--prompts: cannot read 'nowhere.txt'"),
-        ({"model": "nowhere", "prompt": ["a"]}, "nowhere/config.json: cannot be read"),
+        ({"model": ["m", "n"]}, "--model: give one of them"),
+        ({"model": ["m"]}, "--prompt: missing"),
+        ({"model": ["m"], "prompts": "nowhere.txt"}, "--prompts: cannot read 'nowhere.txt'"),
+        ({"model": ["nowhere"], "prompt": ["a"]}, "nowhere/config.json: cannot be read"),
     ],
 )
 def test_what_is_missing_is_named(

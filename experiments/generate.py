@@ -51,12 +51,12 @@ _define_settings()
 
 
 def main() -> None:
-    values, place = flags.FLAGS.flag_values_dict(), one_model()
+    values, path = flags.FLAGS.flag_values_dict(), one_model()
     prompts, settings = _prompts(values), _settings(values)
     import lmjax
     from lmjax.generation.generating import can_stream, stream
 
-    model = lmjax.load(place)
+    model = lmjax.load(path)
     draft = lmjax.load(values["draft"]) if values["draft"] else None
     single = len(prompts) == 1 and draft is None and not values["jsonl"]
     if single and can_stream(model, settings):

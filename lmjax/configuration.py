@@ -6,7 +6,7 @@ import importlib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
@@ -129,6 +129,43 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 f"{where}: expected {hint.__name__}, got {value!r} ({type(value).__name__})"
             )
         return value
+    return value
+
+
+def check_fields(
+    values: Mapping[str, Any],
+    fields: Sequence[str],
+    plain: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> None:
+    """Refuses a config that has not just these fields.
+
+    Args:
+      plain: those that are no blocks of fields.
+      optional: fields that may be there, too.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    for name in fields:
+        if name not in values:
+            raise ConfigError(f"config.{name}: missing; a config has {', '.join(fields)}")
+        if name not in plain and not isinstance(values[name], Mapping):
+            raise ConfigError(f"config.{name}: expected a block of fields, got {values[name]!r}")
+    for name in values:
+        if name not in fields and name not in optional:
+            raise ConfigError(f"config.{name}: unknown; a config has {', '.join(fields)}")
+
+
+def whole_number(values: Mapping[str, Any], name: str, least: int) -> int:
+    """The integer in a field of a config.
+
+    Raises:
+      ConfigError: it is none, or smaller than `least`.
+    """
+    value = values[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"config.{name}: must be an integer >= {least}, got {value!r}")
     return value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.configuration import build
+from lmjax.configuration import build, check_fields, whole_number
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split
@@ -164,14 +164,9 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
     Raises:
       ConfigError: a field is unknown, missing or mistyped, or rows cannot be used.
     """
-    known = ("seed", "rows", "template", "data")
-    for name in {*known, *config}:
-        if name not in config or name not in known:
-            what = "missing" if name in known else "unknown"
-            raise ConfigError(f"config.{name}: {what}; a config has {', '.join(known)}")
+    check_fields(config, ("seed", "rows", "template", "data"), plain=("seed", "rows"))
     for name in ("seed", "rows"):
-        if type(config[name]) is not int or config[name] < 0:
-            raise ConfigError(f"config.{name}: must be an integer >= 0, got {config[name]!r}")
+        whole_number(config, name, 0)
     data = build(RowsConfig, config["data"], "config.data")
     template = build(Template, config["template"], "config.template")
     notes = Notes()

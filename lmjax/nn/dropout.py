@@ -40,6 +40,11 @@ class Seeds:
         salt = jnp.asarray(salt, jnp.uint32) * _GOLDEN + np.uint32(1)
         return type(self)(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
 
+    def of_parts(self, salt: int, count: int) -> Self:
+        """Seeds of `count` parts of each example, one after the other: [batch * count]."""
+        own = [self.fold(salt + part).examples for part in range(count)]
+        return type(self)(examples=jnp.stack(own, axis=1).reshape(-1), step=self.step)
+
 
 @flax.struct.dataclass
 class Window:

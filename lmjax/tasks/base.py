@@ -15,7 +15,7 @@ import numpy as np
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import inputs
-from lmjax.data.rows import BadRowError, Notes, Row
+from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
@@ -165,8 +165,10 @@ class Task(Objective):
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        """Arguments of the network."""
-        return inputs(self.network, batch["tokens"], batch["segments"], batch["documents"] > 0)
+        """Arguments of the network; of an example with several texts each is a row."""
+        names = ("tokens", "segments", "documents")
+        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
+        return inputs(self.network, tokens, segments, documents > 0)
 
     def forward_flops(self, length: int) -> float:
         return self.model.trunk.forward_flops(length, length)
@@ -210,6 +212,29 @@ class Task(Objective):
             "documents": np.ones(tokens.shape, np.int32),
             **more,
         }
+
+
+def likeliest(logits: np.ndarray) -> tuple[int, float]:
+    """The class of the highest logit, and its share of the softmax. logits: [classes]."""
+    shares = np.exp(np.asarray(logits, np.float64) - logits.max())
+    best = int(shares.argmax())
+    return best, float(shares[best] / shares.sum())
+
+
+def number(values: Row, name: str) -> float:
+    """The number in the column that `config.task.label` names.
+
+    Raises:
+      BadRowError: there is none, or it is not finite.
+    """
+    raw = column(values, name, "label")
+    try:
+        found = float(raw)
+    except (TypeError, ValueError):
+        raise BadRowError(f"no number in column '{name}' ('{raw}')") from None
+    if not np.isfinite(found):
+        raise BadRowError(f"no finite number in column '{name}' ('{raw}')")
+    return found
 
 
 def by_count(values: Sequence[str]) -> tuple[str, ...]:

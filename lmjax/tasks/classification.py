@@ -1,8 +1,7 @@
 """Classes, or a number, of one text or of a pair: GLUE's kind of tasks."""
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +17,7 @@ from lmjax.models.gpt import GptConfig, GptEncoder
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, likeliest, number
 from lmjax.tasks.metrics import class_scores, confusion, correlations
 from lmjax.tasks.words import classes_by_words
 
@@ -57,18 +56,24 @@ class Classes(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            logits = np.asarray(output["logits"], np.float64)
-            probabilities = np.exp(logits - logits.max())
-            probabilities /= probabilities.sum()
-            best = int(probabilities.argmax())
-            predictions.append(
-                row | {"prediction": self.labels[best], "confidence": float(probabilities[best])}
-            )
+            best, share = likeliest(output["logits"])
+            predictions.append(row | {"prediction": self.labels[best], "confidence": share})
         return predictions
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
         gold = [p["gold"] for p in predictions]
         return class_scores(confusion(gold, [p["prediction"] for p in predictions], self.labels))
+
+    def by_words(
+        self, name: str, train: Sequence[Row], rows: Sequence[Row], bag: Callable[[Row], str]
+    ) -> dict[str, Scores]:
+        """{name: what words alone score}; {} where scikit-learn is not installed."""
+        gold = [row["gold"] for row in train]
+        chosen = classes_by_words([bag(r) for r in train], gold, [bag(r) for r in rows])
+        if chosen is None:
+            return {}
+        guesses = [row | {"prediction": c} for row, c in zip(rows, chosen, strict=True)]
+        return {name: self.scores(guesses)}
 
     def report(self, predictions: Sequence[Row]) -> list[str]:
         gold = [p["gold"] for p in predictions]
@@ -196,15 +201,7 @@ class Classification(Classes):
             f"majority ({majority})": self.scores([r | {"prediction": majority} for r in rows])
         }
         # Words with both halves of a pair apart: which side says it matters.
-        chosen = classes_by_words(
-            [_bag(row) for row in train],
-            [row["gold"] for row in train],
-            [_bag(row) for row in rows],
-        )
-        if chosen is not None:
-            guesses = [row | {"prediction": c} for row, c in zip(rows, chosen, strict=True)]
-            found["TF-IDF + logistic regression"] = self.scores(guesses)
-        return found
+        return found | self.by_words("TF-IDF + logistic regression", train, rows, _bag)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -214,14 +211,7 @@ class Regression(Classification):
     headline: ClassVar[str] = "squared_error"
 
     def parse(self, values: Row) -> Row:
-        row, raw = self._texts(values), column(values, self.label, "label")
-        try:
-            row["gold"] = float(raw)
-        except (TypeError, ValueError):
-            raise BadRowError(f"no number in column '{self.label}' ('{raw}')") from None
-        if not math.isfinite(row["gold"]):
-            raise BadRowError(f"no finite number in column '{self.label}' ('{raw}')")
-        return row
+        return self._texts(values) | {"gold": number(values, self.label)}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         raise ConfigError("config.data.train: docstrings have no numbers to learn; give a file")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.networks import headed
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from lmjax.models import heads
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.base import Example, Outputs, Scores, Task, number
 from lmjax.tasks.forms import Form, pad
 from lmjax.tasks.metrics import correlations
 
@@ -93,13 +93,7 @@ class Embeddings(Task):
             if not isinstance(text, str) or not text.strip():
                 raise BadRowError(f"no text in column '{getattr(self, name)}'")
         if self.label and not alone:
-            raw = column(values, self.label, "label")
-            try:
-                row["gold"] = float(raw)
-            except (TypeError, ValueError):
-                raise BadRowError(f"no number in column '{self.label}' ('{raw}')") from None
-            if not np.isfinite(row["gold"]):
-                raise BadRowError(f"no finite number in column '{self.label}' ('{raw}')")
+            row["gold"] = number(values, self.label)
         return row
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
@@ -125,19 +119,12 @@ class Embeddings(Task):
             examples.append({**example, **arrays})
         return examples
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        """Of every text a row: [batch * 2, length]."""
-        names = ("tokens", "segments", "documents")
-        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
-        return inputs(self.network, tokens, segments, documents > 0)
-
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         if seeds is not None:
             if self.loss_form == "simcse":
                 names = ("tokens", "segments", "documents")
                 batch = batch | {n: jnp.repeat(batch[n][:, :1], 2, axis=1) for n in names}
-            own = [seeds.fold(_VIEW + j).examples for j in range(2)]
-            seeds = Seeds(examples=jnp.stack(own, axis=1).reshape(-1), step=seeds.step)
+            seeds = seeds.of_parts(_VIEW, 2)
         vectors: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
         vectors = _normalised(vectors.reshape(-1, 2, vectors.shape[-1]).astype(jnp.float32))
         return {"first": vectors[:, 0], "second": vectors[:, 1]}

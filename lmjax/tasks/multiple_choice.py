@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.convert.pretrained import inputs
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -16,7 +15,7 @@ from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, likeliest
 from lmjax.tasks.forms import pad
 from lmjax.tasks.metrics import normalise_answer
 
@@ -119,17 +118,10 @@ class MultipleChoice(Task):
             examples.append({**example, "documents": stacked(ones, 0)})
         return examples
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        """Of every choice a row: [batch * choices, length]."""
-        names = ("tokens", "segments", "documents")
-        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
-        return inputs(self.network, tokens, segments, documents > 0)
-
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         rows, choices = batch["tokens"].shape[:2]
         if seeds is not None:
-            own = [seeds.fold(_CHOICE + j).examples for j in range(choices)]
-            seeds = Seeds(examples=jnp.stack(own, axis=1).reshape(-1), step=seeds.step)
+            seeds = seeds.of_parts(_CHOICE, choices)
         logits: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
         offered = batch["offered"] > 0
         return {"logits": jnp.where(offered, logits.reshape(rows, choices), _NEVER)}
@@ -147,11 +139,8 @@ class MultipleChoice(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            logits = np.asarray(output["logits"], np.float64)
-            shares = np.exp(logits - logits.max())
-            shares /= shares.sum()
-            best = int(shares.argmax())
-            predictions.append(row | {"prediction": best, "confidence": float(shares[best])})
+            best, share = likeliest(output["logits"])
+            predictions.append(row | {"prediction": best, "confidence": share})
         return predictions
 
     def scores(self, predictions: Sequence[Row]) -> Scores:

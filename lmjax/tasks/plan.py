@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from lmjax.configuration import build, build_typed, resolve_type
+from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
 from lmjax.data.rows import SPLITS, BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
@@ -30,7 +30,7 @@ FIELDS = (
     "model",
     "tokenizer",
 )
-_BLOCKS = ("task", "data", "optimizer", "training", "mesh", "model", "tokenizer")
+_PLAIN = ("seed", "seeds", "init", "compare_scratch", "dropout")  # the others are blocks
 # What a continued run may change.
 MAY_CHANGE = (
     "seeds",
@@ -210,18 +210,9 @@ def _checked(
 
 
 def _check_fields(values: Mapping[str, Any]) -> None:
-    for name in FIELDS:
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing; a config has {', '.join(FIELDS)}")
-    for name, value in values.items():
-        if name not in FIELDS:
-            raise ConfigError(f"config.{name}: unknown; a config has {', '.join(FIELDS)}")
-        if name in _BLOCKS and not isinstance(value, Mapping):
-            raise ConfigError(f"config.{name}: expected a block of fields, got {value!r}")
+    check_fields(values, FIELDS, plain=_PLAIN)
     for name, least in (("seed", 0), ("seeds", 1)):
-        value = values[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"config.{name}: must be an integer >= {least}, got {value!r}")
+        whole_number(values, name, least)
     if not isinstance(values["compare_scratch"], bool):
         raise ConfigError(
             f"config.compare_scratch: expected bool, got {values['compare_scratch']!r}"

@@ -24,7 +24,6 @@ from lmjax.objectives.base import Batch, apply
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.classification import Classes
 from lmjax.tasks.metrics import relation_scores
-from lmjax.tasks.words import classes_by_words
 
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 _HEAD, _TAIL = 1, 2  # entries of 'marks'
@@ -134,15 +133,8 @@ class Relations(Classes):
         related = [row["gold"] for row in train if row["gold"] != self.other]
         usual = by_count(related or [self.other])[0]
         found = {f"always {usual}": self.scores([r | {"prediction": usual} for r in rows])}
-        chosen = classes_by_words(
-            [_bag(row) for row in train],
-            [row["gold"] for row in train],
-            [_bag(row) for row in rows],
-        )
-        if chosen is not None:
-            guesses = [row | {"prediction": c} for row, c in zip(rows, chosen, strict=True)]
-            found["TF-IDF of the spans and between + logistic regression"] = self.scores(guesses)
-        return found
+        name = "TF-IDF of the spans and between + logistic regression"
+        return found | self.by_words(name, train, rows, _bag)
 
     def report(self, predictions: Sequence[Row]) -> list[str]:
         return super().report([p | {"text": marked(p)} for p in predictions])

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmjax.configuration import build, build_typed, resolve_type
+from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
 from lmjax.data.examples import Examples
 from lmjax.data.store import DataConfig
 from lmjax.data.vocabulary import Vocabulary
@@ -164,10 +164,8 @@ def make_plan(
         with another.
     """
     values = config.to_dict()
-    _check_fields(values)
-    seed = values["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"config.seed: must be an integer >= 0, got {seed!r}")
+    check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
+    seed = whole_number(values, "seed", 0)
     data = dict(values["data"])
     if "examples" not in data:
         raise ConfigError("config.data.examples: missing; name a form of examples")
@@ -243,14 +241,3 @@ def make_objective(
     model_config = build(model_type, model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)
     return build(cls, objective, where, model=model_config, vocabulary=stand_in)
-
-
-def _check_fields(values: Mapping[str, Any]) -> None:
-    for name in FIELDS:
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing; a config has {', '.join(FIELDS)}")
-        if name != "seed" and not isinstance(values[name], Mapping):
-            raise ConfigError(f"config.{name}: expected a block of fields, got {values[name]!r}")
-    for name in values:
-        if name not in FIELDS + OPTIONAL:
-            raise ConfigError(f"config.{name}: unknown; a config has {', '.join(FIELDS)}")

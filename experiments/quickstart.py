@@ -19,7 +19,9 @@ from rich.table import Table
 
 from configs.quickstart import OBJECTIVES, get_config
 from experiments import command_line
+from lmjax.convert.pretrained import Pretrained
 from lmjax.evaluation import samples as looks
+from lmjax.generation.generating import generate
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
@@ -141,11 +143,10 @@ def samples(result: Result) -> list[str]:
     objective, tokenizer, key = result.objective, result.tokenizer, jax.random.key(1)
     batch: dict[str, Any] = {name: array[:2] for name, array in result.batch.items()}
     if isinstance(objective, CausalLM):
-        prompts = tokenizer.encode_batch(["returns the", "raises an error if"])
-        return [
-            looks.sample_text(objective, result.params, prompt, tokenizer, key, 64, 0.8)
-            for prompt in prompts
-        ]
+        prompts = ["returns the", "raises an error if"]
+        model = Pretrained(objective.network, result.params, tokenizer)
+        found = generate(model, prompts, temperature=0.8, max_new_tokens=60, seed=1)
+        return [prompt + new.text for prompt, new in zip(prompts, found, strict=True)]
     if isinstance(objective, MaskedLM):
         return [
             "Masked tokens as [original=prediction], [original] where it is right:",

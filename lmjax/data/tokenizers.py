@@ -95,7 +95,10 @@ class Tokenizer:
         return self._inner.get_vocab_size(with_added_tokens=True)
 
     def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
-        """A copy that has these special tokens too, behind all others where they are new."""
+        """A copy that has these special tokens too, behind all others where they are new.
+
+        Those that were added for roles belong to it as if it had been loaded with them.
+        """
         inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
         inner.add_special_tokens(list(tokens))
         return Tokenizer(inner)

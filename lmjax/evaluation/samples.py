@@ -1,7 +1,8 @@
-"""A look at what each objective has learnt, as lines of text.
+"""A look at what objectives have learnt, as lines of text.
 
-Each function takes an objective with its parameters and a clean held-out batch (or a
-prompt), runs one compiled program and returns what a person would want to read.
+Each function takes an objective with its parameters and a clean held-out batch, runs one
+compiled program and returns what a person would want to read. What a causal model has learnt,
+`lmjax.generate` shows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.models.gpt import Gpt
-from lmjax.nn.masks import causal
 from lmjax.objectives.base import Batch, apply
-from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.factorization import perm_mask
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
@@ -53,42 +51,6 @@ def fill_masks(
             marks[int(corrupted["target_positions"][row, slot])] = mark
         lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
     return lines
-
-
-def sample_text(
-    objective: CausalLM,
-    params: Any,
-    prompt: Sequence[int] | np.ndarray,
-    tokenizer: Decoder,
-    key: jax.Array,
-    length: int,
-    temperature: float = 1.0,
-) -> str:
-    """The prompt and what the model goes on with, up to `length` tokens or the document's end.
-
-    Tokens are drawn from softmax(logits / temperature); the whole text is read anew for
-    each token.
-    """
-    eod = objective.vocabulary.eod
-    start = np.full((1, length), eod, np.int32)
-    start[0, 1 : 1 + len(prompt)] = prompt
-
-    @jax.jit
-    def generate(params: Any, tokens: jax.Array) -> jax.Array:
-        positions = jnp.arange(length)[None]
-        mask = causal(length)
-
-        def write(i: jax.Array, tokens: jax.Array) -> jax.Array:
-            logits = apply(Gpt(objective.model), params, tokens, positions, mask)
-            scores = logits[0, i - 1] / temperature
-            token = jax.random.categorical(jax.random.fold_in(key, i), scores)
-            return tokens.at[0, i].set(token.astype(tokens.dtype))
-
-        return jax.lax.fori_loop(1 + len(prompt), length, write, tokens)
-
-    written = np.asarray(generate(params, jnp.asarray(start)))[0, 1:]
-    ends = np.flatnonzero(written == eod)
-    return tokenizer.decode(list(map(int, written[: ends[0]] if len(ends) else written)))
 
 
 def complete_in_order(

@@ -120,6 +120,11 @@ class Task(Objective):
         return False
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels that a saved model is to know; () where they name no classes."""
+        return self.labels if self.head.endswith("classification") else ()
+
+    @property
     def form(self) -> Form:
         return Form(self.model, self.vocabulary)
 

@@ -91,8 +91,7 @@ def finetune(
     sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
     trained = jax.tree.leaves(_select(sizes, prepared.task.trainable))
     task = prepared.task
-    labels = task.labels if task.head.endswith("classification") else ()
-    write_network(task.network, labels, directory.path, task.adapter.scale)
+    write_network(task.network, task.class_names, directory.path, task.adapter.scale)
     why = export_model(task, start.tokenizer, state.params, directory.path)
     result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
     write_results(prepared, result, directory.path)
@@ -171,8 +170,7 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
     """
     vocabulary = task.vocabulary
     network, kept = exported(task.network, task.merged(params))
-    named = isinstance(network, Headed) and task.head.endswith("classification")
-    labels = task.labels if named else ()
+    labels = task.class_names if isinstance(network, Headed) else ()
     ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
     model = Pretrained(network, kept, tokenizer, labels, ids)
     new, old = place / "model.tmp", place / "model"

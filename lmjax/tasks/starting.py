@@ -1,8 +1,6 @@
 """Where fine-tuning begins: a pretrained encoder, or a random one of the same kind."""
 
 import dataclasses
-import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,9 +78,7 @@ def start_from(path: str, dropout: float) -> Start:
         # Tokens were added for roles that it lacks (GPT-2 has no delimiter). They get rows of
         # their own (GPT-1 §3.3), and belong to the tokenizer that is saved.
         model = dataclasses.replace(model, vocab_size=tokenizer.size)
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(pathlib.Path(folder) / "tokenizer.json")
-            tokenizer = load_tokenizer(folder)
+        tokenizer = tokenizer.with_tokens(())
     pooler = params.get("pooler", {}).get("dense")
     return Start(_regularised(model, dropout), tokenizer, encoder, pooler)
 

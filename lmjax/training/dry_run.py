@@ -73,9 +73,6 @@ def dry_run(config: ml_collections.ConfigDict, topology: str) -> None:
             f"{step:.3g} FLOPs a step by its matrix products,"
             f" {step / plan.mesh.devices.size:.3g} a device",
         )
-    counted = (compiled.cost_analysis() or {}).get("flops")
-    if counted is not None and not plan.objective.model.trunk.scan_layers:
-        _say(console, f"{counted:.3g} FLOPs a device as the compiler counts them")
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:

@@ -207,20 +207,17 @@ class Run:
     def train(self, name: str) -> TrainState:
         """Runs to the last step; continues where the latest checkpoint ends.
 
-        Says first who holds what on several devices, and about what each will hold.
+        Says before anything is compiled who holds what on several devices, and about what each
+        will hold.
         """
         t = self.training
-        if jax.process_index() == 0:
-            console = wide_console(stderr=True)
-            if self.mesh.devices.size > 1:
-                console.print(layout(self.program.state, self.mesh))
-            expected = predict(self.objective, self.program, t.accumulation)
-            console.print(f"{name}: about {expected}", highlight=False, soft_wrap=True)
         retention = Retention(
             t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
         )
         with Checkpoints(self.directory.checkpoints, retention) as checkpoints:
             rewinds = 0
+            if (checkpoints.latest_step() or 0) < t.steps:
+                self._tell(name)
             while True:
                 if checkpoints.latest_step() is None:
                     state, done = self.first_state(), 0
@@ -240,6 +237,16 @@ class Run:
                     self.events.write(
                         error.step, error.batches, error.reason, f"back to step {good} without them"
                     )
+
+    def _tell(self, name: str) -> None:
+        """What the devices will hold, from the first process."""
+        if jax.process_index() != 0:
+            return
+        console = wide_console(stderr=True)
+        if self.mesh.devices.size > 1:
+            console.print(layout(self.program.state, self.mesh))
+        expected = predict(self.objective, self.program, self.training.accumulation)
+        console.print(f"{name}: about {expected}", highlight=False, soft_wrap=True)
 
     def _advance(
         self, state: TrainState, done: int, checkpoints: Checkpoints, name: str

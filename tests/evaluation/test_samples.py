@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from lmjax.evaluation.samples import (
     fill_masks,
     find_replaced,
     render,
-    sample_text,
 )
 from lmjax.objectives.base import Objective
 from lmjax.objectives.factorization import perm_mask
@@ -45,18 +44,6 @@ def always(params: Any, name: str, token: int) -> Any:
     return {**params, name: bias.at[token].set(100.0)}
 
 
-def only(params: Any, token: int) -> Any:
-    """The same for GPT, whose tied head has no bias: all states alike, one row answers them."""
-    state = np.ones(tiny.TRUNK.hidden_size, np.float32)
-    norm = {"scale": 0 * state, "bias": state}
-    table = np.zeros((tiny.SIZE, len(state)), np.float32)
-    table[token] = 100.0
-    encoder = params["encoder"]
-    embeddings = {**encoder["embeddings"], "token": {"embedding": table}}
-    stack = {**encoder["stack"], "final_norm": norm}
-    return {"encoder": {"embeddings": embeddings, "stack": stack}}
-
-
 def original(batch: dict[str, np.ndarray], row: int) -> str:
     real = batch["documents"][row] > 0
     return Words().decode(batch["tokens"][row][real])
@@ -78,23 +65,6 @@ def test_filled_masks_show_truth_and_guess() -> None:
         assert len(marks) == corrupted["target_weights"][row].sum() > 0
         assert set(marks) <= {"w9", ""}
         assert re.sub(r"\[(w\d+)(=w\d+)?\]", r"\1", line) == original(batch, row)
-
-
-def test_a_prompt_is_continued_to_the_length_or_the_end_of_the_document() -> None:
-    objective, params, _ = made("gpt")
-    prompt = [20, 21, 22]
-    write: Callable[..., str] = functools.partial(
-        sample_text, prompt=prompt, tokenizer=Words(), key=jax.random.key(0), length=tiny.LENGTH
-    )
-    text = write(objective, params)
-    assert text.startswith("w20 w21 w22 ")
-    assert text == write(objective, params)
-    assert text != write(objective, params, key=jax.random.key(1))
-    cold = write(objective, params, temperature=1e-6)
-    assert cold == write(objective, params, temperature=1e-6, key=jax.random.key(1))
-    # Always the same token, whatever was read: to the end; or at once the document's end.
-    assert write(objective, only(params, 9)).split() == ["w20", "w21", "w22", *["w9"] * 12]
-    assert write(objective, only(params, tiny.VOCABULARY.eod)) == "w20 w21 w22"
 
 
 def test_targets_are_completed_in_their_order() -> None:

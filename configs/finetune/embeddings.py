@@ -6,7 +6,7 @@ Texts alone, by dropout (SimCSE): `--config.task.loss_form=simcse`. Pairs with a
 STS-B: `--config.task.loss_form=cosine --config.task.label=score --config.task.highest=5.0`.
 In-batch negatives make the batch part of the task: config.training.batch_size is a setting of
 the model, not of the machine. Summaries share words with what they stand over: TF-IDF is hard
-to beat here, and a model of configs/quickstart.py does not. About 4 minutes with one on two CPU
+to beat here, and a model of configs/quickstart.py does not. About 3 minutes with one on two CPU
 cores.
 """
 

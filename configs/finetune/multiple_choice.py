@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the context is the parameter's name and type out of a docstring, the
 choices are what docstrings of the same package say of it and of three others. Own data: JSON
-lines of a text, a list of texts and the number of the right one, from 0. About 8 minutes on two
+lines of a text, a list of texts and the number of the right one, from 0. About 5 minutes on two
 CPU cores with a model of configs/quickstart.py.
 """
 

@@ -2,7 +2,7 @@
 
 For `python -m experiments.finetune_several`; `init` is needed. A step is of one task, drawn in
 proportion to n^(1 / temperature) of its n examples. A task is 'task' and 'data' as in any other
-config of this directory. About 4 minutes on two CPU cores with a model of
+config of this directory. About 2 minutes on two CPU cores with a model of
 configs/quickstart.py.
 """
 

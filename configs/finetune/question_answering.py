@@ -3,7 +3,7 @@
 Nothing is downloaded: questions and answers are made of numpydoc sections. SQuAD's JSON:
 `--config.data.train=train-v1.1.json --config.data.test=dev-v1.1.json`, and
 `--config.task.no_answer=true` for 2.0; the papers' lengths are `--config.task.length=384
---config.task.question_length=64 --config.task.stride=128`. About 5 minutes on two CPU cores with
+--config.task.question_length=64 --config.task.stride=128`. About 3 minutes on two CPU cores with
 a model of configs/quickstart.py.
 """
 

@@ -3,7 +3,7 @@
 Nothing is downloaded: the rows are numpydoc sections, run on without the lines and colons that
 would give names and types away. CoNLL columns: `--config.data.train=train.conll
 --config.data.validation=dev.conll --config.task.words=0 --config.task.tags=-1`; JSON lines hold
-two lists. Parts of speech: `--config.task.score=words`. About 3 minutes on two CPU cores with a
+two lists. Parts of speech: `--config.task.score=words`. About 2 minutes on two CPU cores with a
 model of configs/quickstart.py.
 """
 

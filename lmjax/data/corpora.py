@@ -236,7 +236,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_reachable(builder: Any, spec: str, where: str) -> None:
     """Asks the host of the first download for a connection: TFDS itself retries for minutes."""
-    urls = list(builder.url_infos)
+    urls = list(builder.url_infos or ())  # None where nothing is downloaded, as of docstrings
     if not urls or urllib.request.getproxies():
         return
     address = urllib.parse.urlsplit(urls[0])

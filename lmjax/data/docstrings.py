@@ -35,10 +35,11 @@ _SHORTEST = 4  # words; a sentence of less says little
 
 
 class Documentation(NamedTuple):
-    """A docstring: of which package and object, and its text."""
+    """A docstring: of which package and object, a function's parameters, and its text."""
 
     package: str
     name: str
+    parameters: str
     text: str
 
 
@@ -56,8 +57,7 @@ def documentation(split: str, cache_dir: str) -> tuple[Documentation, ...]:
     source = prepared_dataset("pydocs", cache_dir, "config.data").as_data_source(split=split)
     rows = (source[i] for i in range(len(source)))
     return tuple(
-        Documentation(row["package"].decode(), row["name"].decode(), row["text"].decode())
-        for row in rows
+        Documentation(*(row[field].decode() for field in Documentation._fields)) for row in rows
     )
 
 
@@ -155,6 +155,23 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
                 label = salt % CHOICES
                 choices.insert(label, right)
                 yield {"context": f"{name} : {kind}", "choices": choices, "label": label}
+
+
+def signature_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """What a function does, from its signature: {'prompt', 'target'}.
+
+    The target is the first sentence of its docstring. Of functions of one name that are
+    summarised alike, the first alone.
+    """
+    seen: set[tuple[str, str]] = set()
+    for document in documentation(split, cache_dir):
+        if not document.parameters:
+            continue
+        summary = " ".join(_SENTENCE_END.split(document.text)[0].split())
+        told = document.name.rpartition(".")[2], summary
+        if len(summary.split()) >= _SHORTEST and told not in seen:
+            seen.add(told)
+            yield {"prompt": f"{document.name}({document.parameters})", "target": summary}
 
 
 def _words_of(text: str) -> set[str]:

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -59,13 +59,13 @@ def split_of(name: str) -> str:
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-    """Docstrings, each with its package and qualified name.
+    """Docstrings, each with its package, qualified name and, of a function, its parameters.
 
     Built without TensorFlow. The config's name is a hash of the Python version and of the
     versions of the packages: other versions make another dataset, never a stale one.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(
         self, *, packages: Sequence[str] = PACKAGES, stdlib: bool = True, **kwargs: Any
@@ -92,6 +92,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "package": tfds.features.Text(),
                     "name": tfds.features.Text(),
+                    "parameters": tfds.features.Text(),
                     "id": np.int64,
                 }
             ),
@@ -99,19 +100,19 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
-        documents: dict[str, list[tuple[str, str, str]]] = {split: [] for split in _SPLITS}
+        documents: dict[str, list[Docstring]] = {split: [] for split in _SPLITS}
         seen: set[str] = set()
-        for package, name, text in collect(self._roots):
-            if text not in seen:
-                seen.add(text)
-                documents[split_of(name)].append((package, name, text))
+        for found in collect(self._roots):
+            if found.text not in seen:
+                seen.add(found.text)
+                documents[split_of(found.name)].append(found)
         return {split: self._generate_examples(found) for split, found in documents.items()}
 
     def _generate_examples(
-        self, documents: Sequence[tuple[str, str, str]]
+        self, documents: Sequence["Docstring"]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, (package, name, text) in enumerate(documents):
-            yield i, {"text": text, "package": package, "name": name, "id": i}
+        for i, document in enumerate(documents):
+            yield i, {**document._asdict(), "id": i}
 
 
 def fingerprint(roots: dict[str, pathlib.Path]) -> str:
@@ -124,8 +125,22 @@ def fingerprint(roots: dict[str, pathlib.Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def collect(roots: dict[str, pathlib.Path]) -> Iterator[tuple[str, str, str]]:
-    """(package, qualified name, docstring) of everything that has one, in a fixed order.
+class Docstring(NamedTuple):
+    """A docstring and what it documents.
+
+    Attributes:
+      name: qualified.
+      parameters: of a function, as written between its parentheses; '' of a class or module.
+    """
+
+    package: str
+    name: str
+    parameters: str
+    text: str
+
+
+def collect(roots: dict[str, pathlib.Path]) -> Iterator[Docstring]:
+    """Everything that has a docstring, in a fixed order.
 
     Sources are parsed, never imported: nothing of them runs.
 
@@ -153,7 +168,13 @@ def collect(roots: dict[str, pathlib.Path]) -> Iterator[tuple[str, str, str]]:
                 continue
             text = inspect.cleandoc(text).encode("utf-8", "replace").decode()
             if len(text.split()) >= _SHORTEST:
-                yield package, name, text
+                yield Docstring(package, name, _parameters(node), text)
+
+
+def _parameters(node: ast.AST) -> str:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return ""
+    return ast.unparse(node.args).encode("utf-8", "replace").decode()
 
 
 def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:

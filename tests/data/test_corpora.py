@@ -179,6 +179,15 @@ def test_pydocs_holds_cleaned_docstrings_once(built: pydocs.Pydocs) -> None:
     assert track.startswith("Track progress") and "\n    sequence" in track  # indents that say
 
 
+def test_docstrings_are_prepared_where_nothing_was_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    roots = dict(pydocs._roots(("absl",), stdlib=False))
+    monkeypatch.setattr(pydocs, "_roots", lambda *_: roots)
+    corpus = open_corpus("pydocs", "validation", cache_dir=str(tmp_path))
+    assert len(list(corpus.documents())) == corpus.size > 0
+
+
 def test_pydocs_splits_by_name(built: pydocs.Pydocs) -> None:
     for split in pydocs._SPLITS:
         source = built.as_data_source(split=split)
@@ -198,13 +207,14 @@ def test_docstrings_are_read_without_running_anything(tmp_path: pathlib.Path) ->
     (package / "tests").mkdir(parents=True)
     long = "words " * 12
     source = f'"""Module {long}"""\nraise SystemExit\nclass A:\n  """Class {long}"""\n'
-    source += f'  def f(self):\n    """Method {long}"""\n  def g(self):\n    """Short."""\n'
+    source += f'  def f(self, x: int=1, *, y=None):\n    """Method {long}"""\n  def g(self):\n    """Short."""\n'
     (package / "__init__.py").write_text(source)
     (package / "broken.py").write_text("def (")
     (package / "tests" / "test_a.py").write_text(source)
     found = list(pydocs.collect({"made_up": package}))
-    assert [name for _, name, _ in found] == ["made_up", "made_up.A", "made_up.A.f"]
-    assert found[2][2] == inspect.cleandoc(f"Method {long}")
+    assert [one.name for one in found] == ["made_up", "made_up.A", "made_up.A.f"]
+    assert [one.parameters for one in found] == ["", "", "self, x: int=1, *, y=None"]
+    assert found[2].text == inspect.cleandoc(f"Method {long}")
 
 
 def test_a_directory_that_tfds_prepared_is_a_corpus(built: pydocs.Pydocs) -> None:

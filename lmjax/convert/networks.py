@@ -79,6 +79,15 @@ def choose_network(
     return BertWithPooler(model) if pooled else BertEncoder(model)
 
 
+def with_head(model: ModelConfig, task: Task, classes: int, dropout: float) -> nn.Module:
+    """`headed`, or for 'language_model' a GPT with its token table as the head."""
+    if task != "language_model":
+        return headed(model, task, classes, dropout)
+    if not isinstance(model, GptConfig):
+        raise ConfigError(f"task: '{task}' is of a GPT, not of a {type(model).__name__}")
+    return Gpt(model)
+
+
 def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Headed:
     """An encoder with the head that `transformers` gives it for `task`.
 
@@ -115,9 +124,9 @@ def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Head
     return Headed(encoder, head, task)
 
 
-def exported(network: Headed, params: Any) -> tuple[nn.Module, Any]:
+def exported(network: nn.Module, params: Any) -> tuple[nn.Module, Any]:
     """What `transformers` has a class for: of heads that it has not, the encoder alone."""
-    if network.task in _CLASS_TASKS.values():
+    if not isinstance(network, Headed) or network.task in _CLASS_TASKS.values():
         return network, params
     return network.encoder, params["encoder"]
 

@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
+
 from lmjax.configuration import build_typed
 from lmjax.convert.huggingface import load_huggingface, read_json, tokenizer_of
-from lmjax.convert.networks import headed
+from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -46,23 +48,25 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
 
 def write_network(
-    network: Headed, labels: Sequence[str], directory: pathlib.Path, adapter_scale: float = 0.0
+    network: nn.Module, labels: Sequence[str], directory: pathlib.Path, adapter_scale: float = 0.0
 ) -> None:
     """Writes network.json, from which `load` builds the network of a fine-tuning run.
 
     Args:
-      network: as `lmjax.convert.networks.headed` makes it.
+      network: as `lmjax.convert.networks.with_head` makes it.
       labels: names of its classes; () where they have none.
       adapter_scale: of the adapters beside the parameters, where there are some.
     """
-    model: Any = network.encoder.config
-    head: Any = network.head
+    bare: Any = network  # without a head
+    own = isinstance(network, Headed)
+    model: Any = network.encoder.config if own else bare.config
+    head: Any = network.head if own else None
     values = {
         "model": {
             "type": f"{type(model).__module__}.{type(model).__qualname__}",
             **dataclasses.asdict(model),
         },
-        "task": network.task,
+        "task": network.task if own else "language_model",
         "classes": getattr(head, "classes", 0),
         "dropout": getattr(head, "dropout", 0.0),
         "adapter_scale": adapter_scale,
@@ -77,7 +81,7 @@ def _load_finetuned(directory: pathlib.Path) -> Pretrained:
     values, where = read_json(directory / _NETWORK), f"{directory}/{_NETWORK}"
     try:
         model = build_typed(values["model"], f"{where}: model")
-        network = headed(model, values["task"], values["classes"], values["dropout"])
+        network = with_head(model, values["task"], values["classes"], values["dropout"])
         labels, scale = tuple(values["labels"]), float(values["adapter_scale"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{where}: no network of a run ({error!r})") from error

@@ -31,16 +31,18 @@ _DEFAULT = re.compile(
     r"(True|False|None|-?\d+(?:\.\d+)?(?:e-?\d+)?|'[^']*'|\"[^\"]*\")",
     re.I,
 )
+# A sentence of 4 to 30 words, not a signature or a section.
+_PROSE = re.compile(r"[A-Z][a-z'-]*( (?!-{3})\S+){3,29}")
 _SHORTEST = 4  # words; a sentence of less says little
 
 
 class Documentation(NamedTuple):
-    """A docstring: of which package and object, a function's parameters, and its text."""
+    """A docstring: of which package and object, its text, and a function's signature."""
 
     package: str
     name: str
-    parameters: str
     text: str
+    signature: str = ""
 
 
 class Entry(NamedTuple):
@@ -160,18 +162,19 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 def signature_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
     """What a function does, from its signature: {'prompt', 'target'}.
 
-    The target is the first sentence of its docstring. Of functions of one name that are
-    summarised alike, the first alone.
+    The prompt is the package, the function's name, behind that of its class where it has one, and
+    the names of its parameters. The target is the first sentence of its docstring. Of functions
+    of one name that are summarised alike, the first alone.
     """
     seen: set[tuple[str, str]] = set()
     for document in documentation(split, cache_dir):
-        if not document.parameters:
-            continue
+        *_, outer, name = ("", *document.name.split("."))
         summary = " ".join(_SENTENCE_END.split(document.text)[0].split())
-        told = document.name.rpartition(".")[2], summary
-        if len(summary.split()) >= _SHORTEST and told not in seen:
-            seen.add(told)
-            yield {"prompt": f"{document.name}({document.parameters})", "target": summary}
+        if document.signature and _PROSE.fullmatch(summary) and (name, summary) not in seen:
+            seen.add((name, summary))
+            of_class = f"{outer}." if outer.lstrip("_")[:1].isupper() else ""
+            prompt = f"{document.package} {of_class}{name}{document.signature}"
+            yield {"prompt": prompt, "target": summary}
 
 
 def _words_of(text: str) -> set[str]:

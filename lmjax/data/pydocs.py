@@ -59,7 +59,7 @@ def split_of(name: str) -> str:
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-    """Docstrings, each with its package, qualified name and, of a function, its parameters.
+    """Docstrings, each with its package, qualified name and, of a function, its signature.
 
     Built without TensorFlow. The config's name is a hash of the Python version and of the
     versions of the packages: other versions make another dataset, never a stale one.
@@ -92,7 +92,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "package": tfds.features.Text(),
                     "name": tfds.features.Text(),
-                    "parameters": tfds.features.Text(),
+                    "signature": tfds.features.Text(),
                     "id": np.int64,
                 }
             ),
@@ -130,12 +130,13 @@ class Docstring(NamedTuple):
 
     Attributes:
       name: qualified.
-      parameters: of a function, as written between its parentheses; '' of a class or module.
+      signature: of a function: the names of its parameters in parentheses, without self and
+        cls; '' of a class or module.
     """
 
     package: str
     name: str
-    parameters: str
+    signature: str
     text: str
 
 
@@ -168,13 +169,18 @@ def collect(roots: dict[str, pathlib.Path]) -> Iterator[Docstring]:
                 continue
             text = inspect.cleandoc(text).encode("utf-8", "replace").decode()
             if len(text.split()) >= _SHORTEST:
-                yield Docstring(package, name, _parameters(node), text)
+                yield Docstring(package, name, _signature(node), text)
 
 
-def _parameters(node: ast.AST) -> str:
+def _signature(node: ast.AST) -> str:
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return ""
-    return ast.unparse(node.args).encode("utf-8", "replace").decode()
+    a = node.args
+    names = [x.arg for x in (*a.posonlyargs, *a.args) if x.arg not in ("self", "cls")]
+    names += [f"*{a.vararg.arg}"] if a.vararg else []
+    names += [x.arg for x in a.kwonlyargs]
+    names += [f"**{a.kwarg.arg}"] if a.kwarg else []
+    return f"({', '.join(names)})"
 
 
 def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:

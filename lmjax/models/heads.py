@@ -126,6 +126,7 @@ Task = Literal[
     "relation_classification",
     "mean_embedding",
     "token_embedding",
+    "language_model",  # no head but the token table
 ]
 
 

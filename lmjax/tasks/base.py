@@ -9,17 +9,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from lmjax.convert.configs import ModelConfig
-from lmjax.convert.networks import headed
+from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import inputs
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
-from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
@@ -129,8 +129,8 @@ class Task(Objective):
         return Form(self.model, self.vocabulary)
 
     @property
-    def network(self) -> Headed:
-        return headed(self.model, self.head, len(self.labels), self.head_dropout)
+    def network(self) -> nn.Module:
+        return with_head(self.model, self.head, len(self.labels), self.head_dropout)
 
     def trainable(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at `path` is trained."""
@@ -180,13 +180,20 @@ class Task(Objective):
 
     # What is made of it.
 
+    def write(
+        self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]
+    ) -> list[Outputs]:
+        """What `predict` reads beside the outputs and takes more than one pass: generated text."""
+        del params, tokenizer
+        return [{} for _ in examples]
+
     def predict(
         self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
     ) -> list[Row]:
         """One JSON object a row: 'gold', 'prediction', 'confidence', and what was read.
 
         Args:
-          outputs: of each example, without padding.
+          outputs: of each example, without padding, and what `write` gave.
         """
         raise NotImplementedError
 

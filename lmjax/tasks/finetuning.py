@@ -123,7 +123,9 @@ class _Finetuning(Run):
             length=prepared.task.length,
             begin=lambda fresh: put_in(fresh, start),
         )
-        self.reader = Reader(prepared.task, self.collate, self.mesh, self.program.places.params)
+        self.reader = Reader(
+            prepared.task, self.collate, self.mesh, self.program.places.params, start.tokenizer
+        )
 
     def transformation(
         self, config: OptimizerConfig, steps: int, shapes: Any

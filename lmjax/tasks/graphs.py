@@ -200,6 +200,6 @@ def _predict(task: Task, params: Any, tokenizer: Tokenizer, rows: Sequence[Row])
     mesh = make_mesh(MeshConfig(data=1))
     with jax.set_mesh(mesh):
         placed = shardings(params, mesh)
-        reader = Reader(task, Collator(task, 32), mesh, placed)
+        reader = Reader(task, Collator(task, 32), mesh, placed, tokenizer)
         examples = task.encode(rows, tokenizer, Notes(), False)
         return reader.predict(jax.device_put(params, placed), rows, examples)[0]

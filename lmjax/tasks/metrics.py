@@ -100,6 +100,32 @@ def check_seqeval() -> None:
         ) from error
 
 
+def check_sacrebleu() -> None:
+    """Raises ConfigError where sacrebleu is not installed."""
+    try:
+        import sacrebleu  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "task: generated text is scored by sacrebleu, which is not installed;"
+            " pip install -e '.[eval]'"
+        ) from error
+
+
+def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
+    """chrF (Popović 2015) and BLEU (Papineni et al. 2002) by sacrebleu, 0 to 100, in lower case.
+
+    chrF is of characters without spaces, so that it does not see how a tokenizer sets them.
+    """
+    check_sacrebleu()
+    from sacrebleu.metrics import BLEU, CHRF
+
+    references = [list(gold)]
+    return {
+        "chrf": CHRF(lowercase=True).corpus_score(list(predicted), references).score,
+        "bleu": BLEU(lowercase=True).corpus_score(list(predicted), references).score,
+    }
+
+
 def span_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:

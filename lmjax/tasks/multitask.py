@@ -254,6 +254,7 @@ class _Several(Run):
                 collate[name],
                 self.mesh,
                 self.program.places.params,
+                one.start.tokenizer,
                 functools.partial(own_parameters, name=name),
             )
             for name, one in prepared.items()

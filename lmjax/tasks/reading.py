@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from lmjax.data.rows import Row
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.tasks.base import Example, Outputs, Task
 from lmjax.tasks.batches import Collator, by_length
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
@@ -22,15 +23,18 @@ class Reader:
         collate: Collator,
         mesh: jax.sharding.Mesh,
         shardings: Any,
+        tokenizer: Tokenizer,
         pick: Callable[[Any], Any] = lambda params: params,
     ):
         """Compiles nothing yet.
 
         Args:
           shardings: of the parameters that `predict` is given.
+          tokenizer: of the start.
           pick: takes the task's own from them.
         """
         self._task, self._collate, self._mesh = task, collate, mesh
+        self._tokenizer, self._pick = tokenizer, pick
 
         def read(params: Any, batch: Any) -> Any:
             outputs = task.forward(task.merged(pick(params)), batch, None)
@@ -56,4 +60,7 @@ class Reader:
             for place, index in enumerate(indices):
                 row = {name: array[place] for name, array in found.items()}
                 outputs[index] = self._task.unpadded(examples[index], row)
+        written = self._task.write(self._pick(params), self._tokenizer, examples)
+        for output, more in zip(outputs, written, strict=True):
+            output |= more
         return self._task.predict(rows, examples, outputs), means_of(sums)

@@ -207,13 +207,14 @@ def test_docstrings_are_read_without_running_anything(tmp_path: pathlib.Path) ->
     (package / "tests").mkdir(parents=True)
     long = "words " * 12
     source = f'"""Module {long}"""\nraise SystemExit\nclass A:\n  """Class {long}"""\n'
-    source += f'  def f(self, x: int=1, *, y=None):\n    """Method {long}"""\n  def g(self):\n    """Short."""\n'
+    source += f'  def f(self, x: int=1, *y, z=None, **w):\n    """Method {long}"""\n'
+    source += '  def g(self):\n    """Short."""\n'
     (package / "__init__.py").write_text(source)
     (package / "broken.py").write_text("def (")
     (package / "tests" / "test_a.py").write_text(source)
     found = list(pydocs.collect({"made_up": package}))
     assert [one.name for one in found] == ["made_up", "made_up.A", "made_up.A.f"]
-    assert [one.parameters for one in found] == ["", "", "self, x: int=1, *, y=None"]
+    assert [one.signature for one in found] == ["", "", "(x, *y, z, **w)"]
     assert found[2].text == inspect.cleandoc(f"Method {long}")
 
 

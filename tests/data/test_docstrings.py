@@ -138,3 +138,20 @@ def test_summaries_are_paired_with_what_stands_below(monkeypatch: pytest.MonkeyP
             "pair": "Of an empty list, and of no list at all, it is 0.",
         }
     ]
+
+
+def test_functions_are_summarised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        Documentation("re", "re.cut", "Cuts the text in two.  More.", "(text, *, at)"),
+        Documentation("np", "np.a.cut", "Cuts the text in two.", "(text)"),  # as before
+        Documentation("np", "np.a.Array.cut", "Cuts the array\nin two parts.", "(at)"),
+        Documentation("np", "np.a.Array", "Holds a lot of numbers.", ""),  # no function
+        Documentation("np", "np.b", "b(x, y, z, axis=None) -> array", "(x)"),  # no prose
+        Documentation("np", "np.c", "Says little.", "(x)"),
+        Documentation("np", "np.d", "Parameters ---------- x : int", "(x)"),
+    ]
+    monkeypatch.setattr(docstrings, "documentation", lambda *_: known)
+    assert list(docstrings.signature_rows("train", "")) == [
+        {"prompt": "re cut(text, *, at)", "target": "Cuts the text in two."},
+        {"prompt": "np Array.cut(at)", "target": "Cuts the array in two parts."},
+    ]

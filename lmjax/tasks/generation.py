@@ -1,0 +1,220 @@
+"""Text that answers a text: summaries, headlines, questions to a paragraph (GPT-1 §3.3)."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data import docstrings
+from lmjax.data.rows import BadRowError, Notes, Row, column
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
+from lmjax.generation.generating import generate
+from lmjax.generation.settings import GenerationConfig
+from lmjax.models import heads
+from lmjax.models.gpt import GptConfig
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.metrics import check_sacrebleu, text_scores
+
+_SHOWN = 10
+_AT_ONCE = 64  # texts that are generated side by side
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Generation(Task):
+    """A GPT reads [EOD] prompt [SEP] and goes on with the target and [EOD].
+
+    The loss is of what follows [SEP] alone. Predictions are generated, greedily or by beams.
+    A prompt that leaves too little room loses its end, a target its end and [EOD].
+
+    Attributes:
+      prompt, target: names of the columns.
+      target_length: most tokens of a target, and of what is generated.
+      num_beams, length_penalty, no_repeat_ngram_size: as in `lmjax.generate`.
+    """
+
+    head: ClassVar[heads.Task] = "language_model"
+    headline: ClassVar[str] = "target"
+    per_token: ClassVar[dict[str, int]] = {**Task.per_token, "targets": -1}
+    token_outputs: ClassVar[tuple[str, ...]] = ("losses", "hits")
+
+    prompt: str = "prompt"
+    target: str = "target"
+    target_length: int = 40
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sacrebleu()
+        if not isinstance(self.model, GptConfig):
+            kind = type(self.model).__name__.removesuffix("Config")
+            raise ConfigError(
+                f"task: a {kind} was not pretrained to go on with a text; give config.init, or"
+                " config.model.type, of a GPT"
+            )
+        if not self.model.tie_embeddings:
+            raise ConfigError(
+                "model.tie_embeddings: a start takes the encoder over, and an output table of its"
+                " own is none of it; only models with tied embeddings generate"
+            )
+        if self.freeze:
+            raise ConfigError("freeze: there is no head to train alone; set it to ''")
+        if not 1 <= self.target_length <= self.length - 4:
+            raise ConfigError(
+                f"target_length: {self.target_length} leaves no room for a prompt in a length of"
+                f" {self.length}; at most {self.length - 4}"
+            )
+        self._settings()  # refuses what cannot be
+
+    def parse(self, values: Row) -> Row:
+        found = {}
+        for field, name in (("prompt", self.prompt), ("gold", self.target)):
+            text = column(values, name, "target" if field == "gold" else field)
+            if not isinstance(text, str) or not text.strip():
+                raise BadRowError(f"no text in column '{name}'")
+            found[field] = text
+        return found
+
+    def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
+        for row in docstrings.signature_rows(split, cache_dir):
+            yield {"prompt": row["prompt"], "gold": row["target"]}
+
+    def texts(self, row: Row) -> Iterator[str]:
+        yield row["prompt"]
+        yield row["gold"]
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
+    ) -> list[Example]:
+        prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
+        targets = tokenizer.encode_batch([row["gold"] for row in rows])
+        v, examples = self.vocabulary, []
+        for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+            end = [v.eod] if len(target) <= self.target_length else []
+            target = target[: self.target_length]
+            room = self.length - 2 - len(target) - len(end)
+            if not training:  # as much as there may be generated
+                room = self.length - 2 - self.target_length
+            notes.add("prompts cut at their end", count=int(len(prompt) > room))
+            notes.add("targets cut at their end", count=int(not end))
+            before = [v.eod, *prompt[:room], v.sep]
+            tokens = np.array([*before, *target, *end], np.int32)[: self.length]
+            # What each position is to say next.
+            following = np.full(len(tokens), -1, np.int32)
+            following[len(before) - 1 : -1] = tokens[len(before) :]
+            examples.append(self.example(i, tokens, np.zeros_like(tokens), targets=following))
+        return examples
+
+    def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
+        """Losses and hits of the next token, [batch, length]: logits would be much to keep."""
+        logits = apply(self.network, params, *self.inputs(batch), seeds)
+        losses, hits = score_targets(logits, jnp.maximum(batch["targets"], 0))
+        return {"losses": losses, "hits": hits}
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+        weights = (batch["targets"] >= 0) * batch["weight"][:, None]
+        return Scored(
+            {"target": weighted_sum(outputs["losses"], weights)},
+            {"hits": weighted_sum(outputs["hits"], weights)},
+        )
+
+    def forward_flops(self, length: int) -> float:
+        head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
+        return super().forward_flops(length) + head
+
+    def write(
+        self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]
+    ) -> list[Outputs]:
+        model = Pretrained(self.network, self.merged(params), tokenizer)
+        prompts = [
+            e["tokens"][: np.flatnonzero(e["targets"] >= 0)[0] + 1].tolist() for e in examples
+        ]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        texts: list[Outputs] = [{} for _ in prompts]
+        for begin in range(0, len(order), _AT_ONCE):
+            chosen = order[begin : begin + _AT_ONCE]
+            made = generate(model, [prompts[i] for i in chosen], **self._settings())
+            for i, text in zip(chosen, made, strict=True):
+                sure = float(np.exp(np.mean(text.log_probs)))
+                texts[i] = {"text": text.text.strip(), "confidence": sure}
+        return texts
+
+    def _settings(self) -> dict[str, Any]:
+        """Of `lmjax.generate`."""
+        config = GenerationConfig(
+            max_new_tokens=self.target_length,
+            num_beams=self.num_beams,
+            length_penalty=self.length_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+        )
+        return dataclasses.asdict(config)
+
+    def predict(
+        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+    ) -> list[Row]:
+        predictions = []
+        for row, example, output in zip(rows, examples, outputs, strict=True):
+            asked = example["targets"] >= 0
+            predictions.append(
+                row
+                | {"prediction": output["text"], "confidence": output["confidence"]}
+                | {"nats_a_token": float(np.mean(output["losses"][asked]))}
+            )
+        return predictions
+
+    def scores(self, predictions: Sequence[Row]) -> Scores:
+        gold, guesses = ([p[k] for p in predictions] for k in ("gold", "prediction"))
+        return text_scores(gold, guesses)
+
+    def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
+        said = [" ".join(_words(row["prompt"])) for row in rows]
+        found = {"words of the prompt": _scored(self, rows, said)}
+        nearest = nearest_targets(train, rows)
+        if nearest is not None:
+            found["target of the nearest prompt (TF-IDF)"] = _scored(self, rows, nearest)
+        return found
+
+    def report(self, predictions: Sequence[Row]) -> list[str]:
+        order = sorted(
+            predictions, key=lambda p: -text_scores([p["gold"]], [p["prediction"]])["chrf"]
+        )
+        lines = []
+        for title, chosen in (("nearest", order[:_SHOWN]), ("farthest", order[-_SHOWN:])):
+            lines += ["", f"## The {title} to the truth", ""]
+            for p in chosen:
+                lines += [f"- `{p['prompt']}`", f"  - {p['gold']}", f"  - {p['prediction']}"]
+        return lines
+
+
+def _scored(task: Generation, rows: Sequence[Row], guesses: Sequence[str]) -> Scores:
+    return task.scores([r | {"prediction": g} for r, g in zip(rows, guesses, strict=True)])
+
+
+def _words(text: str) -> list[str]:
+    """Words of prose or of code: `as_two` and `asTwo` are two each."""
+    return re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)
+
+
+def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | None:
+    """For each row the target of the training row whose prompt is nearest by TF-IDF.
+
+    Returns:
+      None where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError:
+        return None
+    vectorizer = TfidfVectorizer(analyzer=lambda text: [w.lower() for w in _words(text)])
+    known = vectorizer.fit_transform([row["prompt"] for row in train])
+    asked = vectorizer.transform([row["prompt"] for row in rows])
+    best = np.asarray((asked @ known.T).toarray().argmax(1))
+    return [train[i]["gold"] for i in best]

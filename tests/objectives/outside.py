@@ -25,8 +25,12 @@ class PrefixLM(Objective):
     model: GptConfig
     longest_prefix: float = 0.5
 
+    @property
+    def network(self) -> Gpt:
+        return Gpt(self.model)
+
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        return Gpt(self.model).init(key, *self.inputs(batch))["params"]
+        return self.network.init(key, *self.inputs(batch))["params"]
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         length = example["tokens"].shape[0]
@@ -34,7 +38,7 @@ class PrefixLM(Objective):
         return {**example, "in_prefix": jnp.arange(length) < size}
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        logits = apply(Gpt(self.model), params, *self.inputs(batch), seeds)[:, :-1]
+        logits = apply(self.network, params, *self.inputs(batch), seeds)[:, :-1]
         documents = batch["documents"]
         weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
         weights &= ~batch["in_prefix"][:, 1:]

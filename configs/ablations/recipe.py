@@ -1,0 +1,119 @@
+"""What the ablations share: one trunk, tokenizer, corpus and budget at three sizes, and judges.
+
+`tiny` runs on two CPU cores in under an hour; `small` has the size and the budget of BabyLM's
+strict-small track, 10 epochs of 10 million words, for one GPU; `base` is the papers' trunk on ten
+times as much text. The corpus is the embedded docstrings until another is named:
+`--config.pretraining.data.corpus=train.txt.xz --config.measures.blimp.data=blimp.jsonl`.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from configs.finetune import classification
+from experiments.command_line import size_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A trunk and how it is trained; tokens are the budget of a variant and seed."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    vocab_size: int
+    tokens: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    initial_std: float
+    dropout: float
+    dtype: str
+
+
+SIZES = {
+    "tiny": Size(2, 128, 2, 4096, quickstart.TOKENS, 32, 2e-3, 50, 0.05, 0.0, "float32"),
+    "small": Size(12, 384, 6, 16_384, 130_000_000, 256, 1e-3, 400, 0.03, 0.1, "bfloat16"),
+    "base": Size(12, 768, 12, 32_768, 1_300_000_000, 256, 5e-4, 4_000, 0.02, 0.1, "bfloat16"),
+}
+
+
+def ablation(
+    size: str,
+    *,
+    name: str,
+    question: str,
+    base: str,
+    variants: dict[str, tuple[str, dict[str, Any]]],
+    objective: str = "",
+    comparable_losses: bool = True,
+    measures: dict[str, Any] | None = None,
+    published: dict[str, Any] | None = None,
+) -> ConfigDict:
+    """A config of `experiments.ablate`.
+
+    Args:
+      size: see SIZES.
+      base: the variant that the others are held against.
+      variants: by name, what is different in words, and in the fields of pretraining.
+      objective: of configs/quickstart.py, which the variants change; '' where each brings its
+        own.
+      comparable_losses: whether the held-out losses are of the same targets.
+      measures: more of them, after the two of every ablation.
+    """
+    s = SIZES[size_of(tuple(SIZES), size)]
+    pretraining = quickstart.get_config(objective or "bert").to_dict()
+    if not objective:
+        del pretraining["objective"], pretraining["data"]["examples"]
+        pretraining["model"] = {"trunk": pretraining["model"]["trunk"]}
+    pretraining["model"]["trunk"] |= {
+        "layers": s.layers,
+        "hidden_size": s.hidden_size,
+        "heads": s.heads,
+        "intermediate_size": 4 * s.hidden_size,
+        "initial_std": s.initial_std,
+        "dropout": s.dropout,
+        "attention_dropout": s.dropout,
+        "dtype": s.dtype,
+    }
+    pretraining["data"] |= {"corpus": "pydocs", "validation_corpus": ""}
+    pretraining["data"]["tokenizer"]["vocab_size"] = s.vocab_size
+    pretraining["optimizer"] |= {"learning_rate": s.learning_rate, "warmup_steps": s.warmup_steps}
+    # Steps are what the budget pays for.
+    pretraining["training"] |= {"steps": s.warmup_steps, "batch_size": s.batch_size}
+    judge = classification.get_config()
+    judge.data.train_rows = 4000
+    config = {
+        "name": name,
+        "question": question,
+        "base": base,
+        "seeds": 3,
+        "seeds_together": True,
+        "comparable_losses": comparable_losses,
+        "budget": {"unit": "tokens", "amount": float(s.tokens)},
+        "pretraining": pretraining,
+        "variants": {
+            k: {"says": said, "changes": fields} for k, (said, fields) in variants.items()
+        },
+        "measures": {
+            "blimp": {
+                "type": "lmjax.lab.measures.MinimalPairs",
+                "says": "BLiMP",
+                "data": "",  # a file of pairs; without one it is left out
+                "per_paradigm": 100,
+            },
+            "classification": {
+                "type": "lmjax.lab.measures.FineTuning",
+                "says": "fine-tuned, accuracy",
+                "percent": True,
+                "score": "accuracy",
+                "config": judge.to_dict(),
+            },
+            **(measures or {}),
+        },
+    }
+    for block in ("variants", "measures"):  # in the order in which they are to stand in tables
+        config[block] = ConfigDict(config[block], sort_keys=False)
+    return ConfigDict(config | ({"published": published} if published else {}))

@@ -1,0 +1,76 @@
+"""Runs an ablation: variants times seeds, trained, measured, and told in a report.
+
+  python -m experiments.ablate --config=configs/ablations/four_objectives.py:tiny \
+      --workdir=runs/four_objectives
+
+What is done is kept; the same command goes on where it was, and may run in several processes at
+once, on machines that share a disk: each takes a variant that no other is at. --print=commands
+prints a command a variant, --print=slurm a job array. --report writes the report of what there
+is in --workdir, and needs nothing else. The report: report.md, report.html, results.csv.
+"""
+
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+from rich.console import Console
+from rich.markdown import Markdown
+
+from experiments import command_line
+from lmjax.errors import ConfigError
+
+ONLY = flags.DEFINE_list("only", [], "Variants to run, with commas; none = all.")
+PRINT = flags.DEFINE_enum("print", "", ["", "commands", "slurm"], "Print how, and run nothing.")
+REPORT = flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.")
+
+
+def main() -> None:
+    workdir = pathlib.Path(command_line.workdir())
+    if REPORT.value:
+        if not (workdir / "ablation.json").exists():
+            raise ConfigError(f"--workdir: '{workdir}' holds no ablation.json to report of")
+    else:
+        config = command_line.config()
+        # After the flags: importing it takes seconds.
+        from lmjax.lab.cells import run_cells
+        from lmjax.lab.plan import read_ablation
+
+        ablation = read_ablation(config)
+        if PRINT.value:
+            names = ONLY.value or list(ablation.variants)
+            print("\n".join(as_commands(names) if PRINT.value == "commands" else as_slurm(names)))
+            return
+        run_cells(ablation, config, workdir, _command(), ONLY.value)
+    from lmjax.lab.report import write_report
+
+    write_report(workdir)
+    Console(width=120).print(Markdown((workdir / "report.md").read_text()))
+    print(f"Report: {workdir / 'report.md'}, {workdir / 'report.html'}, {workdir / 'results.csv'}")
+
+
+def as_commands(names: list[str]) -> list[str]:
+    """A command for each variant."""
+    return [f"{_command()} --only={name}" for name in names]
+
+
+def as_slurm(names: list[str]) -> list[str]:
+    """A batch script whose array has a task for each variant."""
+    return [
+        "#!/bin/bash",
+        f"#SBATCH --job-name=ablation --array=0-{len(names) - 1}",
+        "#SBATCH --gpus=1 --signal=TERM@120 --requeue",
+        f"variants=({' '.join(names)})",
+        f'srun {_command()} --only="${{variants[$SLURM_ARRAY_TASK_ID]}}"',
+    ]
+
+
+def _command() -> str:
+    """This command without what only says how it is run."""
+    own = ("--only", "--print", "--report")
+    given = [a for a in sys.argv[1:] if not a.startswith(own)]
+    return shlex.join(["python", "-m", "experiments.ablate", *given])
+
+
+if __name__ == "__main__":
+    command_line.start(main)

@@ -1,0 +1,1 @@
+"""Ablations: variants of a run, with seeds, measures, intervals and a report."""

@@ -1,0 +1,108 @@
+"""How much each variant may train, and how many steps that is."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Literal
+
+import jax
+import ml_collections
+import numpy as np
+
+from lmjax.data.loader import Loader
+from lmjax.data.store import prepare
+from lmjax.errors import ConfigError
+from lmjax.training.loop import pretrain
+from lmjax.training.plan import make_plan
+from lmjax.training.reporting import read_metrics
+
+_BATCHES = 32  # that tokens are counted in
+_STEPS = 30  # that are timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The same for all variants.
+
+    Attributes:
+      unit: 'tokens' are those read, padding not counted; 'flops' those of the matrix products,
+        three times those of a forward pass; 'seconds' are of training alone, on the device
+        that trains the variant's first cell.
+      amount: how many.
+    """
+
+    unit: Literal["tokens", "steps", "flops", "seconds"]
+    amount: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amount < float("inf"):
+            raise ConfigError(f"amount: must be above 0, got {self.amount}")
+
+    def __str__(self) -> str:
+        number = f"{self.amount:,.0f}" if self.amount < 1e12 else f"{self.amount:.3g}"
+        return f"{number} {'FLOPs' if self.unit == 'flops' else self.unit}"
+
+    def steps(self, config: ml_collections.ConfigDict, scratch: pathlib.Path) -> int:
+        """Updates of a run of `config` that the budget pays for, at least one.
+
+        Args:
+          scratch: a directory for a run of a few steps, where time is the budget.
+        """
+        if self.unit == "steps":
+            return max(1, round(self.amount))
+        if self.unit == "flops":
+            return max(1, round(self.amount / flops_per_step(config)))
+        tokens = tokens_per_step(config)
+        if self.unit == "tokens":
+            return max(1, round(self.amount / tokens))
+        return max(1, round(self.amount * _tokens_per_second(config, scratch) / tokens))
+
+
+def flops_per_step(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of the matrix products of an update.
+
+    Raises:
+      ConfigError: the objective does not know them.
+    """
+    plan = make_plan(config)
+    tokenizer, stores = prepare(plan.data, ("train",))
+    objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
+    flops = objective.forward_flops(plan.examples.length)
+    if flops is None:
+        raise ConfigError(
+            f"config.budget.unit: {type(objective).__name__} has no `forward_flops`; give it one,"
+            " or take tokens"
+        )
+    return 3 * flops * plan.training.batch_size  # a backward pass costs twice the forward pass
+
+
+def tokens_per_step(config: ml_collections.ConfigDict) -> float:
+    """Mean tokens of an update, padding not counted, in the first batches."""
+    plan = make_plan(config)
+    tokenizer, stores = prepare(plan.data, ("train",))
+    loader = Loader(
+        plan.examples,
+        stores["train"],
+        tokenizer.vocabulary(stores["train"].counts),
+        batch_size=plan.training.batch_size,
+        seed=plan.seed,
+        split="train",
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        shuffle=True,
+    )
+    try:
+        batches = [loader.batch_at(i) for i in range(_BATCHES)]
+    finally:
+        loader.close()
+    return float(np.mean([(batch["documents"] > 0).sum() for batch in batches]))
+
+
+def _tokens_per_second(config: ml_collections.ConfigDict, scratch: pathlib.Path) -> float:
+    trial = config.copy_and_resolve_references()
+    trial.training.update(steps=_STEPS, log_every=_STEPS // 3, eval_every=0, checkpoint_every=0)
+    trial.optimizer.warmup_steps = min(trial.optimizer.get("warmup_steps", 0), _STEPS)
+    pretrain(trial, scratch, "timing")
+    lines = [line for line in read_metrics(scratch) if line["split"] == "train"]
+    shutil.rmtree(scratch)
+    return lines[-1]["tokens_per_second"]

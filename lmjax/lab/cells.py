@@ -1,0 +1,137 @@
+"""The cells of an ablation: trained, measured, kept; a killed one goes on where it was.
+
+  DIR/config.json                the ablation's config
+  DIR/ablation.json              what a report needs to know of it
+  DIR/cells/VARIANT/steps.json   what the budget pays for
+  DIR/cells/VARIANT/seedN/       a run like any other, and its result.json
+
+Several processes may share DIR, on machines that share a disk: each takes a variant that no
+other is at. A killed one's variant is free again at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from lmjax.errors import ConfigError
+from lmjax.lab.budget import flops_per_step
+from lmjax.lab.plan import MAY_CHANGE, Ablation
+from lmjax.training.checkpoints import read_part
+from lmjax.training.loop import pretrain
+from lmjax.training.plan import make_plan
+from lmjax.training.reporting import RunDirectory, read_metrics
+from lmjax.training.together import pretrain_together
+
+
+def run_cells(
+    ablation: Ablation,
+    config: ml_collections.ConfigDict,
+    directory: str | pathlib.Path,
+    command: str,
+    only: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Trains and measures the cells that nobody has done or is doing.
+
+    Args:
+      config: that `ablation` was read from.
+      command: that runs it, for the report.
+      only: names of variants; () = all.
+
+    Raises:
+      ConfigError: the directory is another ablation's, or `only` names no variant.
+    """
+    if odd := [name for name in only if name not in ablation.variants]:
+        raise ConfigError(f"--only: '{odd[0]}' is none of {', '.join(ablation.variants)}")
+    place = RunDirectory(directory, config, MAY_CHANGE).path
+    write_json(place / "ablation.json", ablation.described(command))
+    for name in only or ablation.variants:
+        folder = place / "cells" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if all(result_of(folder, seed).exists() for seed in ablation.seeds):
+            continue
+        with _claimed(folder) as mine:
+            if mine:
+                _run_variant(ablation, name, folder)
+            else:
+                say(f"{name}: another process is at it")
+
+
+def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
+    """Where the result of a variant's cell is kept."""
+    return folder / f"seed{seed}" / "result.json"
+
+
+def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
+    """Trains all seeds, together or in turn, then measures those that are not yet."""
+    config = ablation.variants[name].config.copy_and_resolve_references()
+    kept = folder / "steps.json"
+    if not kept.exists():
+        steps = ablation.budget.steps(config, folder / "timing")
+        write_json(kept, {"budget": str(ablation.budget), "steps": steps})
+    config.training.steps = json.loads(kept.read_text())["steps"]
+    places = {seed: folder / f"seed{seed}" for seed in ablation.seeds}
+    if ablation.together and len(places) > 1:
+        pretrain_together(config, places, name)
+    else:
+        for seed, place in places.items():
+            config.seed = seed
+            pretrain(config, place, f"{name}, seed {seed}")
+    for seed, place in places.items():
+        if result_of(folder, seed).exists():
+            continue
+        measured = {m: one.measure(place, m, seed) for m, one in ablation.measures.items()}
+        made = {"variant": name, "seed": seed, "measures": measured, **_trained(config, place)}
+        write_json(result_of(folder, seed), made)
+
+
+def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str, Any]:
+    """The curve of the held-out loss, and what the run cost; no times, which would differ."""
+    lines = read_metrics(place)
+    train = [line for line in lines if line["split"] == "train"]
+    headline = make_plan(config).objective.headline
+    try:
+        flops = flops_per_step(config)
+    except ConfigError:
+        flops = None
+    curve: dict[str, list[float]] = {"steps": [], "tokens": [], "flops": [], "loss": []}
+    for line in lines:
+        if line["split"] == "validation":
+            curve["steps"].append(line["step"])
+            curve["tokens"].append(sum(t["tokens"] for t in train if t["step"] <= line["step"]))
+            curve["flops"].append((flops or 0) * line["step"])
+            curve["loss"].append(line[headline])
+    params, steps = read_part(place / "checkpoints", "params"), config.training.steps
+    cost = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "steps": steps,
+        "tokens": sum(line["tokens"] for line in train),
+        "flops": flops and flops * steps,
+    }
+    return {"curve": {**curve, "flops": flops and curve["flops"]}, "cost": cost}
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(json.dumps(values, indent=2) + "\n")
+    new.replace(path)
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path) -> Iterator[bool]:
+    """Whether this process has the folder to itself; a dead process has nothing."""
+    with (folder / ".claim").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,126 @@
+"""What a pretrained model of an ablation is judged by; each a number, or none."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import ml_collections
+
+from lmjax.convert.runs import load
+from lmjax.errors import ConfigError
+from lmjax.evaluation.minimal_pairs import judge, read_pairs
+from lmjax.tasks.finetuning import finetune
+from lmjax.tasks.plan import prepare
+from lmjax.training.reporting import read_metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Base of all measures: a frozen dataclass whose fields are a block of `config.measures`.
+
+    A config names it by import path; it may live outside of this package.
+
+    Attributes:
+      says: what it is, in the words of a table's head.
+      better: which end of it is.
+      percent: whether it is a share, to be shown as such.
+      opens_model: whether it takes the run's model by `lmjax.load`.
+    """
+
+    opens_model: ClassVar[bool] = True
+
+    says: str
+    better: Literal["higher", "lower"] = "higher"
+    percent: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """False leaves it out."""
+        return True
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot work, before anything is trained."""
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
+        """The number, None where the model has none.
+
+        Args:
+          run: the directory of the pretraining run, in which a measure may keep its own work.
+          name: of the measure in the config.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut(Measure):
+    """A number that the run's last look at held-out data left, such as the loss of a term.
+
+    Attributes:
+      metric: its name in metrics.jsonl; a run without it has none.
+    """
+
+    opens_model: ClassVar[bool] = False
+
+    better: Literal["higher", "lower"] = "lower"
+    metric: str = "loss"
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
+        last = [line for line in read_metrics(run) if line["split"] == "validation"][-1]
+        return last.get(self.metric)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinimalPairs(Measure):
+    """The share of minimal pairs told right, by the first of the model's ways of scoring.
+
+    Attributes:
+      data: JSON lines, such as BLiMP; '' leaves the measure out.
+      per_paradigm: pairs of each paradigm; 0 = all.
+    """
+
+    percent: bool = True
+    data: str
+    per_paradigm: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.data)
+
+    def check(self) -> None:
+        if self.wanted:
+            read_pairs(self.data, self.per_paradigm)
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
+        return float(judge(load(run), read_pairs(self.data, self.per_paradigm)).mean())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning(Measure):
+    """A score after fine-tuning, with the seed of the pretraining run.
+
+    Attributes:
+      config: of experiments.finetune; `init` is the run.
+      score: the name of the score; '' takes the one that reports lead with.
+    """
+
+    config: Mapping[str, Any]
+    score: str = ""
+
+    def check(self) -> None:
+        config = ml_collections.ConfigDict(self.config)
+        config.init = ""
+        prepare(config)
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
+        config = ml_collections.ConfigDict(self.config)
+        config.init, config.seed, config.compare_scratch = str(run.resolve()), seed, False
+        prepared = prepare(config)
+        scores = finetune(prepared, config, run / name, f"{name}, seed {seed}", seed=seed).scores
+        wanted = self.score or next(iter(scores))
+        if wanted not in scores:
+            raise ConfigError(
+                f"config.measures.{name}.score: there is no '{wanted}'; there are"
+                f" {', '.join(scores)}"
+            )
+        return scores[wanted]

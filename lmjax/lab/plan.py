@@ -1,0 +1,205 @@
+"""An ablation's config, read and checked whole before anything is trained."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
+from lmjax.errors import ConfigError
+from lmjax.lab.budget import Budget
+from lmjax.lab.measures import Measure
+from lmjax.training.plan import make_plan
+
+FIELDS = (
+    "name",
+    "question",
+    "base",
+    "seeds",
+    "seeds_together",
+    "comparable_losses",
+    "budget",
+    "pretraining",
+    "variants",
+    "measures",
+)
+_PLAIN = ("name", "question", "base", "seeds", "seeds_together", "comparable_losses")
+# What a continued ablation may change: more seeds are more cells.
+MAY_CHANGE = ("seeds", "seeds_together")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One of what is compared.
+
+    Attributes:
+      says: what is different, in words.
+      config: of pretraining, whose steps the budget says and whose seed the cell.
+    """
+
+    says: str
+    config: ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The paper's numbers.
+
+    Attributes:
+      source: paper and table.
+      measure: what its numbers are.
+      better: which end of it is.
+      beside: the name of the measure here that they are held against.
+      values: by variant; some may lack one.
+    """
+
+    source: str
+    measure: str
+    better: str
+    beside: str
+    values: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A config as typed parts; its cells are the variants times the seeds.
+
+    Attributes:
+      base: the variant that the others are held against.
+      together: whether the seeds of a variant train in one program.
+      comparable_losses: whether the variants' held-out losses are of the same targets.
+    """
+
+    name: str
+    question: str
+    base: str
+    seeds: tuple[int, ...]
+    together: bool
+    comparable_losses: bool
+    budget: Budget
+    variants: Mapping[str, Variant]
+    measures: Mapping[str, Measure]
+    published: Published | None
+
+    def described(self, command: str) -> dict[str, Any]:
+        """What a report needs to know, as plain values (ablation.json).
+
+        Args:
+          command: that runs it.
+        """
+        return {
+            "name": self.name,
+            "question": self.question,
+            "command": command,
+            "budget": str(self.budget),
+            "base": self.base,
+            "seeds": list(self.seeds),
+            "comparable_losses": self.comparable_losses,
+            "variants": {name: {"says": v.says} for name, v in self.variants.items()},
+            "measures": [
+                {"name": name, "says": m.says, "better": m.better, "percent": m.percent}
+                for name, m in self.measures.items()
+            ],
+            "published": self.published and dataclasses.asdict(self.published),
+        }
+
+
+def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
+    """Checks every variant's config, and every measure; trains and writes nothing.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    values = config.to_dict()
+    check_fields(values, FIELDS, plain=_PLAIN, optional=("published",))
+    for name in ("name", "question", "base"):
+        if not isinstance(values[name], str) or not values[name]:
+            raise ConfigError(f"config.{name}: expected text, got {values[name]!r}")
+    for name in ("seeds_together", "comparable_losses"):
+        if not isinstance(values[name], bool):
+            raise ConfigError(f"config.{name}: expected bool, got {values[name]!r}")
+    variants = {
+        name: _variant(name, block, values["pretraining"])
+        for name, block in values["variants"].items()
+    }
+    if values["base"] not in variants:
+        raise ConfigError(
+            f"config.base: '{values['base']}' is none of the variants ({', '.join(variants)})"
+        )
+    measures = {}
+    for name, block in values["measures"].items():
+        where = f"config.measures.{name}"
+        if not issubclass(resolve_type(block, where), Measure):
+            raise ConfigError(f"{where}.type: '{block['type']}' is no lmjax.lab.measures.Measure")
+        measure: Measure = build_typed(block, where)
+        try:
+            measure.check()
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if measure.wanted:
+            _check_models(name, measure, variants)
+            measures[name] = measure
+    if not measures:
+        raise ConfigError("config.measures: none; a table has at least one column")
+    published = None
+    if values.get("published"):
+        published = build(Published, values["published"], "config.published")
+        for given, known, field in (
+            ([published.beside], measures, "beside"),
+            (published.values, variants, "values"),
+        ):
+            if odd := [name for name in given if name not in known]:
+                raise ConfigError(
+                    f"config.published.{field}: '{odd[0]}' is none of {', '.join(known)}"
+                )
+    return Ablation(
+        name=values["name"],
+        question=values["question"],
+        base=values["base"],
+        seeds=tuple(range(whole_number(values, "seeds", 1))),
+        together=values["seeds_together"],
+        comparable_losses=values["comparable_losses"],
+        budget=build(Budget, values["budget"], "config.budget"),
+        variants=variants,
+        measures=measures,
+        published=published,
+    )
+
+
+def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
+    where = f"config.variants.{name}"
+    if not isinstance(block, Mapping) or set(block) != {"says", "changes"}:
+        raise ConfigError(f"{where}: a variant has the fields says and changes")
+    if not isinstance(block["changes"], Mapping):
+        raise ConfigError(f"{where}.changes: expected a block, got {block['changes']!r}")
+    config = ml_collections.ConfigDict(overlaid(pretraining, block["changes"]))
+    try:
+        make_plan(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}, with its changes: {error}") from error
+    return Variant(str(block["says"]), config)
+
+
+def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:
+    """Refuses objectives whose models a measure could not open, before they are trained."""
+    for which, variant in variants.items():
+        objective = make_plan(variant.config).objective
+        if measure.opens_model and not hasattr(objective, "network"):
+            raise ConfigError(
+                f"config.variants.{which}: {type(objective).__name__} has no property `network`,"
+                f" which the measure '{name}' takes the model from; give it one"
+            )
+
+
+def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, block by block; a block with a `type` replaces its own.
+
+    A field of one type says nothing of the fields of another.
+    """
+    made = dict(base)
+    for name, value in changes.items():
+        old = base.get(name)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        made[name] = overlaid(old, value) if both and "type" not in value else value  # type: ignore[arg-type]
+    return made

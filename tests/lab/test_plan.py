@@ -1,0 +1,108 @@
+"""An ablation's config: what it means, and what is refused before anything is trained."""
+
+import pathlib
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.ablations import bert_masking, four_objectives
+from lmjax.errors import ConfigError
+from lmjax.lab.budget import Budget, flops_per_step, tokens_per_step
+from lmjax.lab.plan import overlaid, read_ablation
+from tests.lab import small
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    return small.config(tmp_path_factory.mktemp("ablation"))
+
+
+def test_changes_are_laid_over_block_by_block() -> None:
+    base = {"a": {"type": "x", "b": 1}, "c": {"d": 1, "e": {"f": 2}}}
+    changes = {"a": {"type": "y", "g": 2}, "c": {"e": {"f": 3}}, "h": 4}
+    expected = {"a": {"type": "y", "g": 2}, "c": {"d": 1, "e": {"f": 3}}, "h": 4}
+    assert overlaid(base, changes) == expected
+    assert base["c"] == {"d": 1, "e": {"f": 2}}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("file", [four_objectives, bert_masking])
+def test_shipped_configs_can_work(file: Any, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading docstrings would take longer than all else.
+    monkeypatch.setattr("lmjax.lab.measures.FineTuning.check", lambda self: None)
+    ablation = read_ablation(file.get_config(size))
+    assert ablation.base == next(iter(ablation.variants))
+    assert list(ablation.measures) == ["classification"]  # no pairs were named
+    lengths = {v.config.data.examples.length for v in ablation.variants.values()}
+    assert len(lengths) == 1
+
+
+def test_a_config_is_read_whole(config: ConfigDict) -> None:
+    ablation = read_ablation(config)
+    assert ablation.seeds == (0, 1)
+    assert list(ablation.variants) == ["causal", "prefix"]
+    assert list(ablation.measures) == ["blimp", "classification", "loss"]
+    prefix = ablation.variants["prefix"].config
+    assert prefix.objective.to_dict() == {"type": "tests.objectives.outside.PrefixLM"}
+    assert prefix.training == ablation.variants["causal"].config.training
+    told = ablation.described("python")
+    assert told["measures"][0] == {
+        "name": "blimp", "says": "BLiMP", "better": "higher", "percent": True,
+    }  # fmt: skip
+    assert told["measures"][2]["better"] == "lower"
+    assert told["budget"] == "8 steps"
+    assert told["published"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("base", "cause", r"config\.base: 'cause' is none of the variants \(causal, prefix\)"),
+        ("seeds", 0, r"config\.seeds: must be an integer >= 1"),
+        ("budget.amount", 0.0, r"config\.budget\.amount: must be above 0"),
+        ("budget.unit", "hours", r"config\.budget\.unit: 'hours' is not one of"),
+        ("variants.prefix.changes", {"training": {"stpes": 3}}, r"variants\.prefix, .*stpes"),
+        ("variants.prefix.changes", 3, r"variants\.prefix\.changes: expected a block"),
+        ("measures.loss.type", "lmjax.lab.budget.Budget", r"measures\.loss\.type: .* is no"),
+        ("measures.blimp.data", "nowhere.jsonl", r"config\.measures\.blimp: .*nowhere"),
+        (
+            "measures.classification.config.data.train",
+            "no.jsonl",
+            r"measures\.classification: .*no",
+        ),
+        (
+            "published",
+            {"source": "x", "measure": "y", "better": "higher", "beside": "z", "values": {}},
+            r"config\.published\.beside: 'z' is none of blimp",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    config: ConfigDict, field: str, value: Any, message: str
+) -> None:
+    broken = ConfigDict(config.to_dict())
+    *path, last = field.split(".")
+    block = broken
+    for name in path:
+        block = block[name]
+    with broken.unlocked(), block.unlocked():
+        if last in block:
+            del block[last]
+        block[last] = value
+    with pytest.raises(ConfigError, match=message):
+        read_ablation(broken)
+
+
+def test_budgets_pay_for_steps(config: ConfigDict, tmp_path: pathlib.Path) -> None:
+    run = read_ablation(config).variants["causal"].config
+    tokens, flops = tokens_per_step(run), flops_per_step(run)
+    assert tokens == 4 * 32  # packed rows have no padding
+    # By hand: 6 per weight of the layer and the table, and the two products of attention.
+    weights = 4 * 16 * 16 + 2 * 16 * 32 + 16 * run.model.get("vocab_size", 100)
+    assert flops == pytest.approx(3 * 4 * 32 * (2 * weights + 4 * 32 * 16), rel=0.05)
+    assert Budget("tokens", 1280.0).steps(run, tmp_path) == 10
+    assert Budget("flops", 7 * flops).steps(run, tmp_path) == 7
+    assert Budget("steps", 3.0).steps(run, tmp_path) == 3
+    assert Budget("seconds", 2.0).steps(run, tmp_path / "timing") > 2
+    assert not (tmp_path / "timing").exists()

@@ -113,6 +113,7 @@ def test_heads_of_other_tasks_rest() -> None:
     assert not np.array_equal(state[0].mu["heads"]["a"]["w"], after[0].mu["heads"]["a"]["w"])
 
 
+@pytest.mark.slow
 def test_a_run_learns_all_tasks_and_continues_exactly(
     config: ConfigDict, tmp_path: pathlib.Path
 ) -> None:

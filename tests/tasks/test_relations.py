@@ -149,6 +149,7 @@ def test_logits_are_of_both_marked_states_whatever_the_padding(family: str) -> N
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_run_learns_which_span_is_which_and_opens_again(tmp_path: pathlib.Path) -> None:
     """The label is told by the head alone: what is marked matters, and in which order."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,34 @@
+"""The trunk under GPT's objective: where it normalises, its activation, and the optimizer.
+
+  python -m experiments.ablate --config=configs/ablations/trunk.py:tiny --workdir=runs/trunk
+
+All variants have the learning rate of the base, which may suit some better than others.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations.recipe import ablation
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    return ablation(
+        size,
+        name="trunk",
+        question="What do the trunk's norm and activation, and the optimizer, matter?",
+        base="post_norm",
+        objective="gpt",
+        variants={
+            "post_norm": ("post-norm, GELU, AdamW", {}),
+            "pre_norm": ("pre-norm", {"model": {"trunk": {"norm": "pre"}}}),
+            "relu": ("ReLU", {"model": {"trunk": {"activation": "relu"}}}),
+            "lamb": ("LAMB", {"optimizer": {"name": "lamb"}}),
+            "lion": ("Lion", {"optimizer": {"name": "lion", "learning_rate": 2e-4}}),
+        },
+        measures={
+            "loss": {
+                "type": "lmjax.lab.measures.HeldOut",
+                "says": "held-out loss, nats a token",
+                "metric": "lm",
+            }
+        },
+    )

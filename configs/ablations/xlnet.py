@@ -6,12 +6,14 @@ Two rows of the table are left out: BERT's data with Transformer-XL's memory, an
 prediction, for which a stream of text has no labels here.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import ablation
 from configs.quickstart import LENGTH
 
-BOTH = {"data": {"examples": {"bidirectional": True}}}
+BOTH: dict[str, Any] = {"data": {"examples": {"bidirectional": True}}}
 # Row 4, the base; what changes in the others; MNLI-m dev accuracy.
 TABLE_6 = {
     "k6": ("one token in 6 is a target", BOTH, 85.63),

@@ -110,3 +110,9 @@ def test_budgets_pay_for_steps(config: ConfigDict, tmp_path: pathlib.Path) -> No
     assert Budget("steps", 3.0).steps(run, tmp_path) == 3
     assert Budget("seconds", 2.0).steps(run, tmp_path / "timing") > 2
     assert not (tmp_path / "timing").exists()
+
+
+def test_readme_shows_this_very_ablation() -> None:
+    source = (pathlib.Path(__file__).parent / "outside.py").read_text()
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    assert source in readme

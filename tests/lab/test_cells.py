@@ -1,0 +1,184 @@
+"""Cells: what they leave, how they go on, and that seeds together are seeds apart."""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from lmjax.lab.report import write_report
+from ml_collections import ConfigDict
+
+import lmjax
+from lmjax.errors import ConfigError
+from lmjax.lab.cells import result_of, run_cells
+from lmjax.lab.measures import MinimalPairs
+from lmjax.lab.plan import read_ablation
+from tests.lab import small
+from tests.runs import ROOT
+
+REPORT = ("report.md", "report.html", "results.csv")
+
+
+def run(config: ConfigDict, place: pathlib.Path, **keywords: Any) -> None:
+    run_cells(read_ablation(config), config, place, "python -m experiments.ablate", **keywords)
+
+
+def results(place: pathlib.Path) -> dict[str, dict[str, Any]]:
+    found = sorted(place.glob("cells/*/seed*/result.json"))
+    return {str(path.relative_to(place)): json.loads(path.read_text()) for path in found}
+
+
+def report(place: pathlib.Path) -> dict[str, bytes]:
+    write_report(place)
+    return {name: (place / name).read_bytes() for name in REPORT}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    return small.config(tmp_path_factory.mktemp("ablation"))
+
+
+@pytest.fixture(scope="module")
+def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    place = tmp_path_factory.mktemp("whole") / "run"
+    run(config, place)
+    return place
+
+
+def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
+    found = results(whole)
+    assert list(found) == [
+        f"cells/{name}/seed{seed}/result.json" for name in ("causal", "prefix") for seed in (0, 1)
+    ]
+    for result in found.values():
+        measures = result["measures"]
+        assert list(measures) == ["blimp", "classification", "loss"]
+        assert all(0 <= measures[name] <= 1 for name in ("blimp", "classification"))
+        assert measures["loss"] == result["curve"]["loss"][-1]
+        assert result["curve"]["steps"] == [0, 4, 8]
+        assert result["curve"]["tokens"] == [0, 4 * 4 * 32, 8 * 4 * 32]
+        assert result["cost"]["steps"] == 8
+        assert result["cost"]["tokens"] == 8 * 4 * 32
+    losses = [result["measures"]["loss"] for result in found.values()]
+    assert len(set(losses)) == 4
+    model = lmjax.load(whole / "cells" / "prefix" / "seed1")
+    sizes = sum(np.size(x) for x in jax.tree.leaves(model.params))
+    assert found["cells/prefix/seed1/result.json"]["cost"]["parameters"] == sizes
+    assert found["cells/causal/seed0/result.json"]["curve"]["flops"][-1] > 0
+    assert found["cells/prefix/seed0/result.json"]["curve"]["flops"] is None  # it does not say
+
+
+def test_seeds_apart_give_the_same_results(
+    config: ConfigDict, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    apart = ConfigDict(config.to_dict())
+    apart.seeds_together = False
+    run(apart, tmp_path / "run", only=["causal"])
+    theirs = {name: r for name, r in results(whole).items() if "causal" in name}
+    ours = results(tmp_path / "run")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(
+            small.numbers(ours[name]), small.numbers(theirs[name]), rtol=1e-5
+        )
+
+
+def test_an_interrupted_ablation_ends_with_the_same_report(
+    config: ConfigDict,
+    whole: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measure, calls = MinimalPairs.measure, []
+
+    def interrupted(self: Any, place: pathlib.Path, name: str, seed: int) -> float | None:
+        calls.append(place)
+        if len(calls) in (2, 4):  # within the first variant, and within the second
+            raise KeyboardInterrupt
+        return measure(self, place, name, seed)
+
+    monkeypatch.setattr(MinimalPairs, "measure", interrupted)
+    for done in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run")
+        assert len(results(tmp_path / "run")) == done
+    write_report(tmp_path / "run")  # of what there is
+    assert "of 4" in (tmp_path / "run" / "report.md").read_text()
+    run(config, tmp_path / "run")
+    assert results(tmp_path / "run") == results(whole)
+    assert report(tmp_path / "run") == report(whole)
+
+
+def test_a_variant_that_another_process_is_at_is_left_to_it(
+    config: ConfigDict, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(whole, place)
+    result_of(place / "cells" / "causal", 0).unlink()
+    said: list[str] = []
+    with (place / "cells" / "causal" / ".claim").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(config, place, say=said.append)
+    assert said == ["causal: another process is at it"]
+    assert len(results(place)) == 3
+    run(config, place, say=said.append)
+    assert len(said) == 1
+    assert results(place) == results(whole)
+
+
+def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="--only: 'bert' is none of causal, prefix"):
+        run(config, tmp_path / "run", only=["bert"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_ablations_directory_is_refused(config: ConfigDict, whole: pathlib.Path) -> None:
+    other = ConfigDict(config.to_dict())
+    other.pretraining.optimizer.learning_rate = 5e-3
+    with pytest.raises(ConfigError, match=r"pretraining\.optimizer\.learning_rate"):
+        run(other, whole)
+
+
+@pytest.mark.slow
+def test_an_ablation_survives_kill_9(config: ConfigDict, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+
+    def begin(place: str) -> "subprocess.Popen[bytes]":
+        (tmp_path / place).mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.ablate", f"--config={file}", "--workdir=run"],
+            cwd=tmp_path / place,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
+
+    assert begin("whole").wait() == 0
+    killed = 0
+    for _ in range(12):
+        child = begin("killed")
+        try:
+            assert child.wait(timeout=6 + 3 * killed) == 0
+            break
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            killed += 1
+            time.sleep(0.1)
+    assert killed > 0
+    ours, theirs = tmp_path / "killed" / "run", tmp_path / "whole" / "run"
+    assert {n: (ours / n).read_bytes() for n in REPORT} == {
+        n: (theirs / n).read_bytes() for n in REPORT
+    }

@@ -33,6 +33,14 @@ _DEFAULT = re.compile(
 )
 # A sentence of 4 to 30 words, not a signature or a section.
 _PROSE = re.compile(r"[A-Z][a-z'-]*( (?!-{3})\S+){3,29}")
+# How a parameter of a function is asked for.
+_QUESTIONS = (
+    "What does {name} do in {function}?",
+    "What is the {name} of {function} for?",
+    "How do I use {name} in {function}?",
+    "Can you explain {name} to me, in {function}?",
+)
+_OFTEN = 5  # times that a verb begins a summary in either mood
 _SHORTEST = 4  # words; a sentence of less says little
 
 
@@ -102,15 +110,16 @@ def parameter_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """What a parameter does: {'question', 'context', 'answers', 'starts', 'id'}.
+    """What a parameter does: {'question', 'context', 'answers', 'starts', 'id', 'asked'}.
 
     The context is a few parameters of a section, the answer the first sentence of the one's
-    description.
+    description; `asked` is the subpackage, the function and the parameter.
     """
     for number, document in enumerate(documentation(split, cache_dir)):
-        sections = list(_sections(document.text))
-        parts = [s[i : i + _TOGETHER] for s in sections for i in range(0, len(s), _TOGETHER)]
-        for entries in parts:
+        parts, sections = document.name.split("."), list(_sections(document.text))
+        for entries in (
+            s[i : i + _TOGETHER] for s in sections for i in range(0, len(s), _TOGETHER)
+        ):
             if len(entries) < 2:  # there would be nothing to choose from
                 continue
             context, found = "", []
@@ -128,7 +137,23 @@ def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
                     "context": context,
                     "answers": [answer],
                     "starts": [start],
+                    "asked": (".".join(parts[:2]), parts[-1], name),
                 }
+
+
+def intent_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Which subpackage a question about a parameter is for: {'text', 'label', ...}.
+
+    The rest is the row of `question_rows` that is asked for. The subpackages are those with the
+    most questions.
+    """
+    counts = collections.Counter(r["asked"][0] for r in question_rows("train", cache_dir))
+    chosen = {name for name, _ in counts.most_common(CLASSES)}
+    for row in question_rows(split, cache_dir):
+        subpackage, function, name = row["asked"]
+        if subpackage in chosen:
+            form = _QUESTIONS[_hash(row["id"]) % len(_QUESTIONS)]
+            yield {**row, "text": form.format(name=name, function=function), "label": subpackage}
 
 
 def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
@@ -175,6 +200,27 @@ def signature_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
             of_class = f"{outer}." if outer.lstrip("_")[:1].isupper() else ""
             prompt = f"{document.package} {of_class}{name}{document.signature}"
             yield {"prompt": prompt, "target": summary}
+
+
+def mood_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
+    """Whether a function's summary describes or commands: {'text', 'label', 'other'}.
+
+    'Returns the sum.' is descriptive, 'Return the sum.' imperative (PEP 257); `other` is the
+    text in the other mood. Its first word is a verb of which train has both forms.
+    """
+    firsts = collections.Counter(
+        row["target"].split()[0] for row in signature_rows("train", cache_dir)
+    )
+    forms = {}
+    for verb, count in firsts.items():
+        described = f"{verb}s"
+        if min(count, firsts[described]) >= _OFTEN:
+            forms[verb], forms[described] = ("imperative", described), ("descriptive", verb)
+    for row in signature_rows(split, cache_dir):
+        first, _, rest = row["target"].partition(" ")
+        if first in forms:
+            label, other = forms[first]
+            yield {"text": row["target"], "label": label, "other": f"{other} {rest}"}
 
 
 def _words_of(text: str) -> set[str]:

@@ -17,7 +17,7 @@ from lmjax.models.gpt import GptConfig, GptEncoder
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, likeliest, number
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number, softmax
 from lmjax.tasks.metrics import class_scores, confusion, correlations
 from lmjax.tasks.words import classes_by_words
 
@@ -56,8 +56,10 @@ class Classes(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            best, share = likeliest(output["logits"])
-            predictions.append(row | {"prediction": self.labels[best], "confidence": share})
+            shares = softmax(output["logits"])
+            best, gold = int(shares.argmax()), self.labels.index(row["gold"])
+            told = {"prediction": self.labels[best], "confidence": float(shares[best])}
+            predictions.append(row | told | {"gold_probability": float(shares[gold])})
         return predictions
 
     def scores(self, predictions: Sequence[Row]) -> Scores:

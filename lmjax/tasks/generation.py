@@ -1,7 +1,6 @@
 """Text that answers a text: summaries, headlines, questions to a paragraph (GPT-1 §3.3)."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
+from lmjax.tasks.words import words_of_code
 
 _SHOWN = 10
 _AT_ONCE = 64  # texts that are generated side by side
@@ -175,7 +175,7 @@ class Generation(Task):
         return text_scores(gold, guesses)
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
-        said = [" ".join(_words(row["prompt"])) for row in rows]
+        said = [" ".join(words_of_code(row["prompt"])) for row in rows]
         found = {"words of the prompt": _scored(self, rows, said)}
         nearest = nearest_targets(train, rows)
         if nearest is not None:
@@ -198,11 +198,6 @@ def _scored(task: Generation, rows: Sequence[Row], guesses: Sequence[str]) -> Sc
     return task.scores([r | {"prediction": g} for r, g in zip(rows, guesses, strict=True)])
 
 
-def _words(text: str) -> list[str]:
-    """Words of prose or of code: `as_two` and `asTwo` are two each."""
-    return re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)
-
-
 def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | None:
     """For each row the target of the training row whose prompt is nearest by TF-IDF.
 
@@ -213,7 +208,7 @@ def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | No
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         return None
-    vectorizer = TfidfVectorizer(analyzer=lambda text: [w.lower() for w in _words(text)])
+    vectorizer = TfidfVectorizer(analyzer=words_of_code)
     known = vectorizer.fit_transform([row["prompt"] for row in train])
     asked = vectorizer.transform([row["prompt"] for row in rows])
     best = np.asarray((asked @ known.T).toarray().argmax(1))

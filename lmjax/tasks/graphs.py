@@ -7,22 +7,17 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from lmjax.convert.runs import load
-from lmjax.data.rows import Notes, Row
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
-from lmjax.tasks.base import Scores, Task
-from lmjax.tasks.batches import Collator
+from lmjax.tasks.base import Scores
 from lmjax.tasks.metrics import undirected
-from lmjax.tasks.reading import Reader
+from lmjax.tasks.opened import predict
 from lmjax.tasks.relations import load_relations
 from lmjax.tasks.tagging import Tagging
-from lmjax.training.mesh import MeshConfig, make_mesh
-from lmjax.training.sharding import shardings
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _FORWARD, _BACKWARD = "(e1,e2)", "(e2,e1)"
@@ -80,7 +75,7 @@ def find_entities(path: str | pathlib.Path, texts: Sequence[str]) -> list[Entity
         if spans
     ]
     found = []
-    for row in _predict(task, model.params, model.tokenizer, rows):
+    for row in predict(task, model.params, model.tokenizer, rows):
         spans = places[row["text"]]
         for kind, first, last in spans_of(row["prediction"]):
             found.append(Entity(row["text"], spans[first][0], spans[last][1], kind))
@@ -136,7 +131,7 @@ def find_triples(
                     more = {"gold": task.labels[0], "pair": (a, b)}
                     rows.append({"text": texts[number], **spans, **more})
     triples = []
-    for row in _predict(task, params, tokenizer, rows):
+    for row in predict(task, params, tokenizer, rows):
         label, (head, tail) = row["prediction"], row["pair"]
         if label == task.other:
             continue
@@ -191,15 +186,3 @@ def triple_scores(
     recall = right / len(theirs) if theirs else 0.0
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0
     return {"triple_f1": f1, "precision": precision, "recall": recall}
-
-
-def _predict(task: Task, params: Any, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[Row]:
-    """The task's predictions, on one device."""
-    if not rows:
-        return []
-    mesh = make_mesh(MeshConfig(data=1))
-    with jax.set_mesh(mesh):
-        placed = shardings(params, mesh)
-        reader = Reader(task, Collator(task, 32), mesh, placed, tokenizer)
-        examples = task.encode(rows, tokenizer, Notes(), False)
-        return reader.predict(jax.device_put(params, placed), rows, examples)[0]

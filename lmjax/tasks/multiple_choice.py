@@ -15,7 +15,7 @@ from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, likeliest
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, softmax
 from lmjax.tasks.forms import pad
 from lmjax.tasks.metrics import normalise_answer
 
@@ -139,8 +139,9 @@ class MultipleChoice(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            best, share = likeliest(output["logits"])
-            predictions.append(row | {"prediction": best, "confidence": share})
+            shares = softmax(output["logits"])
+            best = int(shares.argmax())
+            predictions.append(row | {"prediction": best, "confidence": float(shares[best])})
         return predictions
 
     def scores(self, predictions: Sequence[Row]) -> Scores:

@@ -1,6 +1,12 @@
 """What words alone tell: the baseline of tasks with classes."""
 
+import re
 from collections.abc import Sequence
+
+
+def words_of_code(text: str) -> list[str]:
+    """Words in lower case, of prose or of code: `as_two` and `asTwo` are two each."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
 
 
 def classes_by_words(

@@ -1,0 +1,191 @@
+"""Text that a classifier likes: style transfer by delete and infill, continuations by choice.
+
+Li et al. 2018, "Delete, Retrieve, Generate": words that mark a style are those that are frequent in
+it and rare outside; they are deleted, and what is left is completed in the other style. Here a masked
+model fills the gaps, and of its candidates one is chosen by a classifier of styles.
+"""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.rows import Row
+from lmjax.errors import ConfigError
+from lmjax.generation.generating import generate
+from lmjax.tasks.metrics import text_scores
+from lmjax.tasks.opened import Opened
+from lmjax.tasks.words import classes_by_words
+
+_LONGEST = 4  # words of a marker
+_GAP = (1, 2)  # masks that a gap is filled with
+_TOP_K = 20  # of the tokens at a mask
+
+
+def markers(
+    rows: Sequence[Row], style: str, smoothing: float = 1.0, threshold: float = 15.0
+) -> dict[tuple[str, ...], float]:
+    """n-grams of 1 to 4 words that mark a style, with their salience (eq. 1).
+
+    s(u, v) = (count(u, D_v) + smoothing) / (sum over other styles of count(u, D_v') + smoothing)
+
+    Args:
+      rows: with 'text' and the style as 'gold'.
+      threshold: the least salience; 15 of sentiment in the paper (§4.1).
+    """
+    inside: collections.Counter[tuple[str, ...]] = collections.Counter()
+    outside: collections.Counter[tuple[str, ...]] = collections.Counter()
+    for row in rows:
+        (inside if row["gold"] == style else outside).update(_ngrams(row["text"].lower().split()))
+    saliences = {u: (n + smoothing) / (outside[u] + smoothing) for u, n in inside.items()}
+    return {u: s for u, s in saliences.items() if s >= threshold}
+
+
+def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
+    return [
+        tuple(words[i : i + n]) for n in range(1, _LONGEST + 1) for i in range(len(words) - n + 1)
+    ]
+
+
+def without_markers(
+    words: Sequence[str], known: Mapping[tuple[str, ...], float]
+) -> list[list[str]]:
+    """The words in pieces, with a gap between two of them where markers stood.
+
+    The most salient marker is deleted first; of those alike the longest, then the leftmost. Gaps
+    side by side are one.
+    """
+    lower = [word.lower() for word in words]
+    found = [
+        (known[u], n, -i)
+        for n in range(1, _LONGEST + 1)
+        for i in range(len(lower) - n + 1)
+        if (u := tuple(lower[i : i + n])) in known
+    ]
+    deleted = [False] * len(words)
+    for _, n, negative in sorted(found, reverse=True):
+        if not any(deleted[-negative : -negative + n]):
+            deleted[-negative : -negative + n] = [True] * n
+    pieces: list[list[str]] = [[]]
+    for i, word in enumerate(words):
+        if not deleted[i]:
+            pieces[-1].append(word)
+        elif i == 0 or not deleted[i - 1]:
+            pieces.append([])
+    return pieces
+
+
+def restyle(
+    model: Pretrained,
+    judge: Opened,
+    texts: Sequence[str],
+    known: Mapping[tuple[str, ...], float],
+    style: str,
+    candidates: int = 16,
+    seed: int = 0,
+) -> list[str]:
+    """The texts, as far as possible in another style; those without markers as they are.
+
+    Args:
+      model: a masked one.
+      judge: a classifier of styles.
+      known: markers of the style that the texts have.
+      style: that they are to have.
+      candidates: fillings of a text and of each size of gap. Of all, that with the highest log p of
+        the style plus the mean log p of what was filled in is taken.
+    """
+    assert model.tokenizer is not None
+    mask = model.tokenizer.token(model.tokenizer.roles["mask"])
+    prompts, owner = [], []
+    for i, text in enumerate(texts):
+        pieces = without_markers(text.split(), known)
+        for size in _GAP if len(pieces) > 1 else ():
+            gap = " ".join([mask] * size)
+            prompts.append(f" {gap} ".join(" ".join(piece) for piece in pieces).strip())
+            owner.append(i)
+    if not prompts:
+        return list(texts)
+    made = generate(
+        model,
+        prompts,
+        num_return_sequences=candidates,
+        temperature=1.0,
+        top_k=_TOP_K,
+        seed=seed,
+    )
+    owners = np.repeat(owner, candidates)
+    styled = _log_probabilities(judge, [g.text for g in made], style)
+    best = {i: (-math.inf, text) for i, text in enumerate(texts)}
+    for i, log_p, one in zip(owners, styled, made, strict=True):
+        score = log_p + float(np.mean(one.log_probs))
+        if score > best[int(i)][0]:
+            best[int(i)] = score, one.text
+    return [text for _, text in best.values()]
+
+
+def continue_in_style(
+    model: Pretrained,
+    judge: Opened,
+    prompts: Sequence[str],
+    style: str,
+    candidates: int = 8,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> tuple[list[str], list[str]]:
+    """Continuations, prompt included: of each prompt the first that was drawn, and the chosen one.
+
+    Args:
+      model: a causal one.
+      judge: a classifier of styles; the candidate with the highest p of `style` is chosen.
+    """
+    made = generate(
+        model,
+        prompts,
+        num_return_sequences=candidates,
+        temperature=1.0,
+        top_p=0.9,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    texts = [f"{prompts[i // candidates]}{one.text}" for i, one in enumerate(made)]
+    styled = np.array(_log_probabilities(judge, texts, style)).reshape(len(prompts), candidates)
+    starts = np.arange(len(prompts)) * candidates
+    return [texts[i] for i in starts], [texts[i] for i in starts + styled.argmax(1)]
+
+
+def told_by_words(
+    train: Sequence[Row], before: Sequence[str], after: Sequence[str], style: str
+) -> dict[str, float]:
+    """How far texts have gone to a style, told by a judge that had no part in choosing them.
+
+    Args:
+      train: rows with 'text' and 'gold', on whose words logistic regression learns.
+
+    Returns:
+      The share of texts of the style, before and after, and chrF (Popović 2015) of the texts after
+      to those before: 100 where nothing has changed.
+
+    Raises:
+      ConfigError: scikit-learn or sacrebleu is not installed.
+    """
+    gold = [row["gold"] for row in train]
+    told = classes_by_words([r["text"].lower() for r in train], gold, [*before, *after])
+    if told is None:
+        raise ConfigError("texts are judged by scikit-learn; pip install -e '.[eval]'")
+    shares = np.array([found == style for found in told]).reshape(2, -1).mean(1)
+    chrf = text_scores(before, after)["chrf"]
+    return {"of the style before": float(shares[0]), "after": float(shares[1]), "chrF": chrf}
+
+
+def _log_probabilities(judge: Opened, texts: Sequence[str], style: str) -> list[float]:
+    """log p(style) of each text; an empty one is of none."""
+    rows = [{"text": text or "-", "gold": style} for text in texts]
+    return [math.log(max(p["gold_probability"], 1e-12)) for p in judge.predict(rows)]
+
+
+def check_style(judge: Opened, style: str, flag: str) -> None:
+    """Raises ConfigError where the judge does not know a style."""
+    if style not in judge.task.labels:
+        raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.task.labels)}")

@@ -51,14 +51,11 @@ def main() -> None:
     prepared = prepare(config)
     check(prepared, config)
     seeds = range(config.seed, config.seed + config.seeds)
-    ours = [workdir if seed == config.seed else workdir / f"seed{seed}" for seed in seeds]
-    steps, last = last_steps(ours[0])
-    ends = {
-        "lmjax": [our_end(place) for place in ours],
-        "transformers": [
-            their_end(prepared, config, seed + config.seeds, steps - last) for seed in seeds
-        ],
-    }
+    places = [workdir if seed == config.seed else workdir / f"seed{seed}" for seed in seeds]
+    ours = [our_end(place) for place in places]
+    steps, last = last_steps(workdir)
+    theirs = [their_end(prepared, config, s + config.seeds, first=steps - last) for s in seeds]
+    ends = {"lmjax": ours, "transformers": theirs}
     print("\n".join(table(ends, f"loss of the last {last} steps")))
 
 
@@ -82,7 +79,8 @@ def last_steps(place: pathlib.Path) -> tuple[int, int]:
 
 
 def our_end(place: pathlib.Path) -> End:
-    """Of a finished run."""
+    """Of a run that is finished: results.json is written last."""
+    scores = read_json(place / "results.json")["scores"]
     steps, last = last_steps(place)
     total, before = 0.0, 0
     for line in read_metrics(place):
@@ -90,7 +88,7 @@ def our_end(place: pathlib.Path) -> End:
             if line["step"] > steps - last:
                 total += line["loss"] * (line["step"] - before)
             before = line["step"]
-    return End(read_json(place / "results.json")["scores"], total / last)
+    return End(scores, total / last)
 
 
 def their_end(prepared: Prepared, config: ml_collections.ConfigDict, seed: int, first: int) -> End:

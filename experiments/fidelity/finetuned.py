@@ -3,7 +3,7 @@
   python -m experiments.fidelity.finetuned --workdir=runs/sst2
 
 The run must be a classification that began with a published BERT. Its config.json is read again,
-so that rows, tokens, padding, batches and recipe are the same; `transformers` then fine-tunes as
+so that rows, tokens, padding and recipe are the same; `transformers` then fine-tunes as
 many seeds, which follow the run's own: heads, orders of the rows and dropout are drawn anew.
 Prints scores on the same rows, the losses at the end, and 95% intervals (Welch's) of the
 differences between the means over seeds.
@@ -68,6 +68,8 @@ def check(prepared: Prepared, config: ml_collections.ConfigDict) -> None:
         raise ConfigError("config.task.freeze, .adapter.rank: only runs that train all of a model")
     if not (pathlib.Path(config.init) / "model.safetensors").is_file():
         raise ConfigError(f"config.init: '{config.init}' has no model.safetensors")
+    if config.seeds < 2:
+        raise ConfigError("config.seeds: one has no spread; continue the fine-tuning with more")
     recipe.check(prepared.optimizer)
 
 

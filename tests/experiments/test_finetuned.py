@@ -51,7 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
         },
     )
     made.init, made.dropout = str(folder / "bert"), 0.2
-    made.training.epochs = 8
+    made.training.epochs, made.seeds = 8, 2
     return made
 
 
@@ -86,7 +86,11 @@ def test_it_learns_and_predicts_the_rows_of_the_score(config: ConfigDict) -> Non
 
 
 def test_what_is_not_repeated_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:
-    for field, value in (("task.freeze", "trunk"), ("optimizer.bias_correction", False)):
+    for field, value in (
+        ("task.freeze", "trunk"),
+        ("seeds", 1),
+        ("optimizer.bias_correction", False),
+    ):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
         with pytest.raises(ConfigError, match=f"config.{field}"):

@@ -1,9 +1,10 @@
 """The run: from a config and a directory to trained parameters."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from lmjax.data.loader import Loader
-from lmjax.data.store import check_data, prepare
+from lmjax.data.store import TokenStore, check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
@@ -21,8 +22,7 @@ from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.memory import predict
 from lmjax.training.mesh import global_batch
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.plan import MAY_CHANGE, TrainingConfig, make_plan
-from lmjax.training.preemption import PreemptedError, Preemption
+from lmjax.training.plan import MAY_CHANGE, Plan, TrainingConfig, make_plan
 from lmjax.training.program import Program
 from lmjax.training.reporting import (
     MetricsWriter,
@@ -34,7 +34,9 @@ from lmjax.training.reporting import (
 from lmjax.training.schedules import Schedule
 from lmjax.training.sharding import layout
 from lmjax.training.state import TrainState
-from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, due, means_of
+from lmjax.training.step import Metrics
+from lmjax.training.stepping import Stepping
+from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, means_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,47 +86,19 @@ def pretrain(
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
     if jax.process_index() == 0:
         tokenizer.save(directory.path / "tokenizer.json")
-    vocabulary = tokenizer.vocabulary(stores["train"].counts)
-    objective = plan.objective_for(vocabulary)
-    loaders = {
-        split: Loader(
-            plan.examples,
-            stores[split],
-            vocabulary,
-            batch_size=plan.training.batch_size,
-            seed=plan.seed,
-            split=split,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            shuffle=split == "train",
-        )
-        for split in ("train", "validation")
-    }
-    try:
-        with jax.set_mesh(plan.mesh), noticing_lost_processes():
-            held_out = stores["validation"]
-            run = Run(
-                objective,
-                directory,
-                loaders,
-                seed=plan.seed,
-                training=plan.training,
-                optimizer=plan.optimizer,
-                mesh=plan.mesh,
-                length=plan.examples.length,
-                bytes_per_token=held_out.bytes / len(held_out.tokens),
-                begin=begin,
-            )
-            state = run.train(name)
-    finally:
-        for loader in loaders.values():
-            loader.close()
+    objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
+    with (
+        jax.set_mesh(plan.mesh),
+        opened(plan, objective, stores, directory, begin) as run,
+        noticing_lost_processes(),
+    ):
+        state = run.train(name)
     params = state.params if state.ema is None else state.ema
     return Result(
         objective=objective,
         params=params,
         tokenizer=tokenizer,
-        batch=loaders["validation"].batch_at(0),
+        batch=run.held_out_data.batch_at(0),
         mems=objective.init_mems(plan.training.batch_size),
         records=read_metrics(directory.path),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -145,8 +119,8 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class Run:
-    """One run's compiled functions and its bookkeeping; `train` is the loop.
+class Run(Stepping):
+    """One run's compiled functions and its bookkeeping; `train` is the whole of it.
 
     A subclass may train some of the parameters (`transformation`) and look at held-out data in
     its own way (`evaluate`).
@@ -165,6 +139,7 @@ class Run:
         length: int,
         bytes_per_token: float = 1.0,
         begin: Callable[[Any], Any] | None = None,
+        program: Program | None = None,
     ):
         """Compiles nothing yet; to be called under the mesh.
 
@@ -173,6 +148,7 @@ class Run:
           length: of an example, in tokens.
           bytes_per_token: of the held-out text, for objectives that score every token.
           begin: makes the parameters of step 0 of random ones.
+          program: of a run that differs from this one in its seed alone; None makes it.
         """
         self.objective, self.directory = objective, directory
         self.seed, self.training, self.mesh = seed, training, mesh
@@ -180,8 +156,10 @@ class Run:
         self.events = EventsWriter(directory.path)
         self.held_out_bytes_per_token = bytes_per_token
         self.begin = begin
-        row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
-        self.program = Program(objective, row, training, optimizer, mesh, seed, self.transformation)
+        if program is None:
+            row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
+            program = Program(objective, row, training, optimizer, mesh, self.transformation)
+        self.program = program
         flops = objective.forward_flops(length)
         # A backward pass costs twice the forward pass.
         self.flops_per_step = None if flops is None else 3 * flops * training.batch_size
@@ -197,7 +175,7 @@ class Run:
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        state = self.program.initial()
+        state = self.program.initial(np.uint32(self.seed % 2**32))
         if self.begin is None:
             return state
         params = self.begin(state.params)
@@ -211,20 +189,12 @@ class Run:
         will hold.
         """
         t = self.training
-        retention = Retention(
-            t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
-        )
-        with Checkpoints(self.directory.checkpoints, retention) as checkpoints:
+        with self.kept() as checkpoints:
             rewinds = 0
             if (checkpoints.latest_step() or 0) < t.steps:
                 self._tell(name)
             while True:
-                if checkpoints.latest_step() is None:
-                    state, done = self.first_state(), 0
-                else:
-                    state, data_state = checkpoints.restore(None, self.program.state)
-                    self.train_data.set_state(data_state)
-                    done = int(state.step)
+                state, done = self.start(checkpoints)
                 try:
                     return self._advance(state, done, checkpoints, name)
                 except DivergedError as error:
@@ -237,6 +207,22 @@ class Run:
                     self.events.write(
                         error.step, error.batches, error.reason, f"back to step {good} without them"
                     )
+
+    def kept(self) -> Checkpoints:
+        """The checkpoints of this run, to be closed."""
+        t = self.training
+        retention = Retention(
+            t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
+        )
+        return Checkpoints(self.directory.checkpoints, retention)
+
+    def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+        """The state to go on from, and its step: of the latest checkpoint, or the first."""
+        if checkpoints.latest_step() is None:
+            return self.first_state(), 0
+        state, data_state = checkpoints.restore(None, self.program.state)
+        self.train_data.set_state(data_state)
+        return state, int(state.step)
 
     def _tell(self, name: str) -> None:
         """What the devices will hold, from the first process."""
@@ -256,53 +242,57 @@ class Run:
         if done >= t.steps:
             return state
         with (
-            MetricsWriter(self.directory.path, done) as writer,
             TrainingProgress(t.steps, name, done) as progress,
-            Preemption() as preemption,
+            self.writing(done, checkpoints, progress),
         ):
-            watch = self._watch(writer, progress, checkpoints)
-            if done == 0:
-                writer.write(0, self.evaluate(state), "validation")
-            watch.restart()
-            for step in range(done + 1, t.steps + 1):
-                batch = global_batch(next(self.train_data), self.mesh, t.batch_size)
-                state, metrics = self.program.step(state, batch)
-                watch.add(step, self.train_data.index, metrics)
-                last = step == t.steps
-                evaluate = last or due(step, t.eval_every)
-                stop = not last and preemption.requested(step)
-                save = last or stop or due(step, t.checkpoint_every)
-                if evaluate or save:
-                    watch.flush()  # nothing is saved before its numbers are looked at
-                held_out = {}
-                if evaluate:
-                    held_out = self.evaluate(state)
-                    writer.write(step, held_out, "validation")
-                if save:
-                    checkpoints.save(step, state, self.train_data.get_state(), held_out)
-                if stop:
-                    checkpoints.wait()
-                    raise PreemptedError(
-                        f"step {step}: told to stop (SIGTERM); saved in {self.directory.path},"
-                        " the same command continues"
-                    )
-                if evaluate or save:
-                    watch.restart()
+            return self.advance(state, done)
+
+    @contextlib.contextmanager
+    def writing(
+        self, done: int, checkpoints: Checkpoints, progress: TrainingProgress
+    ) -> Iterator[None]:
+        """Opens what is written from step `done` on; the methods below need it open."""
+        with MetricsWriter(self.directory.path, done) as self.writer:
+            self.checkpoints = checkpoints
+            self.watch = Watch(
+                self.training,
+                self.program.paths,
+                self.program.schedule,
+                Speed(self.flops_per_step, self.peak_flops),
+                self.writer,
+                progress,
+                self.events,
+                lambda: self._advice(checkpoints.latest_step()),
+            )
+            yield
+
+    def step(self, step: int, state: TrainState) -> TrainState:
+        batch = global_batch(next(self.train_data), self.mesh, self.training.batch_size)
+        state, metrics = self.program.step(state, batch)
+        self.note(step, metrics)
         return state
 
-    def _watch(
-        self, writer: MetricsWriter, progress: TrainingProgress, checkpoints: Checkpoints
-    ) -> Watch:
-        return Watch(
-            self.training,
-            self.program.paths,
-            self.program.schedule,
-            Speed(self.flops_per_step, self.peak_flops),
-            writer,
-            progress,
-            self.events,
-            lambda: self._advice(checkpoints.latest_step()),
-        )
+    def note(self, step: int, metrics: Metrics) -> None:
+        """Takes note of the step that the last batch went into."""
+        self.watch.add(step, self.train_data.index, metrics)
+
+    def flush(self) -> None:
+        self.watch.flush()
+
+    def look_up(self, step: int, state: TrainState, evaluate: bool, save: bool) -> None:
+        held_out = {}
+        if evaluate:
+            held_out = self.evaluate(state)
+            self.writer.write(step, held_out, "validation")
+        if save:
+            self.checkpoints.save(step, state, self.train_data.get_state(), held_out)
+
+    def restart(self) -> None:
+        self.watch.restart()
+
+    def wait(self) -> str:
+        self.checkpoints.wait()
+        return str(self.directory.path)
 
     def _advice(self, good: int | None) -> str:
         kept = (
@@ -329,3 +319,50 @@ class Run:
             nats = means[self.objective.headline]
             means["bits_per_byte"] = nats / math.log(2) / self.held_out_bytes_per_token
         return means
+
+
+@contextlib.contextmanager
+def opened(
+    plan: Plan,
+    objective: Objective,
+    stores: Mapping[str, TokenStore],
+    directory: RunDirectory,
+    begin: Callable[[Any], Any] | None = None,
+    program: Program | None = None,
+) -> Iterator[Run]:
+    """The run of a plan, reading its text; to be called under the mesh.
+
+    Args:
+      objective: `plan.objective_for` the vocabulary of the text.
+      stores: the text of the splits train and validation.
+      begin, program: as `Run` takes them.
+    """
+    with contextlib.ExitStack() as stack:
+        loaders = {}
+        for split in ("train", "validation"):
+            loaders[split] = Loader(
+                plan.examples,
+                stores[split],
+                objective.vocabulary,
+                batch_size=plan.training.batch_size,
+                seed=plan.seed,
+                split=split,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                shuffle=split == "train",
+            )
+            stack.callback(loaders[split].close)
+        held_out = stores["validation"]
+        yield Run(
+            objective,
+            directory,
+            loaders,
+            seed=plan.seed,
+            training=plan.training,
+            optimizer=plan.optimizer,
+            mesh=plan.mesh,
+            length=plan.examples.length,
+            bytes_per_token=held_out.bytes / len(held_out.tokens),
+            begin=begin,
+            program=program,
+        )

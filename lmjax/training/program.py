@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lmjax.objectives.base import Objective
@@ -31,7 +32,7 @@ class Program:
       places: those shardings alone.
       paths: names of the parameters, in the order of `jax.tree.leaves(params)`.
       schedule: the learning rate of an update.
-      initial: () -> TrainState before the first step, born sharded.
+      initial: (seed [] uint32) -> TrainState before the first step, born sharded.
       step: (state, batch) -> (state, metrics); takes the state's memory over.
       evaluate: (params, mems, key, batch) -> (sums, mems).
     """
@@ -43,7 +44,6 @@ class Program:
         training: TrainingConfig,
         optimizer: OptimizerConfig,
         mesh: jax.sharding.Mesh,
-        seed: int = 0,
         make_transformation: MakeTransformation = make_optimizer,
     ):
         """Reads shapes only.
@@ -75,10 +75,10 @@ class Program:
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
         ]
 
-        def initial() -> TrainState:
+        def initial(seed: jax.Array) -> TrainState:
             return init_state(objective, transformation, seed, blank(), training.ema_decay > 0)
 
-        abstract = jax.eval_shape(initial)
+        abstract = jax.eval_shape(initial, np.uint32(0))
         self.places = places = shardings(abstract, mesh)
         self.state = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -250,12 +250,7 @@ class TrainingProgress:
             )
             self._task = self._bar.add_task(description, total=total, completed=start, report="")
 
-    def update(
-        self,
-        step: int,
-        loss: float | None = None,
-        tokens_per_second: float | None = None,
-    ) -> None:
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Reports that `step` updates are made."""
         self._step = step
         if self._quiet:
@@ -269,12 +264,8 @@ class TrainingProgress:
             line = f"{self._description}: step {step}/{self._total}  {report}"
             print(line.rstrip(), file=sys.stderr, flush=True)
 
-    def _report(self, now: float, loss: float | None, tokens_per_second: float | None) -> str:
-        parts = []
-        if loss is not None:
-            parts.append(f"loss {loss:.4f}")
-        if tokens_per_second is not None:
-            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+    def _report(self, now: float, loss: float, tokens_per_second: float) -> str:
+        parts = [f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
         done = self._step - self._start
         if done > 0:
             left = round((now - self._began) / done * (self._total - self._step))

@@ -11,7 +11,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lmjax"
 
 # A room may import itself and what stands to the left of it.
-ORDER = ["nn", "models", "objectives", "training", "convert", "generation", "tasks", "evaluation"]
+ORDER = [
+    "nn",
+    "models",
+    "objectives",
+    "training",
+    "convert",
+    "generation",
+    "tasks",
+    "evaluation",
+    "lab",
+]
 # What every room may import, and which imports no room.
 COMMON = {"__init__", "errors", "progress", "configuration"}
 

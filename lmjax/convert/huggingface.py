@@ -27,7 +27,13 @@ from lmjax.convert.pretrained import Pretrained, inputs
 from lmjax.convert.tensors import SINGLE, TensorFiles, write_tensors
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator, standalone
+from lmjax.models.electra import (
+    Electra,
+    ElectraDiscriminator,
+    ElectraGenerator,
+    ElectraWithLM,
+    standalone,
+)
 from lmjax.models.heads import Headed
 from lmjax.progress import track
 
@@ -238,7 +244,10 @@ def _maker(rule: Rule, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
 
 
 def single_network(network: nn.Module, params: Any, part: str) -> tuple[nn.Module, Any]:
-    """One network with its own config, of ELECTRA's two."""
+    """One network with its own config, of ELECTRA's two; a language model beside a generator."""
+    if isinstance(network, ElectraWithLM):
+        only = ElectraGenerator(network.language_model_config)
+        return only, standalone(params, "language_model")
     if not isinstance(network, Electra):
         return network, params
     config = network.config

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models.bert import BertForPreTraining
-from lmjax.models.electra import Electra, ElectraGenerator
+from lmjax.models.electra import Electra, ElectraGenerator, ElectraWithLM
 from lmjax.models.gpt import Gpt, GptEncoder
 from lmjax.models.heads import Headed
 from lmjax.models.xlnet import Xlnet
@@ -111,7 +111,7 @@ def inputs(network: nn.Module, tokens: Any, segments: Any, real: Any) -> tuple[A
         positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
     if isinstance(network, Gpt):
         return tokens, positions, mask
-    if isinstance(network, BertForPreTraining | ElectraGenerator | Electra):
+    if isinstance(network, BertForPreTraining | ElectraGenerator | Electra | ElectraWithLM):
         everywhere = jnp.broadcast_to(jnp.arange(length), (batch, length))
         return tokens, segments, positions, mask, everywhere
     if isinstance(network, Headed):

@@ -10,6 +10,7 @@ import ml_collections
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
+from lmjax.evaluation.scoring import METHODS
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
 from lmjax.training.reporting import read_metrics
@@ -92,7 +93,10 @@ class MinimalPairs(Measure):
             read_pairs(self.data, self.per_paradigm)
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
-        return float(judge(load(run), read_pairs(self.data, self.per_paradigm)).mean())
+        model = load(run)
+        if type(model.network) not in METHODS:
+            return None
+        return float(judge(model, read_pairs(self.data, self.per_paradigm)).mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

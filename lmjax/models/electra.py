@@ -148,9 +148,12 @@ class ElectraGenerator(nn.Module):
     ) -> jax.Array:
         """Masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
         hidden = self.encoder(tokens, segments, positions, mask, seeds)
-        targets = self.transform(gather_positions(hidden, target_positions))
+        return self.decode(gather_positions(hidden, target_positions))
+
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., hidden_size] -> logits [..., vocab_size]."""
         decoder = self.encoder if self.config.tie_embeddings else self.decoder
-        return decoder.decode(targets) + self.output_bias
+        return decoder.decode(self.transform(hidden)) + self.output_bias
 
 
 class ElectraDiscriminator(nn.Module):
@@ -179,19 +182,10 @@ class ElectraDiscriminator(nn.Module):
         return self.prediction(x)[..., 0]
 
 
-class Electra(nn.Module):
-    """Both networks of pretraining around one set of embeddings.
-
-    Shared are the token, position and segment tables and the embedding norm (§3.2;
-    `electra/embeddings` in the authors' code).
-    """
+class _Generating(nn.Module):
+    """A generator beside another network; `setup` makes `self.generator`."""
 
     config: ElectraConfig
-
-    def setup(self) -> None:
-        self.embeddings = electra_embeddings(self.config)
-        self.generator = ElectraGenerator(self.config, self.embeddings)
-        self.discriminator = ElectraDiscriminator(self.config, self.embeddings)
 
     def generate(
         self,
@@ -205,6 +199,19 @@ class Electra(nn.Module):
         """The generator's masked-LM logits [batch, num_predict, vocab_size]."""
         seeds = None if seeds is None else seeds.fold(GENERATOR)
         return self.generator(tokens, segments, positions, mask, target_positions, seeds)
+
+
+class Electra(_Generating):
+    """Both networks of pretraining around one set of embeddings.
+
+    Shared are the token, position and segment tables and the embedding norm (§3.2;
+    `electra/embeddings` in the authors' code).
+    """
+
+    def setup(self) -> None:
+        self.embeddings = electra_embeddings(self.config)
+        self.generator = ElectraGenerator(self.config, self.embeddings)
+        self.discriminator = ElectraDiscriminator(self.config, self.embeddings)
 
     def discriminate(
         self,
@@ -232,7 +239,70 @@ class Electra(nn.Module):
         )
 
 
-def standalone(params: Any, network: Literal["generator", "discriminator"]) -> Any:
-    """Parameters of `ElectraGenerator` or `ElectraDiscriminator` out of those of `Electra`."""
+class ElectraWithLM(_Generating):
+    """A generator, and a language model in the discriminator's place (§3.4).
+
+    The language model reads the generator's samples and tells the tokens they stand for.
+
+    Attributes:
+      copies: it has a sigmoid layer beside its softmax, the probability that a token is to
+        be copied (All-Tokens MLM).
+    """
+
+    copies: bool = False
+
+    @property
+    def language_model_config(self) -> ElectraConfig:
+        """Of an `ElectraGenerator` as wide as the discriminator would be."""
+        return dataclasses.replace(self.config, generator_size=1.0)
+
+    def setup(self) -> None:
+        self.embeddings = electra_embeddings(self.config)
+        self.generator = ElectraGenerator(self.config, self.embeddings)
+        self.language_model = ElectraGenerator(self.language_model_config, self.embeddings)
+        if self.copies:
+            self.copying = Dense(1, nn.initializers.glorot_uniform())
+
+    def identify(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: Mask | jax.Array,
+        target_positions: jax.Array | None,
+        seeds: Seeds | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What stood at `target_positions` [batch, num_predict], at all positions for None.
+
+        Returns:
+          Logits [batch, num_predict, vocab_size], and those of copying the token that is
+          read, [batch, num_predict], or None without a copy mechanism.
+        """
+        model = self.language_model
+        hidden = model.encoder(tokens, segments, positions, mask, seeds)
+        if target_positions is not None:
+            hidden = gather_positions(hidden, target_positions)
+        copied = self.copying(hidden)[..., 0] if self.copies else None
+        return model.decode(hidden), copied
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        mask: Mask | jax.Array,
+        target_positions: jax.Array,
+    ) -> tuple[Any, ...]:
+        """Both networks on the same tokens; touches every parameter, for `init`."""
+        return (
+            self.generate(tokens, segments, positions, mask, target_positions),
+            *self.identify(tokens, segments, positions, mask, target_positions),
+        )
+
+
+def standalone(
+    params: Any, network: Literal["generator", "discriminator", "language_model"]
+) -> Any:
+    """Parameters of one network by itself, out of those of `Electra` or `ElectraWithLM`."""
     own = params[network]
     return {**own, "encoder": {"embeddings": params["embeddings"], **own["encoder"]}}

@@ -1,8 +1,9 @@
-"""Replaced-token detection: ELECTRA's objective."""
+"""Replaced-token detection: ELECTRA's objective, and what two networks have in common."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +13,16 @@ from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
-from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores, weighted_sum
+from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
 from lmjax.objectives.masking import Masking, choose, prediction_count, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class ReplacedTokenDetection(Objective):
-    """ELECTRA (Clark et al. 2020 §2): L_MLM(generator) + 50 L_Disc(discriminator).
+class Replacing(Objective):
+    """A generator, and a second network that reads its samples in place of masked tokens.
 
-    The generator's samples take the place of the masked tokens; no gradient flows
-    through the sampling, and a sample that equals the original counts as original. The
-    discriminator is scored on all tokens but padding, [CLS] and [SEP] included.
+    No gradient flows through the sampling. The network has the methods of
+    `lmjax.models.electra.Electra` that belong to the generator.
 
     Positions are drawn without replacement; the authors' code draws them with, which
     now and then wastes a slot.
@@ -32,7 +32,7 @@ class ReplacedTokenDetection(Objective):
       max_predictions: slots of an example; int((mask_rate + 0.005) * length) in the paper.
       masking: 'token', 'whole_word' or 'span'.
       mask_fraction: of the chosen, become [MASK]; the rest stay and are re-sampled too.
-      generator_weight, discriminator_weight: 1 and 50 in the paper.
+      generator_weight: of the generator's loss.
     """
 
     headline = "mlm"
@@ -43,7 +43,6 @@ class ReplacedTokenDetection(Objective):
     masking: Masking = "token"
     mask_fraction: float = 0.85
     generator_weight: float = 1.0
-    discriminator_weight: float = 50.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_rate <= 1.0:
@@ -54,12 +53,8 @@ class ReplacedTokenDetection(Objective):
             raise ConfigError(f"mask_fraction: must lie in [0, 1], got {self.mask_fraction}")
 
     @property
-    def weights(self) -> dict[str, float]:
-        return {"mlm": self.generator_weight, "rtd": self.discriminator_weight}
-
-    @property
-    def network(self) -> Electra:
-        return Electra(self.model)
+    def network(self) -> nn.Module:
+        raise NotImplementedError
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         return self.network.init(key, *self.inputs(batch))["params"]
@@ -96,38 +91,28 @@ class ReplacedTokenDetection(Objective):
             "sampling_key": for_samples,
         }
 
-    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        network = self.network
-        logits = apply(network, params, *self.inputs(batch), seeds, method="generate")
+    def generated(
+        self, params: Any, batch: Batch, seeds: Seeds | None
+    ) -> tuple[tuple[Any, ...], dict[str, Sum], dict[str, Sum]]:
+        """What the second network reads, and the generator's terms and metrics."""
+        logits = apply(self.network, params, *self.inputs(batch), seeds, method="generate")
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         tokens = sample_replacements(logits, batch)
-        replaced = tokens != batch["original"]
+        metrics["replaced"] = weighted_sum(tokens != batch["original"], batch["documents"] > 0)
         _, segments, positions, mask, _ = self.inputs(batch)
-        discriminate = (tokens, segments, positions, mask, seeds)
-        detected = apply(network, params, *discriminate, method="discriminate")
-        real = batch["documents"] > 0
-        binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
-        terms["rtd"] = weighted_sum(binary, real)
-        flagged = detected > 0
-        metrics |= {
-            "rtd_accuracy": weighted_sum(flagged == replaced, real),
-            "rtd_precision": weighted_sum(replaced, real & flagged),
-            "rtd_recall": weighted_sum(flagged, real & replaced),
-            "replaced": weighted_sum(replaced, real),
-        }
-        return Scored(terms, metrics)
+        return (tokens, segments, positions, mask), terms, metrics
 
-    def forward_flops(self, length: int) -> float:
+    def trunks_flops(self, length: int) -> float:
+        """Both trunks, and the generator's prediction, of one forward pass."""
         c, n = self.model, min(self.max_predictions, length)
         generator, features = c.generator_trunk, c.embedding_features
         total = generator.forward_flops(length, length) + c.trunk.forward_flops(length, length)
         for trunk in (generator, c.trunk):
             if trunk.hidden_size != features:
                 total += 2 * length * features * trunk.hidden_size
-        total += 2 * n * features * (generator.hidden_size + c.vocab_size)
-        return total + 2 * length * c.trunk.hidden_size * (c.trunk.hidden_size + 1)
+        return total + 2 * n * features * (generator.hidden_size + c.vocab_size)
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
         return (
@@ -137,6 +122,56 @@ class ReplacedTokenDetection(Objective):
             same_document(batch["documents"]),
             batch["target_positions"],
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ReplacedTokenDetection(Replacing):
+    """ELECTRA (Clark et al. 2020 §2): L_MLM(generator) + 50 L_Disc(discriminator).
+
+    A sample that equals the original counts as original. The discriminator is scored on
+    all tokens but padding, [CLS] and [SEP] included.
+
+    Attributes:
+      generator_weight, discriminator_weight: 1 and 50 in the paper.
+      detects: 'all' tokens, or the 'chosen' ones alone: the "ELECTRA 15%" of §3.4.
+    """
+
+    discriminator_weight: float = 50.0
+    detects: Literal["all", "chosen"] = "all"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"mlm": self.generator_weight, "rtd": self.discriminator_weight}
+
+    @property
+    def network(self) -> Electra:
+        return Electra(self.model)
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        read, terms, metrics = self.generated(params, batch, seeds)
+        replaced = read[0] != batch["original"]
+        detected = apply(self.network, params, *read, seeds, method="discriminate")
+        judged = batch["documents"] > 0 if self.detects == "all" else chosen_positions(batch)
+        binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
+        terms["rtd"] = weighted_sum(binary, judged)
+        flagged = detected > 0
+        metrics |= {
+            "rtd_accuracy": weighted_sum(flagged == replaced, judged),
+            "rtd_precision": weighted_sum(replaced, judged & flagged),
+            "rtd_recall": weighted_sum(flagged, judged & replaced),
+        }
+        return Scored(terms, metrics)
+
+    def forward_flops(self, length: int) -> float:
+        hidden = self.model.trunk.hidden_size
+        return self.trunks_flops(length) + 2 * length * hidden * (hidden + 1)
+
+
+def chosen_positions(batch: Batch) -> jax.Array:
+    """Where a token was chosen: [batch, length] bool."""
+    length = batch["tokens"].shape[1]
+    where = jnp.where(batch["target_weights"] > 0, batch["target_positions"], length)
+    return (where[:, :, None] == jnp.arange(length)).any(axis=1)
 
 
 def sample_replacements(logits: jax.Array, batch: Batch) -> jax.Array:

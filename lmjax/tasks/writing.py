@@ -1,8 +1,8 @@
 """Text that a classifier likes: style transfer by delete and infill, continuations by choice.
 
-Li et al. 2018, "Delete, Retrieve, Generate": words that mark a style are those that are frequent in
-it and rare outside; they are deleted, and what is left is completed in the other style. Here a masked
-model fills the gaps, and of its candidates one is chosen by a classifier of styles.
+Li et al. 2018, "Delete, Retrieve, Generate": words that mark a style are those that are frequent
+in it and rare outside; they are deleted, and what is left is completed in the other style. Here a
+masked model fills the gaps, and of its candidates one is chosen by a classifier of styles.
 """
 
 import collections

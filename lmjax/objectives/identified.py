@@ -1,0 +1,94 @@
+"""Language models that read a generator's samples: between masked LM and ELECTRA."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.models.electra import ElectraWithLM
+from lmjax.nn.dropout import Seeds
+from lmjax.objectives.base import Batch, Scored, apply, score_targets, token_scores, weighted_sum
+from lmjax.objectives.replaced import Replacing
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ReplaceMLM(Replacing):
+    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place.
+
+    Attributes:
+      identity_weight: of the second network's loss. The paper does not say; both are masked
+        LMs, and both count 1 here.
+    """
+
+    headline = "identity"
+
+    identity_weight: float = 1.0
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"mlm": self.generator_weight, "identity": self.identity_weight}
+
+    @property
+    def network(self) -> ElectraWithLM:
+        return ElectraWithLM(self.model)
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        read, terms, metrics = self.generated(params, batch, seeds)
+        where = batch["target_positions"]
+        logits, _ = apply(self.network, params, *read, where, seeds, method="identify")
+        own, told = token_scores(
+            "identity", logits, batch["targets"], batch["target_weights"], self.vocabulary
+        )
+        return Scored(terms | own, metrics | told)
+
+    def forward_flops(self, length: int) -> float:
+        return self.trunks_flops(length) + self._head_flops(min(self.max_predictions, length))
+
+    def _head_flops(self, positions: int) -> float:
+        c = self.model
+        return 2 * positions * c.embedding_features * (c.trunk.hidden_size + c.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AllTokensMLM(ReplaceMLM):
+    """Replace MLM of every token, with a copy mechanism (Clark et al. 2020 §3.4).
+
+    p(token) = D [it is what is read] + (1 - D) softmax(token), D by a sigmoid layer; scored on
+    all tokens but padding, as ELECTRA's discriminator is.
+    """
+
+    @property
+    def network(self) -> ElectraWithLM:
+        return ElectraWithLM(self.model, copies=True)
+
+    def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
+        read, terms, metrics = self.generated(params, batch, seeds)
+        logits, copies = apply(self.network, params, *read, None, seeds, method="identify")
+        original, real = batch["original"], batch["documents"] > 0
+        nats, hits = score_targets(logits, original)
+        kept = read[0] == original
+        terms["identity"] = weighted_sum(-log_mixture(copies, kept, -nats), real)
+        frequencies = jnp.asarray(np.asarray(self.vocabulary.log_frequency, np.float32))
+        metrics["unigram"] = weighted_sum(-frequencies[original], real)
+        metrics["identity_accuracy"] = weighted_sum(jnp.where(copies > 0, kept, hits), real)
+        return Scored(terms, metrics)
+
+    def forward_flops(self, length: int) -> float:
+        hidden = self.model.trunk.hidden_size
+        return self.trunks_flops(length) + self._head_flops(length) + 2 * length * hidden
+
+
+def log_mixture(copies: jax.Array, kept: jax.Array, log_softmax: jax.Array) -> jax.Array:
+    """log(D [kept] + (1 - D) softmax), D = sigmoid(copies); all [...].
+
+    Args:
+      copies: logits of copying what is read.
+      kept: bool, what is read is the token asked for.
+      log_softmax: of the token asked for.
+    """
+    by_softmax = jax.nn.log_sigmoid(-copies) + log_softmax
+    # Where nothing can be copied, logaddexp with -inf would have no gradient.
+    both = jnp.logaddexp(jax.nn.log_sigmoid(copies), by_softmax)
+    return jnp.where(kept, both, by_softmax)

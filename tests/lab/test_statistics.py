@@ -1,0 +1,128 @@
+"""The statistics, by simulation, by hand, and against scipy's own."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from lmjax.lab.statistics import direction, holm, interval, paired, power_law
+
+MANY = 8000
+ERROR = 4 * math.sqrt(0.05 * 0.95 / MANY)  # four standard errors of a share of 5%
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_an_interval_holds_the_mean_95_times_of_100(seeds: int) -> None:
+    draws = np.random.default_rng(seeds).normal(2.0, 0.7, (MANY, seeds))
+    found = [interval(row.tolist()) for row in draws]
+    missed = np.mean([not i.low <= 2.0 <= i.high for i in found])
+    assert abs(missed - 0.05) < ERROR
+
+
+def test_of_uniform_draws_it_misses_hardly_more_often() -> None:
+    draws = np.random.default_rng(0).random((MANY, 5))
+    missed = np.mean([not (i := interval(row.tolist())).low <= 0.5 <= i.high for row in draws])
+    assert 0.05 - ERROR < missed < 0.08
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_paired_test_errs_5_times_of_100(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    shared = rng.normal(0, 3.0, (MANY, 1, seeds))  # what a seed does to both
+    both = shared + rng.normal(0, 1.0, (MANY, 2, seeds))
+    found = [paired(a.tolist(), b.tolist()) for a, b in both]
+    assert abs(np.mean([d.p < 0.05 for d in found]) - 0.05) < ERROR
+    for d in found[:100]:  # test and interval say the same
+        assert (d.p < 0.05) == (not d.interval.low <= 0 <= d.interval.high)
+
+
+def test_holm_errs_in_any_of_five_at_most_5_times_of_100() -> None:
+    rng = np.random.default_rng(1)
+    plain = corrected = 0
+    for _ in range(MANY // 4):
+        base = rng.normal(size=4).tolist()  # the same base for all: they depend on each other
+        p = [paired(rng.normal(size=4).tolist(), base).p for _ in range(5)]
+        plain += min(p) < 0.05
+        corrected += min(holm(p)) < 0.05
+    assert plain / (MANY // 4) > 0.1
+    assert corrected / (MANY // 4) < 0.05 + 2 * ERROR
+
+
+def test_a_difference_that_is_there_is_found_as_often_as_theory_says() -> None:
+    rng, size, n = np.random.default_rng(2), 1.0 / 0.3, 3
+    found = [
+        paired((base + 1.0 + rng.normal(0, 0.3, n)).tolist(), base.tolist()).p < 0.05
+        for base in rng.normal(0, 5.0, (2000, n))
+    ]
+    limit = stats.t.ppf(0.975, n - 1)
+    power = stats.nct.sf(limit, n - 1, size * math.sqrt(n))
+    assert abs(np.mean(found) - power) < 4 * math.sqrt(power * (1 - power) / 2000)
+
+
+numbers = st.lists(st.floats(-100, 100), min_size=6, max_size=12)
+
+
+@given(numbers)
+def test_against_scipy(values: list[float]) -> None:
+    half = len(values) // 2
+    a, b = values[:half], values[half : 2 * half]
+    differences = np.subtract(a, b)
+    if differences.std() < 1e-6:
+        return
+    ours = paired(a, b)
+    np.testing.assert_allclose(ours.p, stats.ttest_rel(a, b).pvalue, rtol=1e-6, atol=1e-12)
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose((ours.interval.low, ours.interval.high), (low, high), rtol=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_against_its_definition(p: list[float]) -> None:
+    """Reject from the smallest on while p(k) <= level / (m - k + 1)."""
+    corrected = holm(p)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for k, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+            if (len(p) - k) * p[i] > level:
+                break
+            rejected.add(i)
+        assert {i for i in range(len(p)) if corrected[i] <= level} == rejected
+
+
+def test_what_one_seed_allows_to_say() -> None:
+    alone = interval([0.7])
+    assert (alone.mean, alone.low, alone.high) == (0.7, -math.inf, math.inf)
+    difference = paired([0.7], [0.6])
+    assert math.isnan(difference.p)
+    assert direction(difference.interval, 1.0) == "undecided"
+    assert holm([0.02, math.nan, 0.03])[:1] == [0.04]
+    assert math.isnan(holm([0.02, math.nan])[1])
+
+
+def test_numbers_that_do_not_vary() -> None:
+    assert paired([1.0, 1.0], [1.0, 1.0]).p == 1.0
+    assert paired([2.0, 2.0], [1.0, 1.0]).p == 0.0
+
+
+def test_direction() -> None:
+    up, unsure = interval([1.0, 1.1, 0.9]), interval([1.0, -1.1, 0.9])
+    assert direction(up, 0.3) == "agrees"
+    assert direction(up, -0.3) == "disagrees"
+    assert direction(up, 0.0) == "undecided"
+    assert direction(unsure, 0.3) == "undecided"
+
+
+def test_a_power_law_is_found_again() -> None:
+    x = np.repeat([1e5, 1e6, 1e7, 1e8], 3)
+    rng = np.random.default_rng(0)
+    exact = power_law(x.tolist(), (7.0 * x**-0.076).tolist())
+    np.testing.assert_allclose([exact.factor, exact.exponent], [7.0, -0.076], rtol=1e-9)
+    held = 0
+    for _ in range(400):
+        noisy = power_law(x.tolist(), (7.0 * x**-0.076 * np.exp(rng.normal(0, 0.02, 12))).tolist())
+        held += noisy.low <= -0.076 <= noisy.high
+    assert 0.91 < held / 400 < 0.985
+    with pytest.raises(ValueError, match="three or more"):
+        power_law([1.0, 2.0, 2.0], [1.0, 1.0, 1.0])

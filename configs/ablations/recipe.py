@@ -109,6 +109,7 @@ def ablation(
                 "says": "fine-tuned, accuracy",
                 "percent": True,
                 "score": "accuracy",
+                "seeds": 3,
                 "config": judge.to_dict(),
             },
             **(measures or {}),

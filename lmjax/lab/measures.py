@@ -1,7 +1,10 @@
 """What a pretrained model of an ablation is judged by; each a number, or none."""
 
 import dataclasses
+import json
 import pathlib
+import shutil
+import statistics
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -101,26 +104,37 @@ class MinimalPairs(Measure):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning(Measure):
-    """A score after fine-tuning, with the seed of the pretraining run.
+    """A score after fine-tuning; the median of several, of which one or another may fail.
 
     Attributes:
       config: of experiments.finetune; `init` is the run.
       score: the name of the score; '' takes the one that reports lead with.
+      seeds: fine-tunings of a run, each with a seed of its own that no other run's has.
     """
 
     config: Mapping[str, Any]
     score: str = ""
+    seeds: int = 1
 
     def check(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
         config = ml_collections.ConfigDict(self.config)
         config.init = ""
         prepare(config)
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
+        own = range(seed * self.seeds, (seed + 1) * self.seeds)
+        return statistics.median(self._score(run, name, one) for one in own)
+
+    def _score(self, run: pathlib.Path, name: str, seed: int) -> float:
         config = ml_collections.ConfigDict(self.config)
         config.init, config.seed, config.compare_scratch = str(run.resolve()), seed, False
-        prepared = prepare(config)
-        scores = finetune(prepared, config, run / name, f"{name}, seed {seed}", seed=seed).scores
+        place = run / name / f"seed{seed}"
+        kept = place / "config.json"
+        if kept.exists() and json.loads(kept.read_text())["init"] != config.init:
+            shutil.rmtree(place)  # the ablation was moved
+        scores = finetune(prepare(config), config, place, f"{name}, seed {seed}", seed=seed).scores
         wanted = self.score or next(iter(scores))
         if wanted not in scores:
             raise ConfigError(

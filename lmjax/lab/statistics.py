@@ -102,19 +102,20 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def direction(difference: Interval, published: float) -> Verdict:
+def direction(difference: float, p: float, published: float) -> Verdict:
     """Whether a difference goes where the published one does.
 
     Args:
-      difference: with the sign of the published measure's better end.
-      published: the difference there; 0 has no direction, and nothing agrees with it.
+      difference: the mean.
+      p: of its test, corrected where there are several.
+      published: the difference there, of the same sign for better; 0 has no direction.
 
     Returns:
-      'agrees' or 'disagrees' where the interval excludes zero, else 'undecided'.
+      'agrees' or 'disagrees' where p is below 5%, else 'undecided'.
     """
-    if published == 0.0 or difference.low <= 0.0 <= difference.high:
+    if published == 0.0 or not p < 1 - LEVEL:
         return "undecided"
-    return "agrees" if (difference.mean > 0) == (published > 0) else "disagrees"
+    return "agrees" if (difference > 0) == (published > 0) else "disagrees"
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:

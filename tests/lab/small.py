@@ -41,6 +41,7 @@ def config(folder: pathlib.Path) -> ConfigDict:
     judge = small.config(task, {"train": rows, "validation": rows}, "gpt")
     judge.training.epochs = 1
     made.measures.classification.config = judge
+    made.measures.classification.seeds = 2
     loss = {"type": "lmjax.lab.measures.HeldOut", "says": "held-out loss, nats", "metric": "lm"}
     made.measures.loss = loss
     return made

@@ -96,7 +96,6 @@ def test_what_one_seed_allows_to_say() -> None:
     assert (alone.mean, alone.low, alone.high) == (0.7, -math.inf, math.inf)
     difference = paired([0.7], [0.6])
     assert math.isnan(difference.p)
-    assert direction(difference.interval, 1.0) == "undecided"
     assert holm([0.02, math.nan, 0.03])[:1] == [0.04]
     assert math.isnan(holm([0.02, math.nan])[1])
 
@@ -107,11 +106,12 @@ def test_numbers_that_do_not_vary() -> None:
 
 
 def test_direction() -> None:
-    up, unsure = interval([1.0, 1.1, 0.9]), interval([1.0, -1.1, 0.9])
-    assert direction(up, 0.3) == "agrees"
-    assert direction(up, -0.3) == "disagrees"
-    assert direction(up, 0.0) == "undecided"
-    assert direction(unsure, 0.3) == "undecided"
+    assert direction(1.0, 0.01, 0.3) == "agrees"
+    assert direction(-1.0, 0.01, -0.3) == "agrees"
+    assert direction(1.0, 0.01, -0.3) == "disagrees"
+    assert direction(1.0, 0.01, 0.0) == "undecided"
+    assert direction(1.0, 0.2, 0.3) == "undecided"
+    assert direction(1.0, math.nan, 0.3) == "undecided"
 
 
 def test_a_power_law_is_found_again() -> None:

@@ -1,0 +1,82 @@
+"""The plots of an ablation's report, as SVG whose bytes depend on the numbers alone."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lmjax.lab.results import Results
+from lmjax.lab.statistics import interval
+
+# Text stays text, which is small; what matplotlib would draw by lot is fixed.
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "lmjax", "font.size": 9, "axes.grid": True}
+_STYLE |= {"grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def curves(results: Results) -> str | None:
+    """Held-out loss over tokens, mean and 95% interval of each variant; None without any."""
+    if not results.done:
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for name, cells in results.cells.items():
+            if not cells:
+                continue
+            # Seeds of a variant look up at the same steps; before the first nothing is learnt.
+            tokens = np.mean([cell["curve"]["tokens"][1:] for cell in cells.values()], axis=0)
+            losses = np.array([cell["curve"]["loss"][1:] for cell in cells.values()])
+            (line,) = axes.plot(tokens, losses.mean(0), label=name, linewidth=1.6)
+            if len(cells) > 1:
+                bands = [interval(column) for column in losses.T.tolist()]
+                low, high = [b.low for b in bands], [b.high for b in bands]
+                axes.fill_between(tokens, low, high, color=line.get_color(), alpha=0.15, lw=0)
+        axes.set_xlabel("tokens read")
+        axes.set_ylabel("held-out loss, nats")
+        axes.legend(frameon=False)
+
+    return _svg((6.4, 3.8), draw)
+
+
+def costs(results: Results) -> str | None:
+    """Each measure against the FLOPs of pretraining; None where no variant knows both."""
+    points: dict[str, list[tuple[str, float, Any]]] = {}
+    for measure in results.measures:
+        for name, cells in results.cells.items():
+            flops = [cell["cost"]["flops"] for cell in cells.values()]
+            found = results.interval(name, measure["name"])
+            if found is not None and flops and None not in flops:
+                points.setdefault(measure["name"], []).append((name, flops[0], found))
+    if not points:
+        return None
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(points), squeeze=False)[0]
+        shown = [measure for measure in results.measures if measure["name"] in points]
+        for axes, measure in zip(panels, shown, strict=True):
+            scale = 100.0 if measure["percent"] else 1.0
+            for name, flops, found in points[measure["name"]]:
+                error = (found.high - found.mean) * scale if found.count > 1 else 0.0
+                axes.errorbar(
+                    flops, found.mean * scale, yerr=error, marker="o", capsize=3, label=name
+                )
+            axes.set_xlabel("FLOPs of pretraining")
+            axes.set_ylabel(measure["says"] + (", %" if measure["percent"] else ""))
+        panels[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+    return _svg((3.2 * len(points) + 1.6, 3.2), draw)
+
+
+def _svg(size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()

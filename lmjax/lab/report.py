@@ -1,0 +1,234 @@
+"""The report of an ablation: tables with intervals, the paper's numbers, curves and costs.
+
+Written from what the cells left and from nothing else, so that the same cells give the same
+bytes: report.md with curves.svg and cost.svg, report.html in one file, results.csv.
+"""
+
+import csv
+import html
+import io
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from lmjax.lab import plots
+from lmjax.lab.results import Results, read_results
+from lmjax.lab.statistics import Difference, Interval, direction, holm
+
+_READING = """\
+Intervals hold the true mean with a probability of 95% (Student's t). Differences are taken seed by
+seed, and tested by a paired t test; p is corrected for the number of variants by Holm's method,
+measure by measure, and a difference counts as told where it is below 0.05. Both take seeds as
+independent and what is averaged as normal, which so few cannot show. A seed changes the first
+parameters, the order of the data, the corruption and dropout, not the text that is held out: that a
+difference would hold on other text is not tested here. "Not told" is no proof of equality; the
+interval says how large a difference could still be.
+"""
+_CSS = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; }
+code { overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
+"""
+
+
+def write_report(directory: str | pathlib.Path) -> None:
+    """Writes the report of what there is in an ablation's directory, in it."""
+    place = pathlib.Path(directory)
+    results = read_results(place)
+    drawn = {"curves.svg": plots.curves(results), "cost.svg": plots.costs(results)}
+    images = {name: svg for name, svg in drawn.items() if svg is not None}
+    text = as_markdown(results, images)
+    for name, content in {
+        **images,
+        "report.md": text,
+        "report.html": _as_html(results.described["name"], text, images),
+        "results.csv": _as_csv(results),
+    }.items():
+        (place / name).write_text(content)
+
+
+def as_markdown(results: Results, images: Mapping[str, str] | Sequence[str] = ()) -> str:
+    """The report, with links to those of its plots that are in `images`."""
+    told = results.described
+    parts = [
+        f"# {told['name']}: {told['question']}",
+        f"{told['budget']} for each of {len(told['variants'])} variants and"
+        f" {len(told['seeds'])} seeds. {results.done} of {results.wanted} cells are done.",
+        f"```bash\n{told['command']}\n```",
+        f"## Scores\n\nMeans and 95% intervals.\n\n{_scores(results)}",
+        f"## Differences to {results.base}\n\n{_differences(results)}",
+        _published(results),
+        f"## Each seed\n\n{_seeds(results)}",
+    ]
+    if "curves.svg" in images:
+        same = (
+            "Losses of the same targets."
+            if told["comparable_losses"]
+            else "Each variant's loss is of its own targets: not to be compared in height."
+        )
+        parts.append(f"## Curves\n\n{same} Bands are 95% intervals.\n\n![curves](curves.svg)")
+    cost = f"## Cost of a cell's pretraining\n\n{_costs(results)}"
+    if "cost.svg" in images:
+        cost += "\n\n![scores against FLOPs](cost.svg)"
+    return "\n\n".join(part for part in [*parts, cost, f"## How to read it\n\n{_READING}"] if part)
+
+
+def _scores(results: Results) -> str:
+    rows = []
+    for name, variant in results.described["variants"].items():
+        found = [
+            _interval(results.interval(name, m["name"]), m["percent"]) for m in results.measures
+        ]
+        rows.append([f"{name} (base)" if name == results.base else name, variant["says"], *found])
+    heads = [_head(m) + (" ↑" if m["better"] == "higher" else " ↓") for m in results.measures]
+    return _table(["variant", "", *heads], rows)
+
+
+def _tested(results: Results, measure: str) -> dict[str, tuple[Difference, float]]:
+    """Variant -> its difference and p by Holm's method, of those that have one."""
+    found = {
+        name: difference
+        for name in results.cells
+        if (difference := results.difference(name, measure)) is not None
+    }
+    corrected = holm([difference.p for difference in found.values()])
+    return {name: (d, p) for (name, d), p in zip(found.items(), corrected, strict=True)}
+
+
+def _differences(results: Results) -> str:
+    rows = []
+    for m in results.measures:
+        for name, (difference, p) in _tested(results, m["name"]).items():
+            verdict = "not told"
+            if p < 0.05:
+                up = difference.interval.mean > 0
+                verdict = "better" if up == (m["better"] == "higher") else "worse"
+            interval = _interval(difference.interval, m["percent"], signed=True)
+            rows.append([_head(m), name, interval, _p(difference.p), _p(p), verdict])
+    heads = ["measure", "variant", "difference", "p", "p (Holm)", ""]
+    return _table(heads, rows) if rows else "None yet."
+
+
+def _published(results: Results) -> str:
+    paper = results.described["published"]
+    if not paper or results.base not in paper["values"]:
+        return ""
+    m = next(m for m in results.measures if m["name"] == paper["beside"])
+    sign = 1.0 if m["better"] == paper["better"] else -1.0
+    rows, same, widest = [], 0, 0.0
+    verdicts: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": []}
+    for name, (difference, p) in _tested(results, m["name"]).items():
+        if name not in paper["values"]:
+            continue
+        value = paper["values"][name]
+        there = value - paper["values"][results.base]
+        verdict = direction(difference.interval.mean, p, sign * there)
+        verdicts[verdict].append(name)
+        same += difference.interval.mean * sign * there > 0
+        widest = max(widest, abs(difference.interval.low), abs(difference.interval.high))
+        here = _interval(difference.interval, m["percent"], signed=True)
+        rows.append([name, f"{value:g}", f"{there:+.2g}", here, verdict])
+    if not rows:
+        return ""
+    table = _table(["variant", "paper", "its difference", "difference here", "direction"], rows)
+    said = [f"{same} of {len(rows)} differences have the paper's sign."]
+    if verdicts["agrees"]:
+        said.append(f"Told, and in the paper's direction: {', '.join(verdicts['agrees'])}.")
+    if verdicts["disagrees"]:
+        said.append(f"Told, and against the paper: {', '.join(verdicts['disagrees'])}.")
+    if verdicts["undecided"]:
+        said.append(
+            f"Undecided at this number of seeds: {', '.join(verdicts['undecided'])}; neither the"
+            " paper's direction nor the other is shown."
+        )
+    if math.isfinite(widest):
+        said.append(
+            f"Differences beyond {_number(widest, m['percent'])} lie outside all intervals."
+        )
+    source = f"{paper['source']}: {paper['measure']}; here: {_head(m)}."
+    return f"## Beside the paper\n\n{source}\n\n{table}\n\n{' '.join(said)}"
+
+
+def _seeds(results: Results) -> str:
+    seeds = results.described["seeds"]
+    rows = []
+    for m in results.measures:
+        for name in results.cells:
+            values = results.values(name, m["name"])
+            numbers = [_number(values[s], m["percent"]) if s in values else "" for s in seeds]
+            rows.append([_head(m), name, *numbers])
+    return _table(["measure", "variant", *(f"seed {seed}" for seed in seeds)], rows)
+
+
+def _costs(results: Results) -> str:
+    rows = []
+    for name, cells in results.cells.items():
+        costs = [cell["cost"] for cell in cells.values()]
+        if costs:
+            flops = costs[0]["flops"]
+            tokens = sum(cost["tokens"] for cost in costs) / len(costs)
+            numbers = [f"{costs[0]['parameters']:,}", f"{costs[0]['steps']:,}", f"{tokens:,.0f}"]
+            rows.append([name, *numbers, "unknown" if flops is None else f"{flops:.3g}"])
+    return _table(["variant", "parameters", "steps", "tokens", "FLOPs"], rows)
+
+
+def _head(measure: Mapping[str, Any]) -> str:
+    return measure["says"] + (", %" if measure["percent"] else "")
+
+
+def _number(value: float, percent: bool, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.4g}"
+
+
+def _interval(found: Interval | None, percent: bool, signed: bool = False) -> str:
+    if found is None:
+        return "none"
+    mean = _number(found.mean, percent, signed)
+    if found.count < 2:
+        return mean
+    low, high = (_number(x, percent, signed) for x in (found.low, found.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(heads), ["---"] * len(heads), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:
+    """The same text in one file, its plots inside."""
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    for name, svg in images.items():
+        begin = body.index(f'<img src="{name}"')
+        end = body.index("/>", begin) + len("/>")
+        body = body[:begin] + svg[svg.index("<svg") :] + body[end:]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>\n{_CSS}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}</body></html>\n'
+
+
+def _as_csv(results: Results) -> str:
+    """A row a cell: what it is, its measures, its cost."""
+    file = io.StringIO()
+    names = [m["name"] for m in results.measures]
+    costs = ["parameters", "steps", "tokens", "flops"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["variant", "seed", *names, *costs])
+    for variant, cells in results.cells.items():
+        for seed, cell in cells.items():
+            writer.writerow(
+                [variant, seed]
+                + [cell["measures"][name] for name in names]
+                + [cell["cost"][name] for name in costs]
+            )
+    return file.getvalue()

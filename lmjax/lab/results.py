@@ -1,0 +1,66 @@
+"""What the cells of an ablation left, read for its report."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmjax.lab.statistics import Difference, Interval, interval, paired
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """An ablation's description, and the results of the cells that are done.
+
+    Attributes:
+      described: see `lmjax.lab.plan.Ablation.described`.
+      cells: variant -> seed -> result.json, in the order of the description.
+    """
+
+    described: Mapping[str, Any]
+    cells: Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+    @property
+    def base(self) -> str:
+        return self.described["base"]
+
+    @property
+    def measures(self) -> Sequence[Mapping[str, Any]]:
+        return self.described["measures"]
+
+    @property
+    def done(self) -> int:
+        return sum(map(len, self.cells.values()))
+
+    @property
+    def wanted(self) -> int:
+        return len(self.described["variants"]) * len(self.described["seeds"])
+
+    def values(self, variant: str, measure: str) -> dict[int, float]:
+        """Seed -> number, where there is one."""
+        found = {seed: cell["measures"][measure] for seed, cell in self.cells[variant].items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def interval(self, variant: str, measure: str) -> Interval | None:
+        values = list(self.values(variant, measure).values())
+        return interval(values) if values else None
+
+    def difference(self, variant: str, measure: str) -> Difference | None:
+        """Of the variant to the base, over the seeds that both have."""
+        own, base = self.values(variant, measure), self.values(self.base, measure)
+        both = [seed for seed in own if seed in base]
+        if not both or variant == self.base:
+            return None
+        return paired([own[seed] for seed in both], [base[seed] for seed in both])
+
+
+def read_results(directory: str | pathlib.Path) -> Results:
+    """Reads ablation.json and every result.json of its variants and seeds."""
+    place = pathlib.Path(directory)
+    described = json.loads((place / "ablation.json").read_text())
+    cells: dict[str, dict[int, Any]] = {}
+    for name in described["variants"]:
+        paths = {s: place / "cells" / name / f"seed{s}" / "result.json" for s in described["seeds"]}
+        cells[name] = {s: json.loads(p.read_text()) for s, p in paths.items() if p.exists()}
+    return Results(described, cells)

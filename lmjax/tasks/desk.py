@@ -30,8 +30,8 @@ class Answer:
       intent, confidence: what it takes the question for, and the classifier's probability.
       section: that it read, None where no section shares a word with the question.
       text: the answer, '' for none.
-      score: similarity of section and question times the reader's confidence; of the sections
-        read, the answer has the highest.
+      score: what `Desk.search` says of the section, times the reader's confidence; of the
+        sections read, the answer has the highest.
     """
 
     intent: str
@@ -75,26 +75,31 @@ class Desk:
         return [(p["prediction"], p["confidence"]) for p in self.classifier.predict(rows)]
 
     def search(
-        self, questions: Sequence[str], intents: Sequence[str] | None, count: int
+        self,
+        questions: Sequence[str],
+        intents: Sequence[tuple[str, float]] | None,
+        count: int,
     ) -> list[list[tuple[int, float]]]:
         """For each question up to `count` sections with their similarities, the best first.
 
         Args:
-          intents: of the questions, whose sections alone are searched; None searches all.
+          intents: of the questions, with their confidences: the similarity of a section of the
+            intent is raised by that share, so that a wrong one hides nothing. None = unknown.
         """
         similar = (self._vectorizer.transform(questions) @ self._index.T).toarray()
         found = []
         for i, row in enumerate(similar):
             if intents is not None:
-                row = np.where(self._intents == intents[i], row, 0.0)
+                intent, confidence = intents[i]
+                row = row * np.where(self._intents == intent, 1.0 + confidence, 1.0)
             best = np.argsort(-row, kind="stable")[:count]
             found.append([(int(s), float(row[s])) for s in best if row[s] > 0])
         return found
 
     def answer(self, questions: Sequence[str], count: int = 3) -> list[Answer]:
-        """Answers read from the `count` sections of the recognised intent that fit best."""
+        """Answers read from the `count` sections that fit question and intent best."""
         intents = self.recognise(questions)
-        found = self.search(questions, [intent for intent, _ in intents], count)
+        found = self.search(questions, intents, count)
         pairs = [(q, s) for q, sections in enumerate(found) for s, _ in sections]
         texts = [self.sections[s].text for _, s in pairs]
         said = dict(zip(pairs, self.read([questions[q] for q, _ in pairs], texts), strict=True))
@@ -127,16 +132,16 @@ def judge(desk: Desk, rows: Sequence[Row], count: int = 3) -> dict[str, Scores]:
 
     Returns:
       'intents' the share of those told right; 'sections' the share of the right ones among those
-      found, among those of the recognised intent or of all; 'answers' F1 and exact match of the
+      found, with the recognised intent or without it; 'answers' F1 and exact match of the
       whole, with the right section given, and of the first sentence of the section that fits best.
     """
     questions = [row["text"] for row in rows]
     answers = desk.answer(questions, count)
-    intents = [answer.intent for answer in answers]
+    intents = [(answer.intent, answer.confidence) for answer in answers]
     right = [[s for s, x in enumerate(desk.sections) if x.text == row["context"]] for row in rows]
 
-    def found(limited: bool, most: int) -> float:
-        listed = desk.search(questions, intents if limited else None, most)
+    def found(with_intent: bool, most: int) -> float:
+        listed = desk.search(questions, intents if with_intent else None, most)
         hits = [bool({s for s, _ in ss} & set(r)) for ss, r in zip(listed, right, strict=True)]
         return float(np.mean(hits))
 
@@ -148,11 +153,15 @@ def judge(desk: Desk, rows: Sequence[Row], count: int = 3) -> dict[str, Scores]:
         "right section given": [text for text, _ in given],
         "first line of the best section": firsts,
     }
-    told = [i == row["label"] for i, row in zip(intents, rows, strict=True)]
+    told = [i == row["label"] for (i, _), row in zip(intents, rows, strict=True)]
     return {
         "intents": {"accuracy": float(np.mean(told))},
-        "sections of the intent": {"first": found(True, 1), f"first {count}": found(True, count)},
-        "sections of all": {"first": found(False, 1), f"first {count}": found(False, count)},
+        **{
+            f"sections, {how} the intent": {
+                f"first {most}": found(how == "with", most) for most in (1, count)
+            }
+            for how in ("with", "without")
+        },
         **{f"answers: {name}": _answers(rows, texts) for name, texts in scored.items()},
     }
 

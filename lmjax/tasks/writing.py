@@ -83,7 +83,7 @@ def restyle(
     texts: Sequence[str],
     known: Mapping[tuple[str, ...], float],
     style: str,
-    candidates: int = 16,
+    candidates: int = 8,
     seed: int = 0,
 ) -> list[str]:
     """The texts, as far as possible in another style; those without markers as they are.

@@ -208,7 +208,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:
     """The same text in one file, its plots inside."""
-    body = MarkdownIt("commonmark").enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name, svg in images.items():
         begin = body.index(f'<img src="{name}"')
         end = body.index("/>", begin) + len("/>")

@@ -1,0 +1,177 @@
+"""The report: its numbers against ones made by hand, and that it needs nothing but the cells."""
+
+import csv
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lmjax.lab.report import write_report
+from lmjax.lab.results import read_results
+
+SCORES = {  # accuracy, loss
+    "old": {0: (0.70, 2.0), 1: (0.72, 2.1), 2: (0.68, 1.9)},
+    "new": {0: (0.80, 2.2), 1: (0.825, 2.2), 2: (0.775, 2.2)},
+    "odd": {0: (None, 1.0), 1: (None, 1.3), 2: (None, 1.1)},
+}
+DESCRIBED: dict[str, Any] = {
+    "name": "made_up",
+    "question": "Is <new> better?",
+    "command": "python -m experiments.ablate --config=x.py --workdir=y",
+    "budget": "1,000 tokens",
+    "base": "old",
+    "seeds": [0, 1, 2],
+    "comparable_losses": True,
+    "variants": {name: {"says": f"the {name} one"} for name in SCORES},
+    "measures": [
+        {"name": "accuracy", "says": "SST-2", "better": "higher", "percent": True},
+        {"name": "loss", "says": "loss", "better": "lower", "percent": False},
+    ],
+    "published": {
+        "source": "A paper, Table 1",
+        "measure": "error",
+        "better": "lower",
+        "beside": "accuracy",
+        "values": {"old": 20.0, "new": 15.0},
+    },
+}
+
+
+def write(place: pathlib.Path, changes: dict[str, Any] | None = None) -> pathlib.Path:
+    """An ablation's directory, as far as a report reads it."""
+    place.mkdir()
+    (place / "ablation.json").write_text(json.dumps(DESCRIBED | (changes or {})))
+    for name, seeds in SCORES.items():
+        for seed, (accuracy, loss) in seeds.items():
+            folder = place / "cells" / name / f"seed{seed}"
+            folder.mkdir(parents=True)
+            flops = None if name == "odd" else 1e9
+            result = {
+                "variant": name,
+                "seed": seed,
+                "measures": {"accuracy": accuracy, "loss": loss},
+                "curve": {
+                    "steps": [0, 1, 2],
+                    "tokens": [0, 500, 1000],
+                    "flops": flops and [0, 5e8, 1e9],
+                    "loss": [4.0, loss + 1, loss],
+                },
+                "cost": {"parameters": 12345, "steps": 2, "tokens": 1000.0, "flops": flops},
+            }
+            (folder / "result.json").write_text(json.dumps(result))
+    return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    made = write(tmp_path_factory.mktemp("report") / "run")
+    write_report(made)
+    return made
+
+
+def test_the_numbers_are_those_made_by_hand(place: pathlib.Path) -> None:
+    text = (place / "report.md").read_text()
+    half = stats.t.ppf(0.975, 2) * 2.0 / np.sqrt(3)
+    assert f"| old (base) | the old one | 70.0 [{70 - half:.1f}, {70 + half:.1f}] |" in text
+    assert "| odd | the odd one | none | 1.133 [" in text
+    p = stats.ttest_rel([0.80, 0.825, 0.775], [0.70, 0.72, 0.68]).pvalue
+    shown = f"{p:.3f}" if p >= 0.001 else "<0.001"
+    (line,) = (x for x in text.splitlines() if x.startswith("| SST-2, % | new | +"))
+    assert line.startswith("| SST-2, % | new | +10.0 [") and line.endswith("| better |")
+    assert f"| {shown} | {shown} |" in line  # one test alone is not corrected
+    p = stats.ttest_rel([2.2, 2.2, 2.2], [2.0, 2.1, 1.9]).pvalue
+    (line,) = (x for x in text.splitlines() if x.startswith("| loss | new | +"))
+    assert f"| {p:.3f} |" in line and line.endswith("| not told |")
+    (line,) = (x for x in text.splitlines() if x.startswith("| loss | odd | -"))
+    assert line.endswith("| better |")  # of a loss, lower is better
+    assert "9 of 9 cells are done" in text
+    assert "| new | 12,345 | 2 | 1,000 | 1e+09 |" in text
+    assert "| odd | 12,345 | 2 | 1,000 | unknown |" in text
+
+
+def test_the_papers_numbers_stand_beside(place: pathlib.Path) -> None:
+    """An error that falls is an accuracy that rises."""
+    text = (place / "report.md").read_text()
+    assert "A paper, Table 1: error; here: SST-2, %." in text
+    (line,) = (x for x in text.splitlines() if x.startswith("| new | 15 |"))
+    assert line.startswith("| new | 15 | -5 | +10.0 [") and line.endswith("| agrees |")
+    assert "1 of 1 differences have the paper's sign. Told, and in the paper's direction: new." in (
+        text
+    )
+
+
+def test_against_the_paper_and_undecided(tmp_path: pathlib.Path) -> None:
+    published = DESCRIBED["published"]
+    against = {"published": {**published, "values": {"old": 20.0, "new": 25.0}}}
+    write_report(write(tmp_path / "against", against))
+    assert "Told, and against the paper: new." in (tmp_path / "against" / "report.md").read_text()
+    by_loss = {"published": {**published, "beside": "loss"}}
+    write_report(write(tmp_path / "loss", by_loss))
+    text = (tmp_path / "loss" / "report.md").read_text()
+    assert (
+        "0 of 1 differences have the paper's sign. Undecided at this number of seeds: new" in text
+    )
+    write_report(write(tmp_path / "none", {"published": None}))
+    assert "Beside the paper" not in (tmp_path / "none" / "report.md").read_text()
+
+
+def test_the_csv_has_a_row_a_cell(place: pathlib.Path) -> None:
+    with (place / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["variant"], int(r["seed"])) for r in rows] == [
+        (v, s) for v in SCORES for s in (0, 1, 2)
+    ]
+    for row in rows:
+        accuracy, loss = SCORES[row["variant"]][int(row["seed"])]
+        assert row["accuracy"] == ("" if accuracy is None else str(accuracy))
+        assert (float(row["loss"]), int(row["parameters"])) == (loss, 12345)
+
+
+def test_the_page_is_one_file(place: pathlib.Path) -> None:
+    page = (place / "report.html").read_text()
+    assert page.count("<svg") == page.count("</svg>") == 2
+    assert "<img" not in page and "Is &lt;new&gt; better?" in page
+    assert not re.findall(r"(?:src|href)=\"(?!#)", page)
+    assert page.count("<table>") == (place / "report.md").read_text().count("| --- |\n")
+
+
+def test_the_same_cells_give_the_same_bytes(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(place, copied)
+    names = sorted(path.name for path in place.iterdir() if path.is_file())
+    assert names == [
+        "ablation.json",
+        "cost.svg",
+        "curves.svg",
+        "report.html",
+        "report.md",
+        "results.csv",
+    ]
+    for name in set(names) - {"ablation.json"}:
+        (copied / name).unlink()
+    write_report(copied)
+    for name in names:
+        assert (copied / name).read_bytes() == (place / name).read_bytes(), name
+
+
+def test_what_is_not_done_is_counted(tmp_path: pathlib.Path) -> None:
+    place = write(tmp_path / "run")
+    shutil.rmtree(place / "cells" / "new")
+    (place / "cells" / "old" / "seed1" / "result.json").unlink()
+    results = read_results(place)
+    assert (results.done, results.wanted) == (5, 9)
+    difference = results.difference("odd", "loss")
+    assert difference is not None and difference.interval.count == 2  # seeds that both have
+    assert difference.interval.mean == pytest.approx((1.0 - 2.0 + 1.1 - 1.9) / 2)
+    write_report(place)
+    text = (place / "report.md").read_text()
+    assert "5 of 9 cells are done" in text
+    assert "| new | the new one | none | none |" in text
+    shutil.rmtree(place / "cells")
+    write_report(place)
+    assert "0 of 9 cells are done" in (place / "report.md").read_text()

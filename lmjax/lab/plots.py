@@ -12,6 +12,7 @@ from lmjax.lab.statistics import interval
 # Text stays text, which is small; what matplotlib would draw by lot is fixed.
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "lmjax", "font.size": 9, "axes.grid": True}
 _STYLE |= {"grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False}
+_BESIDE: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
 
 def curves(results: Results) -> str | None:
@@ -34,13 +35,13 @@ def curves(results: Results) -> str | None:
                 axes.fill_between(tokens, low, high, color=line.get_color(), alpha=0.15, lw=0)
         axes.set_xlabel("tokens read")
         axes.set_ylabel("held-out loss, nats")
-        axes.legend(frameon=False)
+        axes.legend(**_BESIDE)
 
-    return _svg((6.4, 3.8), draw)
+    return _svg((7.4, 3.8), draw)
 
 
 def costs(results: Results) -> str | None:
-    """Each measure against the FLOPs of pretraining; None where no variant knows both."""
+    """Each measure against the FLOPs of pretraining; None where all cost the same."""
     points: dict[str, list[tuple[str, float, Any]]] = {}
     for measure in results.measures:
         for name, cells in results.cells.items():
@@ -48,7 +49,7 @@ def costs(results: Results) -> str | None:
             found = results.interval(name, measure["name"])
             if found is not None and flops and None not in flops:
                 points.setdefault(measure["name"], []).append((name, flops[0], found))
-    if not points:
+    if len({flops for listed in points.values() for _, flops, _ in listed}) < 2:
         return None
 
     def draw(figure: Any) -> None:
@@ -63,7 +64,7 @@ def costs(results: Results) -> str | None:
                 )
             axes.set_xlabel("FLOPs of pretraining")
             axes.set_ylabel(measure["says"] + (", %" if measure["percent"] else ""))
-        panels[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        panels[-1].legend(**_BESIDE)
 
     return _svg((3.2 * len(points) + 1.6, 3.2), draw)
 

@@ -26,6 +26,7 @@ from lmjax.models.bert import BertForPreTraining
 from lmjax.models.electra import Electra, ElectraGenerator
 
 MASKED_MODELS = (BertForPreTraining, Electra, ElectraGenerator)
+_MOST_LOGITS = 1 << 24  # of a batch, each of them there several times in float32
 
 
 def infill(
@@ -56,18 +57,38 @@ def infill(
             f"max_new_tokens: a text of {longest} tokens is longer than the {room} rows of the"
             " position table; ask for fewer, or cut the prompt"
         )
-    length, count = min(bucket(longest), room), bucket(len(rows), 1)
+    length = min(bucket(longest), room)
+    most = max(1, _MOST_LOGITS // (length * network.config.vocab_size))
+    count = min(bucket(len(rows), 1), most)
+    texts: list[Generated] = []
+    for start in range(0, len(rows), count):
+        keys = [prompt.key for prompt in prompts[start : start + count]]
+        texts += _infill_rows(model, rows[start : start + count], keys, count, length, config)
+    return texts
+
+
+def _infill_rows(
+    model: Pretrained,
+    rows: Sequence[np.ndarray],
+    keys: Sequence[jax.Array],
+    count: int,
+    length: int,
+    config: GenerationConfig,
+) -> list[Generated]:
+    """Up to `count` rows at once, each with its key."""
+    tokenizer, network = model.tokenizer, model.network
+    assert tokenizer is not None
+    roles = tokenizer.roles
     tokens = np.full((count, length), roles["pad"], np.int32)
     real = np.zeros((count, length), bool)
     real[:, 0] = True
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
-    keys = [prompt.key for prompt in prompts]
     filled, log_probs = _fill(
         network,
         model.params,
         Filters.of(config),
-        *(tokens, real, jnp.stack(keys + [keys[0]] * (count - len(keys)))),
+        *(tokens, real, jnp.stack([*keys, *[keys[0]] * (count - len(keys))])),
         *(np.int32(roles["mask"]), _forbidden(tokenizer, network), np.int32(config.iterations)),
         how=config.infill,
     )

@@ -10,6 +10,7 @@ import scipy.stats
 import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
+from lmjax.generation import infilling
 from lmjax.models.electra import ElectraConfig, ElectraDiscriminator
 from tests.generation import models
 
@@ -100,6 +101,16 @@ def test_a_row_is_filled_as_it_is_alone(bert: Pretrained) -> None:
     (alone,) = lmjax.generate(bert, TEXT, **settings)
     among = lmjax.generate(bert, ["[MASK] and a text that is longer [MASK]", TEXT], **settings)
     np.testing.assert_array_equal(alone.token_ids, among[1].token_ids)
+
+
+def test_many_rows_are_filled_a_few_at_a_time(
+    bert: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"temperature": 1.0, "num_return_sequences": 5}
+    whole = lmjax.generate(bert, [TEXT, "a[MASK]"], **settings)
+    monkeypatch.setattr(infilling, "_MOST_LOGITS", 3 * 32 * bert.network.config.vocab_size)
+    parts = lmjax.generate(bert, [TEXT, "a[MASK]"], **settings)
+    assert [made.text for made in parts] == [made.text for made in whole]
 
 
 def test_masks_are_appended_where_there_are_none() -> None:

@@ -51,6 +51,7 @@ def ablation(
     comparable_losses: bool = True,
     measures: dict[str, Any] | None = None,
     published: dict[str, Any] | None = None,
+    scaling: dict[str, Any] | None = None,
 ) -> ConfigDict:
     """A config of `experiments.ablate`.
 
@@ -117,4 +118,5 @@ def ablation(
     }
     for block in ("variants", "measures"):  # in the order in which they are to stand in tables
         config[block] = ConfigDict(config[block], sort_keys=False)
-    return ConfigDict(config | ({"published": published} if published else {}))
+    beside = {"published": published, "scaling": scaling}
+    return ConfigDict(config | {name: block for name, block in beside.items() if block})

@@ -109,8 +109,12 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
             curve["flops"].append((flops or 0) * line["step"])
             curve["loss"].append(line[headline])
     params, steps = read_part(place / "checkpoints", "params"), config.training.steps
+    sizes = {
+        jax.tree_util.keystr(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)
+    }
     cost = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters": sum(sizes.values()),
+        "trunk_parameters": sum(n for path, n in sizes.items() if "'stack'" in path),
         "steps": steps,
         "tokens": sum(line["tokens"] for line in train),
         "flops": flops and flops * steps,

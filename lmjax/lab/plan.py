@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
@@ -62,6 +62,22 @@ class Published:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scaling:
+    """A power law that the variants' sizes and a measure are to follow.
+
+    Attributes:
+      measure: its name; of losses, which are positive.
+      over: what it is a power of, as result.json's `cost` has it.
+      source, exponent: the paper's.
+    """
+
+    measure: str
+    over: Literal["parameters", "trunk_parameters", "flops"]
+    source: str
+    exponent: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Ablation:
     """A config as typed parts; its cells are the variants times the seeds.
 
@@ -81,6 +97,7 @@ class Ablation:
     variants: Mapping[str, Variant]
     measures: Mapping[str, Measure]
     published: Published | None
+    scaling: Scaling | None
 
     def described(self, command: str) -> dict[str, Any]:
         """What a report needs to know, as plain values (ablation.json).
@@ -102,6 +119,7 @@ class Ablation:
                 for name, m in self.measures.items()
             ],
             "published": self.published and dataclasses.asdict(self.published),
+            "scaling": self.scaling and dataclasses.asdict(self.scaling),
         }
 
 
@@ -112,7 +130,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
       ConfigError: names the field.
     """
     values = config.to_dict()
-    check_fields(values, FIELDS, plain=_PLAIN, optional=("published",))
+    check_fields(values, FIELDS, plain=_PLAIN, optional=("published", "scaling"))
     for name in ("name", "question", "base"):
         if not isinstance(values[name], str) or not values[name]:
             raise ConfigError(f"config.{name}: expected text, got {values[name]!r}")
@@ -153,6 +171,13 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
                 raise ConfigError(
                     f"config.published.{field}: '{odd[0]}' is none of {', '.join(known)}"
                 )
+    scaling = None
+    if values.get("scaling"):
+        scaling = build(Scaling, values["scaling"], "config.scaling")
+        if scaling.measure not in measures:
+            raise ConfigError(
+                f"config.scaling.measure: '{scaling.measure}' is none of {', '.join(measures)}"
+            )
     return Ablation(
         name=values["name"],
         question=values["question"],
@@ -164,6 +189,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         variants=variants,
         measures=measures,
         published=published,
+        scaling=scaling,
     )
 
 

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from lmjax.lab import plots
 from lmjax.lab.results import Results, read_results
-from lmjax.lab.statistics import Difference, Interval, direction, holm
+from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law
 
 _READING = """\
 Intervals hold the true mean with a probability of 95% (Student's t). Differences are taken seed by
@@ -62,6 +62,7 @@ def as_markdown(results: Results, images: Mapping[str, str] | Sequence[str] = ()
         f"## Scores\n\nMeans and 95% intervals.\n\n{_scores(results)}",
         f"## Differences to {results.base}\n\n{_differences(results)}",
         _published(results),
+        _scaling(results),
         f"## Each seed\n\n{_seeds(results)}",
     ]
     if "curves.svg" in images:
@@ -151,6 +152,30 @@ def _published(results: Results) -> str:
         )
     source = f"{paper['source']}: {paper['measure']}; here: {_head(m)}."
     return f"## Beside the paper\n\n{source}\n\n{table}\n\n{' '.join(said)}"
+
+
+def _scaling(results: Results) -> str:
+    wanted = results.described.get("scaling")
+    if not wanted:
+        return ""
+    points = [
+        (cell["cost"][wanted["over"]], cell["measures"][wanted["measure"]])
+        for cells in results.cells.values()
+        for cell in cells.values()
+    ]
+    points = [(x, y) for x, y in points if x is not None and y is not None]
+    if len({x for x, _ in points}) < 3:
+        return "## Scaling\n\nA power law takes three sizes."
+    law = power_law(*zip(*points, strict=True))
+    over = wanted["over"].replace("_", " ")
+    m = next(m for m in results.measures if m["name"] == wanted["measure"])
+    inside = "inside" if law.low <= wanted["exponent"] <= law.high else "outside"
+    return (
+        f"## Scaling\n\n{m['says']} = {law.factor:.4g} * ({over}) ^ {law.exponent:.4f}, by least"
+        f" squares of the logarithms of {len(points)} cells. The exponent's 95% interval,"
+        f" {law.low:.4f} to {law.high:.4f}, takes all cells as independent and the law as true."
+        f" {wanted['source']}: {wanted['exponent']:g}, {inside} of it."
+    )
 
 
 def _seeds(results: Results) -> str:

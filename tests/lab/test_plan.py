@@ -76,6 +76,11 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
             r"measures\.classification: .*no",
         ),
         (
+            "scaling",
+            {"measure": "losses", "over": "flops", "source": "x", "exponent": -0.1},
+            r"config\.scaling\.measure: 'losses' is none of",
+        ),
+        (
             "published",
             {"source": "x", "measure": "y", "better": "higher", "beside": "z", "values": {}},
             r"config\.published\.beside: 'z' is none of blimp",

@@ -61,7 +61,13 @@ def write(place: pathlib.Path, changes: dict[str, Any] | None = None) -> pathlib
                     "flops": flops and [0, 5e8, 1e9],
                     "loss": [4.0, loss + 1, loss],
                 },
-                "cost": {"parameters": 12345, "steps": 2, "tokens": 1000.0, "flops": flops},
+                "cost": {
+                    "parameters": 12345,
+                    "trunk_parameters": {"old": 100, "new": 200, "odd": 400}[name],
+                    "steps": 2,
+                    "tokens": 1000.0,
+                    "flops": flops,
+                },
             }
             (folder / "result.json").write_text(json.dumps(result))
     return place
@@ -118,6 +124,20 @@ def test_against_the_paper_and_undecided(tmp_path: pathlib.Path) -> None:
     )
     write_report(write(tmp_path / "none", {"published": None}))
     assert "Beside the paper" not in (tmp_path / "none" / "report.md").read_text()
+
+
+def test_a_power_law_is_fitted_to_all_cells(tmp_path: pathlib.Path) -> None:
+    wanted = {"measure": "loss", "over": "trunk_parameters", "source": "X", "exponent": -0.5}
+    write_report(write(tmp_path / "run", {"scaling": wanted}))
+    text = (tmp_path / "run" / "report.md").read_text()
+    points = [(n, loss) for n, name in ((100, "old"), (200, "new"), (400, "odd"))
+              for _, loss in SCORES[name].values()]  # fmt: skip
+    slope, intercept = np.polyfit(*np.log(points).T, 1)
+    assert f"loss = {np.exp(intercept):.4g} * (trunk parameters) ^ {slope:.4f}, by" in text
+    assert "of the logarithms of 9 cells" in text and "X: -0.5, inside of it." in text
+    few = {**wanted, "over": "flops"}  # of two sizes, and one unknown
+    write_report(write(tmp_path / "few", {"scaling": few}))
+    assert "A power law takes three sizes." in (tmp_path / "few" / "report.md").read_text()
 
 
 def test_the_csv_has_a_row_a_cell(place: pathlib.Path) -> None:

@@ -1,0 +1,60 @@
+"""BERT's depth and width (Table 6), in shares of the trunk.
+
+  python -m experiments.ablate --config=configs/ablations/bert_size.py:tiny --workdir=runs/bert_size
+
+The paper's rows are of 3 to 24 layers of 768 or 1,024; here a variant has the same share of 12
+layers of 768. All have the learning rate and the tokens of the base.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations.recipe import SIZES, ablation
+from experiments.command_line import size_of
+
+# Layers and width of 12 and 768.
+TRUNKS = {"tiny": (4, 96), "small": (12, 384), "base": (12, 768)}
+HEAD_SIZES = {"tiny": 32, "small": 64, "base": 64}
+# Shares of them, and MNLI-m dev accuracy.
+TABLE_6 = {
+    "base": (1.0, 1.0, 84.4),
+    "quarter_depth": (0.25, 1.0, 77.9),
+    "half_depth": (0.5, 1.0, 81.9),
+    "wider": (1.0, 4 / 3, 85.7),
+    "wider_and_deeper": (2.0, 4 / 3, 86.6),
+}
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    depth, width = TRUNKS[size_of(tuple(SIZES), size)]
+    variants = {}
+    for name, (of_depth, of_width, _) in TABLE_6.items():
+        layers, hidden = round(of_depth * depth), round(of_width * width)
+        trunk = {
+            "layers": layers,
+            "hidden_size": hidden,
+            "heads": hidden // HEAD_SIZES[size],
+            "intermediate_size": 4 * hidden,
+        }
+        variants[name] = f"{layers} layers of {hidden}", {"model": {"trunk": trunk}}
+    return ablation(
+        size,
+        name="bert_size",
+        question="What does a deeper or wider encoder bring?",
+        base="base",
+        objective="bert",
+        variants=variants,
+        measures={
+            "loss": {
+                "type": "lmjax.lab.measures.HeldOut",
+                "says": "held-out masked-LM loss, nats",
+                "metric": "mlm",
+            }
+        },
+        published={
+            "source": "Devlin et al. 2019, Table 6",
+            "measure": "MNLI-m dev accuracy after fine-tuning",
+            "better": "higher",
+            "beside": "classification",
+            "values": {name: score for name, (*_, score) in TABLE_6.items()},
+        },
+    )

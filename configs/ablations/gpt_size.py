@@ -1,0 +1,56 @@
+"""How the loss of a causal model falls with its size, for the same number of tokens.
+
+  python -m experiments.ablate --config=configs/ablations/gpt_size.py:tiny --workdir=runs/gpt_size
+
+Kaplan et al. 2020 (eq. 1.1) find L(N) proportional to N ** -0.076 for the parameters N without
+embeddings, where there is text enough. Here text is short, which flattens the law for the larger
+models, and all have the learning rate of the base.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations.recipe import SIZES, ablation
+from experiments.command_line import size_of
+
+# Layers and width, the base first.
+SHAPES = {
+    "tiny": [(2, 128), (1, 64), (2, 64), (4, 192)],
+    "small": [(12, 384), (4, 128), (6, 256), (12, 512)],
+    "base": [(12, 768), (6, 384), (12, 512), (24, 1024)],
+}
+
+
+def get_config(size: str = "tiny") -> ConfigDict:
+    own = SIZES[size_of(tuple(SIZES), size)]
+    head_size = own.hidden_size // own.heads
+    variants = {}
+    for layers, width in SHAPES[size]:
+        trunk = {
+            "layers": layers,
+            "hidden_size": width,
+            "heads": width // head_size,
+            "intermediate_size": 4 * width,
+        }
+        fields = {"model": {"trunk": trunk}}
+        variants[f"l{layers}_h{width}"] = f"{layers} layers of {width}", fields
+    return ablation(
+        size,
+        name="gpt_size",
+        question="How does the loss fall with the size of the model?",
+        base=next(iter(variants)),
+        objective="gpt",
+        variants=variants,
+        measures={
+            "loss": {
+                "type": "lmjax.lab.measures.HeldOut",
+                "says": "held-out loss, nats a token",
+                "metric": "lm",
+            }
+        },
+        scaling={
+            "measure": "loss",
+            "over": "trunk_parameters",
+            "source": "Kaplan et al. 2020, eq. 1.1",
+            "exponent": -0.076,
+        },
+    )

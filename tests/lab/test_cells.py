@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from lmjax.lab.report import write_report
 from ml_collections import ConfigDict
 
 import lmjax
@@ -22,6 +21,7 @@ from lmjax.errors import ConfigError
 from lmjax.lab.cells import result_of, run_cells
 from lmjax.lab.measures import MinimalPairs
 from lmjax.lab.plan import read_ablation
+from lmjax.lab.report import write_report
 from tests.lab import small
 from tests.runs import ROOT
 

@@ -5,8 +5,8 @@
 
 What differs is what each paper says must: the corruption, the score, how examples are cut, and
 positions (relative in XLNet). The hybrid is masked LM of which half of the examples is read from
-left to right (UniLM, Dong et al. 2019). ELECTRA's generator, half as wide, comes on top of its trunk: its
-tokens cost more, which the report's table of costs says. `--config.budget.unit=flops
+left to right (UniLM, Dong et al. 2019). ELECTRA's generator, half as wide, comes on top of its
+trunk: its tokens cost more, which the report's table of costs says. `--config.budget.unit=flops
 --config.budget.amount=2e13` makes the cost equal instead.
 """
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 def restyled(judge: Any, model: Any) -> None:
     """Texts of the other styles, in the style."""
-    from lmjax.tasks.writing import markers, restyle, told_by_words
+    from lmjax.tasks.writing import alike, markers, restyle, told_by_words
 
     to, train = flags.FLAGS.to, judge.rows("train")
     held_out = [row for row in judge.held_out() if row["gold"] != to][: flags.FLAGS.texts]
@@ -85,11 +85,6 @@ def restyled(judge: Any, model: Any) -> None:
             same = [alike(text, twin) for text, twin in zip(made, twins, strict=True)]
             scores["like its twin"] = sum(same) / len(same)
         print_scores(f"{len(pairs):,} held-out texts of other styles", scores)
-
-
-def alike(text: str, other: str) -> bool:
-    """But for spaces and case, which tokenizers do not keep."""
-    return "".join(text.split()).lower() == "".join(other.split()).lower()
 
 
 def continued(judge: Any, model: Any) -> None:

@@ -179,6 +179,11 @@ def told_by_words(
     return {"of the style before": float(shares[0]), "after": float(shares[1]), "chrF": chrf}
 
 
+def alike(text: str, other: str) -> bool:
+    """But for spaces and case, which tokenizers do not keep."""
+    return "".join(text.split()).lower() == "".join(other.split()).lower()
+
+
 def _log_probabilities(judge: Opened, texts: Sequence[str], style: str) -> list[float]:
     """log p(style) of each text; an empty one is of none."""
     rows = [{"text": text or "-", "gold": style} for text in texts]

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.restyle import alike
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.docstrings import mood_rows
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertForPreTraining
 from lmjax.models.gpt import Gpt
 from lmjax.tasks.writing import (
+    alike,
     check_style,
     continue_in_style,
     markers,

@@ -7,10 +7,14 @@ All variants have the learning rate of the base, which may suit some better than
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import ablation
+from configs.ablations.recipe import SIZES, ablation
+from experiments.command_line import size_of
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
+    # As many parameters: three kernels of two thirds of the width (Shazeer 2020 §3).
+    inner = 8 * SIZES[size_of(tuple(SIZES), size)].hidden_size // 3
+    swiglu = {"activation": "silu", "gated": True, "intermediate_size": inner}
     return ablation(
         size,
         name="trunk",
@@ -21,6 +25,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
             "post_norm": ("post-norm, GELU, AdamW", {}),
             "pre_norm": ("pre-norm", {"model": {"trunk": {"norm": "pre"}}}),
             "relu": ("ReLU", {"model": {"trunk": {"activation": "relu"}}}),
+            "swiglu": ("SwiGLU", {"model": {"trunk": swiglu}}),
             "lamb": ("LAMB", {"optimizer": {"name": "lamb"}}),
             "lion": ("Lion", {"optimizer": {"name": "lion", "learning_rate": 2e-4}}),
         },

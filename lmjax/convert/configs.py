@@ -353,6 +353,10 @@ def _check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
             f"trunk.norm: {family} of transformers is '{norm}'-norm only, this trunk is"
             f" '{trunk.norm}'-norm"
         )
+    if trunk.gated:
+        raise ConfigError(
+            f"trunk.gated: {family} of transformers: no gated feed-forward layer there"
+        )
     if trunk.heads * trunk.head_size != trunk.hidden_size:
         raise ConfigError(
             f"trunk.head_dim: {family} of transformers takes heads x head_dim ="

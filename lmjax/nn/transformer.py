@@ -22,7 +22,11 @@ ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
 
 
 class FeedForward(nn.Module):
-    """dense -> activation -> dense: [..., hidden_size] -> the same (Vaswani et al. §3.3)."""
+    """dense -> activation -> dense: [..., hidden_size] -> the same (Vaswani et al. §3.3).
+
+    Gated, the activation is multiplied by a second dense layer (Shazeer 2020: SwiGLU with
+    'silu', GEGLU with 'gelu').
+    """
 
     config: TransformerConfig
 
@@ -33,6 +37,10 @@ class FeedForward(nn.Module):
         outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
         # Computed again in the backward pass, which would keep up to five arrays of this size.
         y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
+        if c.gated:
+            y = y * Dense(c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="gate")(
+                x
+            )
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
         return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
 

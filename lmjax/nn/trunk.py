@@ -21,6 +21,7 @@ class TransformerConfig:
       layers, hidden_size, heads, intermediate_size: L, H, A and the feed-forward size.
       head_dim: size of a head; 0 = hidden_size / heads.
       activation: of the feed-forward layer; 'gelu' is the error-function form.
+      gated: the feed-forward layer is a gated one, of three kernels (Shazeer 2020).
       norm: 'post' normalises after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
         before each sublayer and once at the end (GPT-2).
       layer_norm_epsilon: 1e-12 in BERT, XLNet and ELECTRA, 1e-5 in GPT-2.
@@ -51,6 +52,7 @@ class TransformerConfig:
     intermediate_size: int
     head_dim: int = 0
     activation: Activation = "gelu_tanh"
+    gated: bool = False
     norm: Literal["post", "pre"] = "post"
     layer_norm_epsilon: float = 1e-12
     dropout: float = 0.1
@@ -110,5 +112,6 @@ class TransformerConfig:
           keys: rows that a query attends to. Masked pairs are computed, so they count.
         """
         width = self.heads * self.head_size
-        per_row = 2 * self.hidden_size * (4 * width + 2 * self.intermediate_size)
+        inner = (3 if self.gated else 2) * self.intermediate_size
+        per_row = 2 * self.hidden_size * (4 * width + inner)
         return self.layers * queries * (per_row + 4 * keys * width)

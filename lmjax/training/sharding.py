@@ -22,8 +22,8 @@ from lmjax.nn.partition import FSDP, ROWS, TENSOR
 # the last dimensions if it has more (a stack of layers has its own in front). The first
 # rule that fits holds; what fits none is copied.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(query|key|value|relative|inner)/kernel$", (FSDP, TENSOR)),
-    (r"(query|key|value|inner)/bias$", (TENSOR,)),
+    (r"(query|key|value|relative|inner|gate)/kernel$", (FSDP, TENSOR)),
+    (r"(query|key|value|inner|gate)/bias$", (TENSOR,)),
     (r"(attention/output|outer)/kernel$", (TENSOR, FSDP)),
     (r"(content|position|segment)_bias$", (TENSOR, None)),
     (r"segment_embedding$", (TENSOR, None)),

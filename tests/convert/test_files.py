@@ -361,3 +361,11 @@ def test_a_scanned_trunk_is_written_layer_by_layer(tmp_path: pathlib.Path) -> No
     np.testing.assert_allclose(
         Pretrained(scanned, params).hidden_states(tokens), loaded.hidden_states(tokens), atol=1e-5
     )
+
+
+def test_a_gated_trunk_is_not_written_as_a_plain_one(tmp_path: pathlib.Path) -> None:
+    gated = dataclasses.replace(TRUNK, gated=True)
+    network = BertForPreTraining(BertConfig(gated, max_length=6, vocab_size=20))
+    with pytest.raises(ConfigError, match=r"trunk\.gated: BERT and ELECTRA of transformers: no"):
+        lmjax.save_huggingface(Pretrained(network, random_params(network)), tmp_path / "m")
+    assert not (tmp_path / "m").exists()

@@ -1,5 +1,7 @@
 """Layers against numpy and the values of the reference."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from lmjax.nn.layers import (
     embedding_lookup,
     truncated_normal,
 )
+from lmjax.nn.transformer import FeedForward
+from lmjax.nn.trunk import TransformerConfig
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +57,24 @@ def test_layer_norm_of_a_far_mean_keeps_its_digits() -> None:
     params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
     found = LayerNorm(1e-12).apply({"params": params}, x)
     np.testing.assert_allclose(jnp.std(jnp.asarray(found)), 1.0, atol=1e-3)
+
+
+def test_a_gated_feed_forward_layer_is_that_of_its_definition() -> None:
+    """(silu(x W) * (x V)) W2 (Shazeer 2020, eq. 6), with the biases of a dense layer."""
+    config = TransformerConfig(
+        layers=1, hidden_size=6, heads=2, intermediate_size=10, activation="silu", gated=True
+    )
+    x = jax.random.normal(jax.random.key(0), (3, 6))
+    layer = FeedForward(config)
+    params = layer.init(jax.random.key(1), x, None)["params"]
+    keys = iter(jax.random.split(jax.random.key(2), 6))
+    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
+    p = jax.tree.map(np.float64, params)
+    inner, gate = (x @ p[n]["kernel"] + p[n]["bias"] for n in ("inner", "gate"))
+    expected = (inner / (1 + np.exp(-inner)) * gate) @ p["outer"]["kernel"] + p["outer"]["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x, None), expected, rtol=1e-4)
+    plain = dataclasses.replace(config, gated=False)
+    assert config.forward_flops(5, 5) - plain.forward_flops(5, 5) == 5 * 2 * 6 * 10
 
 
 def test_dense_is_a_product_of_the_last_axis_with_its_gradients() -> None:

@@ -353,6 +353,10 @@ def _check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
             f"trunk.norm: {family} of transformers is '{norm}'-norm only, this trunk is"
             f" '{trunk.norm}'-norm"
         )
+    if trunk.base_width:
+        raise ConfigError(
+            f"trunk.base_width: {family} of transformers divides no logits by a width"
+        )
     if trunk.gated:
         raise ConfigError(
             f"trunk.gated: {family} of transformers: no gated feed-forward layer there"

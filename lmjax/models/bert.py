@@ -72,7 +72,7 @@ class BertPooler(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
         c = self.config
-        dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype, name="dense")
+        dense = Dense(c.hidden_size, c.kernel_initializer(), dtype=c.compute_dtype, name="dense")
         return nn.tanh(dense(hidden[:, 0]))
 
 

@@ -62,6 +62,7 @@ class ElectraConfig:
             heads=max(1, hidden // t.head_size),
             head_dim=min(t.head_size, hidden),
             intermediate_size=4 * hidden,
+            base_width=round(t.base_width * self.generator_size),
         )
 
 
@@ -165,7 +166,7 @@ class ElectraDiscriminator(nn.Module):
     def setup(self) -> None:
         c = self.config.trunk
         self.encoder = ElectraEncoder(self.config, c, self.shared)
-        self.dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype)
+        self.dense = Dense(c.hidden_size, c.kernel_initializer(), dtype=c.compute_dtype)
         self.prediction = Dense(1, nn.initializers.glorot_uniform())
 
     def __call__(

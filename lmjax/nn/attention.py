@@ -188,7 +188,9 @@ class SelfAttention(nn.Module):
         c = self.config
 
         def heads(name: str) -> jax.Array:
-            y = Dense(c.heads * c.head_size, c.initializer(), dtype=c.compute_dtype, name=name)(x)
+            y = Dense(
+                c.heads * c.head_size, c.kernel_initializer(), dtype=c.compute_dtype, name=name
+            )(x)
             return y.reshape(*x.shape[:-1], c.heads, c.head_size)
 
         query, key, value = heads("query"), heads("key"), heads("value")

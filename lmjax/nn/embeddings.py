@@ -33,6 +33,8 @@ class Table(nn.Module):
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Scores of every row: [..., features] -> [..., rows], float32."""
+        if self.config.base_width:
+            x = x * (self.config.base_width / self.features)
         return dense(x, gathered(self.embedding).T, self.config.compute_dtype)
 
 
@@ -89,7 +91,7 @@ class PredictionTransform(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        x = Dense(self.features, c.initializer(), dtype=c.compute_dtype, name="dense")(x)
+        x = Dense(self.features, c.kernel_initializer(), dtype=c.compute_dtype, name="dense")(x)
         return LayerNorm(c.layer_norm_epsilon, name="norm")(ACTIVATIONS[c.activation](x))
 
 

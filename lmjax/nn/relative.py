@@ -69,7 +69,7 @@ class RelativeAttention(nn.Module):
         width, shape = c.heads * c.head_size, (c.heads, c.head_size)
 
         def projection(features: int) -> Dense:
-            return Dense(features, c.initializer(), use_bias=False, dtype=c.compute_dtype)
+            return Dense(features, c.kernel_initializer(), use_bias=False, dtype=c.compute_dtype)
 
         self.query = projection(width)
         self.key = projection(width)

@@ -33,14 +33,16 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, seeds: Seeds | None) -> jax.Array:
         c = self.config
-        inner = Dense(c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="inner")
+        inner = Dense(
+            c.intermediate_size, c.kernel_initializer(), dtype=c.compute_dtype, name="inner"
+        )
         outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
         # Computed again in the backward pass, which would keep up to five arrays of this size.
         y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
         if c.gated:
-            y = y * Dense(c.intermediate_size, c.initializer(), dtype=c.compute_dtype, name="gate")(
-                x
-            )
+            y = y * Dense(
+                c.intermediate_size, c.kernel_initializer(), dtype=c.compute_dtype, name="gate"
+            )(x)
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
         return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
 

@@ -31,6 +31,10 @@ class TransformerConfig:
       initial_distribution, initial_std: of all kernels and embeddings.
       scale_residual_init: divides the initial std of each sublayer's last kernel by
         sqrt(2 layers) (GPT-2 §2.3).
+      base_width: hidden size at which the learning rate was found, of which the maximal update
+        parametrisation then makes the rate of this size (Yang et al. 2022, Table 8, heads of
+        one size): kernels begin smaller by sqrt(hidden_size / base_width) and learn slower by
+        that ratio, and logits are divided by it. 0 = the usual parametrisation.
       dtype: of the operands of matrix products; parameters, softmax, normalisation and
         loss are float32 always.
       scan_layers: one compiled block for all layers, parameters stacked on a leading
@@ -61,6 +65,7 @@ class TransformerConfig:
     initial_distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
     initial_std: float = 0.02
     scale_residual_init: bool = False
+    base_width: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     remat: RematPolicy = ""
@@ -71,7 +76,7 @@ class TransformerConfig:
         for name in ("layers", "hidden_size", "heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("head_dim", "query_chunk"):
+        for name in ("head_dim", "query_chunk", "base_width"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
         if not self.head_dim and self.hidden_size % self.heads:
@@ -91,16 +96,28 @@ class TransformerConfig:
     def compute_dtype(self) -> Any:
         return jnp.dtype(self.dtype)
 
+    @property
+    def width_ratio(self) -> float:
+        """Of the hidden size to that of the base; 1 in the usual parametrisation."""
+        return self.hidden_size / self.base_width if self.base_width else 1.0
+
     def initializer(self) -> Initializer:
+        """Of tables, and of what has no inputs to sum."""
         if self.initial_distribution == "truncated_normal":
             return truncated_normal(self.initial_std)
         return nn.initializers.normal(self.initial_std)
 
+    def kernel_initializer(self) -> Initializer:
+        """Of what sums over features."""
+        std = self.initial_std * self.width_ratio**-0.5
+        return dataclasses.replace(self, initial_std=std).initializer()
+
     def residual_initializer(self) -> Initializer:
+        """Of a sublayer's last kernel."""
         if not self.scale_residual_init:
-            return self.initializer()
-        scaled = dataclasses.replace(self, initial_std=self.initial_std * (2 * self.layers) ** -0.5)
-        return scaled.initializer()
+            return self.kernel_initializer()
+        std = self.initial_std * (2 * self.layers) ** -0.5
+        return dataclasses.replace(self, initial_std=std).kernel_initializer()
 
     def forward_flops(self, queries: float, keys: float) -> float:
         """FLOPs of the matrix products of one forward pass of one example.

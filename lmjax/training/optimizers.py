@@ -59,6 +59,8 @@ class OptimizerConfig:
         only (nanoGPT's "at least two axes"); `all`; `none`.
       clip_norm: largest global norm of the gradient; 0 does not clip.
       momentum: Muon's.
+      kernel_share: of the learning rate, that kernels learn with (not what reads embeddings);
+        a trunk with `base_width` sets it.
       layer_decay: how much slower each layer learns than the one above it, embeddings the
         slowest; 1 = alike. ELECTRA fine-tunes with 0.8 or 0.9 (Clark et al. 2020, A.2).
       layer_decay_form: `intended`, the paper's: the top layer of n learns at layer_decay
@@ -81,6 +83,7 @@ class OptimizerConfig:
     decay: DecayRule = "papers"
     clip_norm: float = 1.0
     momentum: float = 0.95
+    kernel_share: float = 1.0
     layer_decay: float = 1.0
     layer_decay_form: LayerDecayForm = "intended"
 
@@ -103,6 +106,8 @@ class OptimizerConfig:
         for field in ("b1", "b2", "momentum"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"{field}: {getattr(self, field)} is not in [0, 1)")
+        if not self.kernel_share > 0:
+            raise ConfigError(f"kernel_share: {self.kernel_share} is not positive")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: {self.layer_decay} is not in (0, 1]")
         if not self.epsilon > 0:
@@ -117,8 +122,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The gradient transformation, and the schedule inside it for reports.
 
-    Order: clip the global norm, scale by the moments, add the decay, (LAMB: times the trust
-    ratio,) times the layer's share, times -learning rate.
+    Order: clip the global norm, scale by the moments, times the kernels' share, add the decay,
+    (LAMB: times the trust ratio,) times the layer's share, times -learning rate.
     Kernels of a stack of layers, [layers, in, out], are treated layer by layer wherever
     an optimizer looks at a whole tensor (LAMB, Adafactor, Muon).
 
@@ -138,6 +143,11 @@ def make_optimizer(
     parts = [_rescale(config, params_shapes)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.kernel_share != 1:
+        slower = _map_named(
+            lambda path, _: config.kernel_share if _is_inner_kernel(path) else 1.0, params_shapes
+        )
+        parts.append(_times(slower))
     if config.weight_decay and config.decay != "none":
         mask = decay_mask(params_shapes, config.decay)
         parts.append(optax.add_decayed_weights(config.weight_decay, mask))
@@ -148,11 +158,18 @@ def make_optimizer(
         parts.append(_layer_by_layer(optax.scale_by_trust_ratio(), params_shapes, only=adapted))
     if config.layer_decay < 1:
         shares = layer_shares(params_shapes, config.layer_decay, config.layer_decay_form)
-        parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares))
-        )
+        parts.append(_times(shares))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts), schedule
+
+
+def _times(shares: Any) -> optax.GradientTransformation:
+    """Updates times a tree of factors."""
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares))
+
+
+def _is_inner_kernel(path: tuple[str, ...]) -> bool:
+    return path[-1] == "kernel" and not _EMBEDDINGS & set(path)
 
 
 def decay_mask(params: Any, rule: DecayRule) -> Any:

@@ -193,6 +193,14 @@ def make_plan(
         values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
     )
     objective.check_length(examples.length)
+    ratio = getattr(getattr(objective.model, "trunk", None), "width_ratio", 1.0)
+    if ratio != 1.0:
+        if optimizer.name not in ("adamw", "lion"):
+            raise ConfigError(
+                f"config.optimizer.name: '{optimizer.name}' takes steps relative to the parameters,"
+                " which config.model.trunk.base_width does not know of; take adamw or lion"
+            )
+        optimizer = dataclasses.replace(optimizer, kernel_share=optimizer.kernel_share / ratio)
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"), devices)
     check_batch(training.batch_size, examples.length, training.accumulation, mesh)
     return Plan(

@@ -26,6 +26,7 @@ class ElectraConfig:
       embedding_size: E, of the tables that both networks share; 0 = the hidden size.
       generator_size: the generator's width as a multiple of the discriminator's; its
         depth is the same.
+      share_embeddings: both networks read the same tables; else each has its own (§3.2).
       max_length, segment_types: rows of the position and segment tables.
       tie_embeddings: the generator decodes with the token table.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
@@ -34,6 +35,7 @@ class ElectraConfig:
     trunk: TransformerConfig
     embedding_size: int = 0
     generator_size: float = 0.25
+    share_embeddings: bool = True
     max_length: int = 512
     segment_types: int = 2
     tie_embeddings: bool = True
@@ -205,14 +207,15 @@ class _Generating(nn.Module):
 class Electra(_Generating):
     """Both networks of pretraining around one set of embeddings.
 
-    Shared are the token, position and segment tables and the embedding norm (§3.2;
+    Unless `share_embeddings` is off, shared are the token, position and segment tables and the embedding norm (§3.2;
     `electra/embeddings` in the authors' code).
     """
 
     def setup(self) -> None:
         self.embeddings = electra_embeddings(self.config)
         self.generator = ElectraGenerator(self.config, self.embeddings)
-        self.discriminator = ElectraDiscriminator(self.config, self.embeddings)
+        shared = self.embeddings if self.config.share_embeddings else None
+        self.discriminator = ElectraDiscriminator(self.config, shared)
 
     def discriminate(
         self,

@@ -1,5 +1,6 @@
 """ELECTRA: what the discriminator is told, and what it must not tell the generator."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.models.electra import standalone
 from lmjax.objectives.base import Batch, Scored, apply
 from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
 from lmjax.training.step import total_loss
@@ -61,6 +63,26 @@ def test_both_terms_train_the_shared_embeddings(gradients: Any) -> None:
     _, found = gradients
     assert norm(found["mlm"]["embeddings"]) > 0.0
     assert norm(found["rtd"]["embeddings"]) > 0.0
+
+
+def test_embeddings_apart_are_trained_apart(batch: Batch) -> None:
+    model = dataclasses.replace(OBJECTIVE.model, share_embeddings=False)
+    objective = dataclasses.replace(OBJECTIVE, model=model)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+
+    @jax.jit
+    def gradients(params: Any) -> Any:
+        def term(params: Any, name: str) -> jax.Array:
+            return objective.loss(params, batch, None, None).terms[name][0]
+
+        return {name: jax.grad(term)(params, name) for name in ("mlm", "rtd")}
+
+    found = gradients(params)
+    own = found["rtd"]["discriminator"]["encoder"]["embeddings"]
+    assert norm(found["rtd"]["embeddings"]) == 0.0 and norm(own) > 0.0
+    assert norm(found["mlm"]["embeddings"]) > 0.0 and norm(found["mlm"]["discriminator"]) == 0.0
+    kept = standalone(params, "discriminator")["encoder"]["embeddings"]
+    assert kept is params["discriminator"]["encoder"]["embeddings"]
 
 
 def test_terms_count_what_the_paper_counts(gradients: Any, batch: Batch) -> None:

@@ -3,8 +3,8 @@
   python -m experiments.ablate --config=configs/ablations/electra_tying.py:tiny \
       --workdir=runs/electra_tying
 
-The generator is as large as the discriminator, as in the paper's comparison. Its third row, in which
-all weights are shared, is left out.
+The generator is as large as the discriminator, as in the paper's comparison. Its third row, in
+which all weights are shared, is left out.
 """
 
 from ml_collections import ConfigDict

@@ -207,8 +207,8 @@ class _Generating(nn.Module):
 class Electra(_Generating):
     """Both networks of pretraining around one set of embeddings.
 
-    Unless `share_embeddings` is off, shared are the token, position and segment tables and the embedding norm (§3.2;
-    `electra/embeddings` in the authors' code).
+    Unless `share_embeddings` is off, shared are the token, position and segment tables and the
+    embedding norm (§3.2; `electra/embeddings` in the authors' code).
     """
 
     def setup(self) -> None:

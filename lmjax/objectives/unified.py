@@ -33,8 +33,8 @@ class UnifiedLM(MaskedLM):
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """As of masked LM, and `both_sides` [] bool."""
-        # Of a key that nothing in the masking uses, so that the masks are those of masked LM.
-        drawn = jax.random.uniform(jax.random.fold_in(key, 1))
+        # The masks are those of masked LM, which splits the key in two: folds of 0 and 1.
+        drawn = jax.random.uniform(jax.random.fold_in(key, 2))
         return {**super().corrupt(key, example), "both_sides": drawn >= self.left_to_right}
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ layers of 768. All have the learning rate and the tokens of the base.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import SIZES, ablation
+from configs.ablations.recipe import SIZES, ablation, held_out
 from experiments.command_line import size_of
 
 # Layers and width of 12 and 768.
@@ -43,13 +43,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
         base="base",
         objective="bert",
         variants=variants,
-        measures={
-            "loss": {
-                "type": "lmjax.lab.measures.HeldOut",
-                "says": "held-out masked-LM loss, nats",
-                "metric": "mlm",
-            }
-        },
+        measures=held_out("held-out masked-LM loss, nats", "mlm"),
         published={
             "source": "Devlin et al. 2019, Table 6",
             "measure": "MNLI-m dev accuracy after fine-tuning",

@@ -10,7 +10,7 @@ a variant's length meet fine-tuning untrained.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import SIZES, ablation
+from configs.ablations.recipe import SIZES, ablation, held_out
 from configs.quickstart import LENGTH
 from experiments.command_line import size_of
 
@@ -31,11 +31,5 @@ def get_config(size: str = "tiny") -> ConfigDict:
         base=f"length_{LENGTH}",
         objective="gpt",
         variants=variants,
-        measures={
-            "loss": {
-                "type": "lmjax.lab.measures.HeldOut",
-                "says": "held-out loss, nats a token",
-                "metric": "lm",
-            }
-        },
+        measures=held_out("held-out loss, nats a token", "lm"),
     )

@@ -9,7 +9,7 @@ models, and all have the learning rate of the base.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import SIZES, ablation
+from configs.ablations.recipe import SIZES, ablation, held_out
 from experiments.command_line import size_of
 
 # Layers and width, the base first.
@@ -40,13 +40,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
         base=next(iter(variants)),
         objective="gpt",
         variants=variants,
-        measures={
-            "loss": {
-                "type": "lmjax.lab.measures.HeldOut",
-                "says": "held-out loss, nats a token",
-                "metric": "lm",
-            }
-        },
+        measures=held_out("held-out loss, nats a token", "lm"),
         scaling={
             "measure": "loss",
             "over": "trunk_parameters",

@@ -40,6 +40,12 @@ SIZES = {
 }
 
 
+def held_out(says: str, metric: str) -> dict[str, Any]:
+    """The measure of a term of the held-out loss."""
+    kind = "lmjax.lab.measures.HeldOut"
+    return {"loss": {"type": kind, "says": says, "metric": metric}}
+
+
 def ablation(
     size: str,
     *,

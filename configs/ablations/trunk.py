@@ -7,7 +7,7 @@ All variants have the learning rate of the base, which may suit some better than
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import SIZES, ablation
+from configs.ablations.recipe import SIZES, ablation, held_out
 from experiments.command_line import size_of
 
 
@@ -29,11 +29,5 @@ def get_config(size: str = "tiny") -> ConfigDict:
             "lamb": ("LAMB", {"optimizer": {"name": "lamb"}}),
             "lion": ("Lion", {"optimizer": {"name": "lion", "learning_rate": 2e-4}}),
         },
-        measures={
-            "loss": {
-                "type": "lmjax.lab.measures.HeldOut",
-                "says": "held-out loss, nats a token",
-                "metric": "lm",
-            }
-        },
+        measures=held_out("held-out loss, nats a token", "lm"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.ablations.recipe import ablation
+from configs.ablations.recipe import ablation, held_out
 
 HEADLINES = {"bert": "mlm", "gpt": "lm", "xlnet": "plm", "electra": "mlm"}
 
@@ -25,13 +25,7 @@ def get_config(objective: str = "gpt") -> ConfigDict:
     ).to_dict()
     del made["base"], made["variants"]
     made["budget"]["amount"] /= 20
-    made["measures"] = {
-        "loss": {
-            "type": "lmjax.lab.measures.HeldOut",
-            "says": "held-out loss, nats",
-            "metric": HEADLINES[objective],
-        }
-    }
+    made["measures"] = held_out("held-out loss, nats", HEADLINES[objective])
     return ConfigDict(
         {
             **made,

@@ -57,7 +57,7 @@ def run_cells(
         folder.mkdir(parents=True, exist_ok=True)
         if all(result_of(folder, seed).exists() for seed in ablation.seeds):
             continue
-        with _claimed(folder) as mine:
+        with claimed(folder) as mine:
             if mine:
                 _run_variant(ablation, name, folder)
             else:
@@ -130,7 +130,7 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _claimed(folder: pathlib.Path) -> Iterator[bool]:
+def claimed(folder: pathlib.Path) -> Iterator[bool]:
     """Whether this process has the folder to itself; a dead process has nothing."""
     with (folder / ".claim").open("a") as file:
         try:

@@ -109,7 +109,8 @@ class FineTuning(Measure):
     Attributes:
       config: of experiments.finetune; `init` is the run.
       score: the name of the score; '' takes the one that reports lead with.
-      seeds: fine-tunings of a run, each with a seed of its own that no other run's has.
+      seeds: fine-tunings of a run, each with a seed of its own that no other run's has, for the
+        rows that are drawn, too.
     """
 
     config: Mapping[str, Any]

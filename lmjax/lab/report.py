@@ -9,14 +9,14 @@ import html
 import io
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from markdown_it import MarkdownIt
 
 from lmjax.lab import plots
 from lmjax.lab.results import Results, read_results
-from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law
+from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law, told
 
 _READING = """\
 Intervals hold the true mean with a probability of 95% (Student's t). Differences are taken seed by
@@ -51,14 +51,14 @@ def write_report(directory: str | pathlib.Path) -> None:
         (place / name).write_text(content)
 
 
-def as_markdown(results: Results, images: Mapping[str, str] | Sequence[str] = ()) -> str:
+def as_markdown(results: Results, images: Collection[str]) -> str:
     """The report, with links to those of its plots that are in `images`."""
-    told = results.described
+    described = results.described
     parts = [
-        f"# {told['name']}: {told['question']}",
-        f"{told['budget']} for each of {len(told['variants'])} variants and"
-        f" {len(told['seeds'])} seeds. {results.done} of {results.wanted} cells are done.",
-        f"```bash\n{told['command']}\n```",
+        f"# {described['name']}: {described['question']}",
+        f"{described['budget']} for each of {len(described['variants'])} variants and"
+        f" {len(described['seeds'])} seeds. {results.done} of {results.wanted} cells are done.",
+        f"```bash\n{described['command']}\n```",
         f"## Scores\n\nMeans and 95% intervals.\n\n{_scores(results)}",
         f"## Differences to {results.base}\n\n{_differences(results)}",
         _published(results),
@@ -68,7 +68,7 @@ def as_markdown(results: Results, images: Mapping[str, str] | Sequence[str] = ()
     if "curves.svg" in images:
         same = (
             "Losses of the same targets."
-            if told["comparable_losses"]
+            if described["comparable_losses"]
             else "Each variant's loss is of its own targets: not to be compared in height."
         )
         parts.append(f"## Curves\n\n{same} Bands are 95% intervals.\n\n![curves](curves.svg)")
@@ -104,12 +104,19 @@ def _differences(results: Results) -> str:
     rows = []
     for m in results.measures:
         for name, (difference, p) in _tested(results, m["name"]).items():
-            verdict = "not told"
-            if p < 0.05:
-                up = difference.interval.mean > 0
-                verdict = "better" if up == (m["better"] == "higher") else "worse"
+            up = difference.interval.mean > 0
+            better = "better" if up == (m["better"] == "higher") else "worse"
             interval = _interval(difference.interval, m["percent"], signed=True)
-            rows.append([_head(m), name, interval, _p(difference.p), _p(p), verdict])
+            rows.append(
+                [
+                    _head(m),
+                    name,
+                    interval,
+                    _p(difference.p),
+                    _p(p),
+                    better if told(p) else "not told",
+                ]
+            )
     heads = ["measure", "variant", "difference", "p", "p (Holm)", ""]
     return _table(heads, rows) if rows else "None yet."
 
@@ -118,7 +125,7 @@ def _published(results: Results) -> str:
     paper = results.described["published"]
     if not paper or results.base not in paper["values"]:
         return ""
-    m = next(m for m in results.measures if m["name"] == paper["beside"])
+    m = results.measure(paper["beside"])
     sign = 1.0 if m["better"] == paper["better"] else -1.0
     rows, same, widest = [], 0, 0.0
     verdicts: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": []}
@@ -168,7 +175,7 @@ def _scaling(results: Results) -> str:
         return "## Scaling\n\nA power law takes three sizes."
     law = power_law(*zip(*points, strict=True))
     over = wanted["over"].replace("_", " ")
-    m = next(m for m in results.measures if m["name"] == wanted["measure"])
+    m = results.measure(wanted["measure"])
     inside = "inside" if law.low <= wanted["exponent"] <= law.high else "outside"
     return (
         f"## Scaling\n\n{m['says']} = {law.factor:.4g} * ({over}) ^ {law.exponent:.4f}, by least"

@@ -29,6 +29,9 @@ class Results:
     def measures(self) -> Sequence[Mapping[str, Any]]:
         return self.described["measures"]
 
+    def measure(self, name: str) -> Mapping[str, Any]:
+        return next(m for m in self.measures if m["name"] == name)
+
     @property
     def done(self) -> int:
         return sum(map(len, self.cells.values()))

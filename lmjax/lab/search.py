@@ -16,19 +16,19 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
+import flax.traverse_util
 import ml_collections
 
 from lmjax.configuration import check_fields, whole_number
 from lmjax.errors import ConfigError
-from lmjax.lab.cells import run_cells, write_json
+from lmjax.lab.cells import claimed, run_cells, write_json
 from lmjax.lab.plan import read_ablation
 from lmjax.lab.results import read_results
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.watch import DivergedError
 
-Sampler = Literal["grid", "random", "tpe"]
 SAMPLERS = ("grid", "random", "tpe")
 # A search may go on for longer than was first said.
 MAY_CHANGE = ("trials", "seeds_together")
@@ -84,40 +84,42 @@ def search(
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
     better = _check(values, space)
     trials, seed = whole_number(values, "trials", 1), whole_number(values, "seed", 0)
-    place = RunDirectory(directory, config, MAY_CHANGE).path
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = JournalFileBackend(str(place / "study.log"))
-    study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(journal),
-        study_name=values["name"],
-        direction="maximize" if better == "higher" else "minimize",
-        load_if_exists=True,
-    )
-    states = optuna.trial.TrialState
-    ended = (states.COMPLETE, states.FAIL)
     points: list[dict[str, Any]] = []  # of a grid, in order
     if values["sampler"] == "grid":
         choices = itertools.product(*(leaf["choices"] for leaf in space.values()))
         points = [dict(zip(space, chosen, strict=True)) for chosen in choices][:trials]
         trials = len(points)
-    while len(study.get_trials(states=ended)) < trials:
-        if left := study.get_trials(states=(states.RUNNING,)):  # by a process that was killed
-            trial = optuna.trial.Trial(study, left[0]._trial_id)
-        else:
-            number = len(study.trials)
-            # A sampler draws from the start on in each life of the search: a seed a trial.
-            make = "RandomSampler" if values["sampler"] == "random" else "TPESampler"
-            study.sampler = getattr(optuna.samplers, make)(seed=seed + number)
-            if points:
-                study.enqueue_trial(points[number])
-            trial = study.ask(distributions)
-        try:
-            value = _run(values, trial.number, trial.params, place, command)
-        except DivergedError as error:
-            print(f"trial {trial.number}: {error.reason}", file=sys.stderr, flush=True)
-            study.tell(trial, state=states.FAIL)
-        else:
-            study.tell(trial, value)
+    place = RunDirectory(directory, config, MAY_CHANGE).path
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    states = optuna.trial.TrialState
+    with claimed(place) as mine:
+        if not mine:
+            raise ConfigError(f"--workdir: another process is searching in '{place}'")
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
+            study_name=values["name"],
+            direction="maximize" if better == "higher" else "minimize",
+            load_if_exists=True,
+        )
+        while len(study.get_trials(states=(states.COMPLETE, states.FAIL))) < trials:
+            if left := study.get_trials(states=(states.RUNNING,)):  # by a process that was killed
+                trial = optuna.trial.Trial(study, left[0]._trial_id)
+            else:
+                number = len(study.trials)
+                # A sampler draws from the start on in each life of the search: a seed a trial.
+                random = values["sampler"] == "random"
+                make = optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler
+                study.sampler = make(seed=seed + number)
+                if points:
+                    study.enqueue_trial(points[number])
+                trial = study.ask(distributions)
+            try:
+                value = _run(values, trial.number, trial.params, place, command)
+            except DivergedError as error:
+                print(f"trial {trial.number}: {error.reason}", file=sys.stderr, flush=True)
+                study.tell(trial, state=states.FAIL)
+            else:
+                study.tell(trial, value)
     done = study.get_trials(states=(states.COMPLETE,))
     if not done:
         raise ConfigError(f"config.space: all {trials} trials diverged; search lower rates")
@@ -147,13 +149,7 @@ def _run(
 
 def _as_ablation(values: Mapping[str, Any], fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Of one variant, in which `fields` are set."""
-    changes: dict[str, Any] = {}
-    for name, value in fields.items():
-        *blocks, last = name.split(".")
-        at = changes
-        for block in blocks:
-            at = at.setdefault(block, {})
-        at[last] = value
+    changes = flax.traverse_util.unflatten_dict(dict(fields), sep=".")
     says = ", ".join(f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items())
     own = {name: value for name, value in values.items() if name not in _OWN}
     variants = {_TRIAL: {"says": says, "changes": changes}}

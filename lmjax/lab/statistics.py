@@ -102,6 +102,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+def told(p: float) -> bool:
+    """Whether a difference is called one; nan is no test and tells nothing."""
+    return p < 1 - LEVEL
+
+
 def direction(difference: float, p: float, published: float) -> Verdict:
     """Whether a difference goes where the published one does.
 
@@ -113,7 +118,7 @@ def direction(difference: float, p: float, published: float) -> Verdict:
     Returns:
       'agrees' or 'disagrees' where p is below 5%, else 'undecided'.
     """
-    if published == 0.0 or not p < 1 - LEVEL:
+    if published == 0.0 or not told(p):
         return "undecided"
     return "agrees" if (difference > 0) == (published > 0) else "disagrees"
 

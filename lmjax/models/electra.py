@@ -186,9 +186,13 @@ class ElectraDiscriminator(nn.Module):
 
 
 class _Generating(nn.Module):
-    """A generator beside another network; `setup` makes `self.generator`."""
+    """A generator beside another network."""
 
     config: ElectraConfig
+
+    def setup(self) -> None:
+        self.embeddings = electra_embeddings(self.config)
+        self.generator = ElectraGenerator(self.config, self.embeddings)
 
     def generate(
         self,
@@ -212,8 +216,7 @@ class Electra(_Generating):
     """
 
     def setup(self) -> None:
-        self.embeddings = electra_embeddings(self.config)
-        self.generator = ElectraGenerator(self.config, self.embeddings)
+        super().setup()
         shared = self.embeddings if self.config.share_embeddings else None
         self.discriminator = ElectraDiscriminator(self.config, shared)
 
@@ -261,8 +264,7 @@ class ElectraWithLM(_Generating):
         return dataclasses.replace(self.config, generator_size=1.0)
 
     def setup(self) -> None:
-        self.embeddings = electra_embeddings(self.config)
-        self.generator = ElectraGenerator(self.config, self.embeddings)
+        super().setup()
         self.language_model = ElectraGenerator(self.language_model_config, self.embeddings)
         if self.copies:
             self.copying = Dense(1, nn.initializers.glorot_uniform())

@@ -103,21 +103,21 @@ class TransformerConfig:
 
     def initializer(self) -> Initializer:
         """Of tables, and of what has no inputs to sum."""
-        if self.initial_distribution == "truncated_normal":
-            return truncated_normal(self.initial_std)
-        return nn.initializers.normal(self.initial_std)
+        return self._of_std(self.initial_std)
 
     def kernel_initializer(self) -> Initializer:
         """Of what sums over features."""
-        std = self.initial_std * self.width_ratio**-0.5
-        return dataclasses.replace(self, initial_std=std).initializer()
+        return self._of_std(self.initial_std * self.width_ratio**-0.5)
 
     def residual_initializer(self) -> Initializer:
         """Of a sublayer's last kernel."""
-        if not self.scale_residual_init:
-            return self.kernel_initializer()
-        std = self.initial_std * (2 * self.layers) ** -0.5
-        return dataclasses.replace(self, initial_std=std).kernel_initializer()
+        depth = (2 * self.layers) ** -0.5 if self.scale_residual_init else 1.0
+        return self._of_std(self.initial_std * depth * self.width_ratio**-0.5)
+
+    def _of_std(self, std: float) -> Initializer:
+        if self.initial_distribution == "truncated_normal":
+            return truncated_normal(std)
+        return nn.initializers.normal(std)
 
     def forward_flops(self, queries: float, keys: float) -> float:
         """FLOPs of the matrix products of one forward pass of one example.

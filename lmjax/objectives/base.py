@@ -163,11 +163,16 @@ def token_scores(
 
     logits: [..., vocab_size]; targets, weights: [...].
     """
-    frequencies = jnp.asarray(np.asarray(vocabulary.log_frequency, np.float32))
     losses, hits = score_targets(logits, targets)
     terms = {name: weighted_sum(losses, weights)}
     metrics = {
         f"{name}_accuracy": weighted_sum(hits, weights),
-        "unigram": weighted_sum(-frequencies[targets], weights),
+        "unigram": unigram_score(targets, weights, vocabulary),
     }
     return terms, metrics
+
+
+def unigram_score(targets: jax.Array, weights: jax.Array, vocabulary: Vocabulary) -> Sum:
+    """What token frequencies alone score. targets, weights: [...]."""
+    frequencies = jnp.asarray(np.asarray(vocabulary.log_frequency, np.float32))
+    return weighted_sum(-frequencies[targets], weights)

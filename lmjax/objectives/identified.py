@@ -5,11 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmjax.models.electra import ElectraWithLM
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, token_scores, weighted_sum
+from lmjax.objectives.base import (
+    Batch,
+    Scored,
+    apply,
+    score_targets,
+    token_scores,
+    unigram_score,
+    weighted_sum,
+)
 from lmjax.objectives.replaced import Replacing
 
 
@@ -44,11 +51,8 @@ class ReplaceMLM(Replacing):
         return Scored(terms | own, metrics | told)
 
     def forward_flops(self, length: int) -> float:
-        return self.trunks_flops(length) + self._head_flops(min(self.max_predictions, length))
-
-    def _head_flops(self, positions: int) -> float:
-        c = self.model
-        return 2 * positions * c.embedding_features * (c.trunk.hidden_size + c.vocab_size)
+        predicted = min(self.max_predictions, length)
+        return self.trunks_flops(length) + self.prediction_flops(self.model.trunk, predicted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,14 +74,14 @@ class AllTokensMLM(ReplaceMLM):
         nats, hits = score_targets(logits, original)
         kept = read[0] == original
         terms["identity"] = weighted_sum(-log_mixture(copies, kept, -nats), real)
-        frequencies = jnp.asarray(np.asarray(self.vocabulary.log_frequency, np.float32))
-        metrics["unigram"] = weighted_sum(-frequencies[original], real)
+        metrics["unigram"] = unigram_score(original, real, self.vocabulary)
         metrics["identity_accuracy"] = weighted_sum(jnp.where(copies > 0, kept, hits), real)
         return Scored(terms, metrics)
 
     def forward_flops(self, length: int) -> float:
-        hidden = self.model.trunk.hidden_size
-        return self.trunks_flops(length) + self._head_flops(length) + 2 * length * hidden
+        trunk = self.model.trunk
+        head = self.prediction_flops(trunk, length) + 2 * length * trunk.hidden_size
+        return self.trunks_flops(length) + head
 
 
 def log_mixture(copies: jax.Array, kept: jax.Array, log_softmax: jax.Array) -> jax.Array:

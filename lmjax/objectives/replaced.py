@@ -13,6 +13,7 @@ from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
+from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
 from lmjax.objectives.masking import Masking, choose, prediction_count, replace
 
@@ -95,14 +96,14 @@ class Replacing(Objective):
         self, params: Any, batch: Batch, seeds: Seeds | None
     ) -> tuple[tuple[Any, ...], dict[str, Sum], dict[str, Sum]]:
         """What the second network reads, and the generator's terms and metrics."""
-        logits = apply(self.network, params, *self.inputs(batch), seeds, method="generate")
+        inputs = self.inputs(batch)
+        logits = apply(self.network, params, *inputs, seeds, method="generate")
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         tokens = sample_replacements(logits, batch)
         metrics["replaced"] = weighted_sum(tokens != batch["original"], batch["documents"] > 0)
-        _, segments, positions, mask, _ = self.inputs(batch)
-        return (tokens, segments, positions, mask), terms, metrics
+        return (tokens, *inputs[1:-1]), terms, metrics
 
     def trunks_flops(self, length: int) -> float:
         """Both trunks, and the generator's prediction, of one forward pass."""
@@ -112,7 +113,12 @@ class Replacing(Objective):
         for trunk in (generator, c.trunk):
             if trunk.hidden_size != features:
                 total += 2 * length * features * trunk.hidden_size
-        return total + 2 * n * features * (generator.hidden_size + c.vocab_size)
+        return total + self.prediction_flops(generator, n)
+
+    def prediction_flops(self, trunk: TransformerConfig, positions: int) -> float:
+        """Of telling the tokens at so many positions behind a trunk."""
+        c = self.model
+        return 2 * positions * c.embedding_features * (trunk.hidden_size + c.vocab_size)
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
         return (

@@ -104,6 +104,20 @@ def test_a_trial_that_diverges_is_passed_over(
         search(config(base), tmp_path / "other", "")
 
 
+def test_two_processes_do_not_search_in_one_directory(
+    base: dict[str, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_run", valued)
+    (tmp_path / "run").mkdir()
+    with (
+        module.claimed(tmp_path / "run") as mine,
+        pytest.raises(ConfigError, match=r"--workdir: another process is searching in"),
+    ):
+        assert mine
+        search(config(base), tmp_path / "run", "")
+    assert len(search(config(base), tmp_path / "run", "")) == 3
+
+
 def test_trials_are_trained(base: dict[str, Any], tmp_path: pathlib.Path) -> None:
     found = search(config(base, trials=2), tmp_path / "run", "python")
     assert len({f.value for f in found}) == 2

@@ -22,6 +22,7 @@ from lmjax.convert.networks import (
     check_generator_activation,
     choose_network,
     labels_of,
+    without_unit,
 )
 from lmjax.convert.pretrained import Pretrained, inputs
 from lmjax.convert.tensors import SINGLE, TensorFiles, write_tensors
@@ -85,6 +86,7 @@ def save_huggingface(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
     network, params = single_network(pretrained.network, pretrained.params, part)
+    network, params = without_unit(network, params)
     try:
         listed, architecture = rules(network), architecture_of(network)
     except (TypeError, KeyError):

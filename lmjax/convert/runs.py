@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from lmjax.configuration import build_typed
 from lmjax.convert.huggingface import load_huggingface, read_json, tokenizer_of
-from lmjax.convert.networks import with_head
+from lmjax.convert.networks import in_unit, with_head
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -69,22 +69,34 @@ def write_network(
         "task": network.task if own else "language_model",
         "classes": getattr(head, "classes", 0),
         "dropout": getattr(head, "dropout", 0.0),
+        "unit": getattr(head, "unit", (0.0, 1.0)),
         "adapter_scale": adapter_scale,
         "labels": list(labels),
     }
     (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _load_finetuned(directory: pathlib.Path) -> Pretrained:
+def read_network(directory: pathlib.Path) -> tuple[nn.Module, tuple[str, ...], float]:
+    """The network of `write_network`, the names of its classes, and the scale of its adapters.
+
+    Raises:
+      ConfigError: there is none.
+    """
     if not (directory / _NETWORK).exists():
         raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
     values, where = read_json(directory / _NETWORK), f"{directory}/{_NETWORK}"
     try:
         model = build_typed(values["model"], f"{where}: model")
         network = with_head(model, values["task"], values["classes"], values["dropout"])
-        labels, scale = tuple(values["labels"]), float(values["adapter_scale"])
+        mean, unit = map(float, values.get("unit", (0.0, 1.0)))
+        network = in_unit(network, (mean, unit))
+        return network, tuple(values["labels"]), float(values["adapter_scale"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{where}: no network of a run ({error!r})") from error
+
+
+def _load_finetuned(directory: pathlib.Path) -> Pretrained:
+    network, labels, scale = read_network(directory)
     tokenizer = tokenizer_of(directory)
     if tokenizer is None:
         raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")

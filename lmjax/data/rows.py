@@ -47,7 +47,8 @@ class RowsConfig:
         rows made of docstrings, without any download.
       validation: rows to look at after every epoch; '' holds out a tenth of `train`, by a
         hash of the row. A TFDS name may say its split: 'glue/mnli:validation_matched'.
-      test: rows that the reported score is of; '' reports on `validation`.
+      test: rows that the reported score is of; '' reports on `validation`. Several sets with
+        scores of their own: a block of paths by name, or 'name=path,name=path'.
       header: whether the first line of .csv and .tsv names the columns; without it they are
         '0', '1', ..., as columns of CoNLL files always are.
       on_bad_rows: 'refuse' stops at rows that cannot be used, and names them; 'skip' leaves
@@ -58,7 +59,7 @@ class RowsConfig:
 
     train: str
     validation: str = ""
-    test: str = ""
+    test: str | dict[str, str] = ""
     header: bool = True
     on_bad_rows: OnBadRows = "refuse"
     train_rows: int = 0
@@ -121,7 +122,7 @@ def read_split(
         return found
     bad: list[tuple[str, str]] = []
     rows, total = [], 0
-    for place, values in _raw_rows(spec, split, config, where):
+    for place, values in raw_rows(spec, split, config, where):
         if part and part != _part_of(values):
             total += 1
             continue
@@ -150,7 +151,12 @@ def read_split(
 
 
 def settle(
-    bad: list[tuple[str, str]], rule: OnBadRows, where: str, total: int, notes: Notes
+    bad: list[tuple[str, str]],
+    rule: OnBadRows,
+    where: str,
+    total: int,
+    notes: Notes,
+    remedy: str = "config.data.on_bad_rows='skip' leaves them out",
 ) -> None:
     """Refuses or counts bad rows, as the config says.
 
@@ -158,6 +164,7 @@ def settle(
       bad: (where, why) of each.
       where: the config field that named the file.
       total: how many rows there were.
+      remedy: what can be done but mending them.
     """
     if not bad:
         return
@@ -166,7 +173,7 @@ def settle(
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise ConfigError(
             f"{where}: {len(bad)} of {total} rows cannot be used: {named}{more}; mend them, or"
-            " config.data.on_bad_rows='skip' leaves them out"
+            f" {remedy}"
         )
     for place, why in bad:
         notes.add(f"skipped: {why.split(' (')[0]}", place)
@@ -209,10 +216,10 @@ def _part_of(values: Any) -> str:
     return "validation" if held_out else "train"
 
 
-def _raw_rows(
+def raw_rows(
     spec: str, split: str, config: RowsConfig, where: str
 ) -> Iterator[tuple[str, Row | BadRowError]]:
-    """(place, columns) of each row."""
+    """(place, columns) of each row of files or of a TFDS dataset."""
     plain = spec.removesuffix(".gz").removesuffix(".xz")
     looks = any(c in spec for c in "*?[") or spec[:1] in ("/", ".", "~")
     if not looks and not plain.endswith(_SUFFIXES) and not pathlib.Path(spec).exists():
@@ -252,15 +259,17 @@ def _raw_rows(
 
 def _json_lines(text: str, path: pathlib.Path) -> Iterator[tuple[str, Row | BadRowError]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            values = BadRowError(f"no JSON ({error})")
-        if not isinstance(values, dict | BadRowError):
-            values = BadRowError("no JSON object")
-        yield f"{path.name}:{number}", values
+        if line.strip():
+            yield f"{path.name}:{number}", json_row(line)
+
+
+def json_row(line: str) -> Row | BadRowError:
+    """The object of a line of JSON lines, or why there is none."""
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        return BadRowError(f"no JSON ({error})")
+    return values if isinstance(values, dict) else BadRowError("no JSON object")
 
 
 def _json_rows(

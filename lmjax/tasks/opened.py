@@ -1,96 +1,324 @@
-"""A finished fine-tuning run as what it is for: rows in, predictions out."""
+"""`lmjax.load`: a model as it was saved, and what it predicts if it has a task."""
 
 import dataclasses
+import functools
+import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lmjax.configuration import build, build_typed
-from lmjax.convert.huggingface import read_json
-from lmjax.convert.runs import load
-from lmjax.data.rows import Notes, Row, RowsConfig, read_split
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.convert import runs
+from lmjax.convert.huggingface import read_json, tokenizer_of
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
-from lmjax.tasks.base import Task
+from lmjax.tasks.base import Gold, Task
 from lmjax.tasks.batches import Collator
-from lmjax.tasks.reading import Reader
+from lmjax.tasks.classification import Classification, Regression
+from lmjax.tasks.embeddings import Embeddings
+from lmjax.tasks.multiple_choice import MultipleChoice
+from lmjax.tasks.plan import read_rows, test_sets
+from lmjax.tasks.predictor import Predictor
+from lmjax.tasks.question_answering import QuestionAnswering
+from lmjax.tasks.tagging import Tagging
+from lmjax.training.checkpoints import read_part
 from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.sharding import shardings
 
-_BATCH = 32
+_BATCH, _FEW = 32, 4
+_LONGEST = 512  # tokens that a published model without a position table reads
+_TASK = "task.json"
+_HEADS: dict[str, type[Task]] = {
+    "sequence_classification": Classification,
+    "token_classification": Tagging,
+    "question_answering": QuestionAnswering,
+    "multiple_choice": MultipleChoice,
+}
+
+
+class Item(NamedTuple):
+    """A row that was given, and what the task reads of it, or why it cannot.
+
+    Attributes:
+      own: its fields as they were given; {} where one row of the source holds several.
+      where: it stands; '' where that is not worth telling.
+    """
+
+    own: Row
+    row: Row | BadRowError
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Opened:
-    """A task with what was learnt.
+class Opened(Pretrained):
+    """A model with its tokenizer and, if it was fine-tuned, its task.
 
     Attributes:
-      params: of the network, adapters merged.
-      data: that it was learnt from.
+      task: None of a model without a head that a task belongs to.
+      data: that a run of lmjax was fine-tuned on.
     """
 
-    task: Task
-    params: Any
-    tokenizer: Tokenizer
-    data: RowsConfig
+    task: Task | None = None
+    data: RowsConfig | None = None
 
-    def predict(self, rows: Sequence[Row]) -> list[Row]:
-        """As the run's predictions.jsonl, for rows as the task's `parse` gives them."""
-        return predict(self.task, self.params, self.tokenizer, rows)
+    def predict(self, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+        """What the task makes of new rows; they need no label.
+
+        Args:
+          rows: dicts with the columns that the task was trained with, or with the names that
+            predictions have ('text', 'pair', 'words', 'question', 'context', 'choices', ...). A
+            plain string is the text of a task that reads one. A row of SQuAD's nested form gives
+            as many predictions as it has questions.
+
+        Returns:
+          Dicts with all fields of the rows, in their order, and 'prediction', with 'confidence'
+          where the task has one. A row with a label is given what depends on it, too.
+
+        Raises:
+          ConfigError: there is no task, or a row cannot be used.
+        """
+        if isinstance(rows, str | Mapping):
+            raise ConfigError("rows: one row alone; give a list of texts or dicts")
+        items = []
+        for i, values in enumerate(rows):
+            found = self.read(values)
+            for item in found:
+                if isinstance(item.row, BadRowError):
+                    raise ConfigError(f"rows[{i}]: {item.row}")
+            items += found
+        return self.lines(items, whole=True)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of length 1, [texts, hidden_size] float32, of a run of `Embeddings`.
+
+        Longer texts than the task's length are cut.
+
+        Raises:
+          ConfigError: it is another model, or a text is empty.
+        """
+        if not isinstance(self.task, Embeddings):
+            raise ConfigError("the model embeds no texts; open a run of lmjax.tasks.embeddings")
+        found = [row["prediction"] for row in self.predict(texts)]
+        return np.array(found, np.float32).reshape(len(texts), self.task.model.trunk.hidden_size)
+
+    def read(self, values: Any, where: str = "", gold: Gold = "optional") -> list[Item]:
+        """A row as the task reads it; several where it holds several.
+
+        Args:
+          values: a text, a dict of columns, or a BadRowError.
+          where: it stands; '' where that is not worth telling.
+
+        Raises:
+          ConfigError: there is no task.
+        """
+        task = self._with_task()
+        own = {task.reads: values} if isinstance(values, str) else values
+        if not isinstance(own, Mapping):
+            bad = own if isinstance(own, BadRowError) else BadRowError("neither a text nor a dict")
+            return [Item({}, bad, where)]
+        own = dict(own)
+        try:
+            parsed = task.parse(own, gold)
+        except BadRowError as error:
+            return [Item(own, error, where)]
+        if isinstance(parsed, list):
+            return [Item({}, row, where) for row in parsed]
+        return [Item(own, parsed, where)]
+
+    def lines(
+        self, items: Sequence[Item], notes: Notes | None = None, whole: bool = False
+    ) -> list[Row]:
+        """A dict for each item: its fields, and what is predicted, or why not under 'error'.
+
+        Args:
+          notes: takes what was cut or split.
+          whole: whether these are all rows that there are; see `Task.predict`.
+        """
+        good = [
+            {**item.row, "where": item.where} if item.where else item.row
+            for item in items
+            if not isinstance(item.row, BadRowError)
+        ]
+        told = iter(zip(good, self._told(good, notes or Notes(), whole), strict=True))
+        lines = []
+        for item in items:
+            if isinstance(item.row, BadRowError):
+                place = {"where": item.where} if item.where else {}
+                lines.append({**place, **item.own, "error": str(item.row)})
+                continue
+            read, line = next(told)
+            kept = {name: value for name, value in line.items() if name in read}
+            added = {name: value for name, value in line.items() if name not in read}
+            lines.append({**kept, **_named(item.own, read), **added})
+        return lines
+
+    def _told(self, rows: Sequence[Row], notes: Notes, whole: bool) -> list[Row]:
+        task = self._with_task()
+        if not rows:
+            return []
+        assert self.tokenizer is not None
+        predictor, params, mesh = self._predictor
+        with jax.set_mesh(mesh):
+            examples = task.encode(rows, self.tokenizer, notes, False)
+            outputs, _ = predictor.outputs(params, rows, examples)
+        return task.predict(rows, examples, outputs, whole)
+
+    @functools.cached_property
+    def _predictor(self) -> tuple[Predictor, Any, jax.sharding.Mesh]:
+        """On one device."""
+        task, mesh = self._with_task(), make_mesh(MeshConfig(data=1))
+        assert self.tokenizer is not None
+        placed = shardings(self.params, mesh)
+        predictor = Predictor(task, Collator(task, _BATCH, few=_FEW), mesh, placed, self.tokenizer)
+        return predictor, jax.device_put(self.params, placed), mesh
+
+    def _with_task(self) -> Task:
+        if self.task is None:
+            raise ConfigError(
+                f"a {type(self.network).__name__} has no task to predict; give a run of"
+                " experiments.finetune, or a model with a head and a tokenizer"
+            )
+        return self.task
 
     def rows(self, split: str) -> list[Row]:
-        """The usable rows of a split of its data."""
-        return read_split(self.data, split, self.task.parse, self.task.embedded, Notes())
+        """The usable rows of a split or test set of the data that a run was fine-tuned on."""
+        task, data = self._with_task(), self.data
+        assert data is not None
+        return read_rows(task, data, split, Notes())
 
     def held_out(self) -> list[Row]:
-        """The rows of test, where there are some, else of validation."""
-        return self.rows("test") or self.rows("validation")
+        """The rows of the test sets, where there are some, else of validation."""
+        assert self.data is not None
+        names = tuple(test_sets(self.data)) or ("validation",)
+        return [row for name in names for row in self.rows(name)]
+
+
+def load(path: str | pathlib.Path) -> Opened:
+    """Opens a pretrained or fine-tuned model.
+
+    Args:
+      path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
+        or of one of several tasks with its name behind it; or a directory with config.json and
+        model.safetensors (or shards and their index), and a tokenizer.json beside it: BERT,
+        GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
+
+    Returns:
+      The network with its parameters, on the first device; fine-tuned, it has a task and
+      predicts. Memory holds the parameters once and one tensor more.
+
+    Raises:
+      ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
+        a config that asks for a function not built here.
+    """
+    directory = pathlib.Path(path)
+    shared = directory.parent / "config.json"
+    if (directory / _TASK).exists() and not (directory / "config.json").exists():
+        values = read_json(shared).get("tasks", {}).get(directory.name)
+        pretrained = _one_of_several(directory)
+    else:
+        values = read_json(directory / "config.json")
+        if "tasks" in values:
+            raise ConfigError(
+                f"{path}: a run of several tasks; open one, such as"
+                f" {directory / next(iter(values['tasks']))}"
+            )
+        pretrained = runs.load(directory)
+    fields = {f.name: getattr(pretrained, f.name) for f in dataclasses.fields(pretrained)}
+    if isinstance(values, Mapping) and "task" in values:
+        data = build(RowsConfig, values["data"], f"{directory}: config.json: data")
+        kept = read_json(directory / _TASK) if (directory / _TASK).exists() else values["task"]
+        return Opened(**fields, task=_built(pretrained, kept, f"{directory}/{_TASK}"), data=data)
+    return Opened(**fields, task=_of_head(pretrained))
 
 
 def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
-    """Opens the --workdir of a finished run of `experiments.finetune`.
+    """Opens a model that was fine-tuned on a task.
 
     Args:
       kind: the task that it is to be.
       flag: that named it, for messages.
 
     Raises:
-      ConfigError: as `lmjax.load`, or it is a run of another task.
+      ConfigError: as `load`, or it is a model of another task or of none.
     """
-    pretrained = load(path)
-    values = read_json(pathlib.Path(path) / "config.json")
-    if "task" not in values:
-        raise ConfigError(f"{flag}: '{path}' is no run of experiments.finetune")
+    opened = load(path)
+    if not isinstance(opened.task, kind):
+        found = type(opened.task).__name__ if opened.task else "no task"
+        raise ConfigError(f"{flag}: '{path}' is a model of {found}, not of {kind.__name__}")
+    return opened
+
+
+def write_task(task: Task, directory: pathlib.Path) -> None:
+    """Writes task.json: what `load` makes the task of, with all that it learnt of its rows."""
+    left_out = {"model", "vocabulary", "adapter"}  # adapters are merged
+    values = {
+        f.name: getattr(task, f.name)
+        for f in dataclasses.fields(task)
+        if f.init and f.name not in left_out
+    }
+    name = f"{type(task).__module__}.{type(task).__qualname__}"
+    text = json.dumps({"type": name, **values}, indent=2)
+    (directory / _TASK).write_text(text + "\n", encoding="utf-8")
+
+
+def own_parameters(params: Any, name: str) -> Any:
+    """The parameters of one task, of those of several: {'encoder', 'heads': {name: ...}}."""
+    head = {"head": params["heads"][name]} if name in params["heads"] else {}
+    return {"encoder": params["encoder"], **head}
+
+
+def _one_of_several(directory: pathlib.Path) -> Pretrained:
+    network, labels, _ = runs.read_network(directory)
+    params = read_part(directory.parent / "checkpoints", "params")
+    own = own_parameters(params, directory.name)
+    return Pretrained(network, own, tokenizer_of(directory.parent), labels)
+
+
+def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str, **given: Any) -> Task:
+    """A task for a network."""
     network: Any = pretrained.network
     tokenizer = pretrained.tokenizer
     assert tokenizer is not None
-    task = build_typed(
-        values["task"],
-        f"{path}/config.json: task",
+    task: Task = build_typed(
+        values,
+        where,
         model=getattr(network, "encoder", network).config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
+        **given,
     )
-    if not isinstance(task, kind):
-        raise ConfigError(
-            f"{flag}: '{path}' is a run of {type(task).__name__}, not {kind.__name__}"
-        )
-    labels = pretrained.labels or task.labels
-    task = dataclasses.replace(task, labels=labels, adapter=LoraConfig())
-    data = build(RowsConfig, values["data"], f"{path}/config.json: data")
-    return Opened(task, pretrained.params, tokenizer, data)
+    labels = task.labels or pretrained.labels
+    return dataclasses.replace(task, labels=labels, adapter=LoraConfig())
 
 
-def predict(task: Task, params: Any, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[Row]:
-    """The task's predictions, on one device."""
-    if not rows:
-        return []
-    mesh = make_mesh(MeshConfig(data=1))
-    with jax.set_mesh(mesh):
-        placed = shardings(params, mesh)
-        reader = Reader(task, Collator(task, _BATCH), mesh, placed, tokenizer)
-        examples = task.encode(rows, tokenizer, Notes(), False)
-        return reader.predict(jax.device_put(params, placed), rows, examples)[0]
+def _of_head(pretrained: Pretrained) -> Task | None:
+    """The task that a published model was fine-tuned on, as far as its head tells."""
+    network: Any = pretrained.network
+    if pretrained.tokenizer is None or not isinstance(network, Headed):
+        return None
+    cls = _HEADS.get(network.task)
+    if cls is Classification and network.head.classes == 1:
+        cls = Regression
+    if cls is None:
+        return None
+    longest = getattr(network.encoder.config, "max_length", _LONGEST)
+    values = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": min(longest, _LONGEST)}
+    if cls is Tagging:
+        values["score"] = "words"
+    return _built(pretrained, values, "task")
+
+
+def _named(own: Row, read: Row) -> Row:
+    """Fields, without columns that have only a number and are what the task has read."""
+    taken = {id(value) for value in read.values()}
+    return {
+        name: value
+        for name, value in own.items()
+        if not str(name).lstrip("-").isdigit() or not (name[0] == "-" or id(value) in taken)
+    }

@@ -192,5 +192,5 @@ def _log_probabilities(judge: Opened, texts: Sequence[str], style: str) -> list[
 
 def check_style(judge: Opened, style: str, flag: str) -> None:
     """Raises ConfigError where the judge does not know a style."""
-    if style not in judge.task.labels:
-        raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.task.labels)}")
+    if style not in judge.labels:
+        raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.labels)}")

@@ -65,7 +65,7 @@ class Likes:
 
     def __init__(self, liked: str):
         self.liked = liked
-        self.task = type("Task", (), {"labels": ("no", "yes")})
+        self.labels = ("no", "yes")
 
     def predict(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         shares = [row["text"].split().count(self.liked) + 1 for row in rows]

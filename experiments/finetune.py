@@ -51,7 +51,7 @@ def main() -> None:
     exported = f"for transformers: {workdir / 'model'}"
     if result.not_exported:
         exported = f"none for transformers ({result.not_exported})"
-    files = [suffix_of(split) for split in prepared.scored]
+    files = [suffix_of(prepared, split) for split in prepared.scored]
     predictions, reports = (
         ", ".join(str(workdir / name.format(suffix)) for suffix in files)
         for name in ("predictions{}.jsonl", "report{}.md")
@@ -95,7 +95,7 @@ def show_scores(
             table.add_row(*row)
         console.print(table)
         text = "\n".join(markdown_table(scores)) + "\n"
-        (place / f"table{suffix_of(split)}.md").write_text(text)
+        (place / f"table{suffix_of(prepared, split)}.md").write_text(text)
     for line, found in results.items():
         for result in found if prepared.task.tunes else ():
             told = "  ".join(f"{key} {value:.4f}" for key, value in result.chosen.items())

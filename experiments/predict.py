@@ -51,16 +51,18 @@ flags.DEFINE_enum(
 flags.DEFINE_bool("score", True, "Read the labels of rows that have some, and score these rows.")
 
 _WINDOW = 512  # rows whose batches are sorted by length together
-_REMEDY = "--on_bad_rows=skip gives them no prediction, --noscore does not read their labels"
+_REMEDY = "--on_bad_rows=skip passes over such rows, --noscore over their labels"
 
 
 def main() -> None:
     path, data, texts = one_model(), flags.FLAGS.data, flags.FLAGS.text
     if bool(data) == bool(texts):
         raise ConfigError(f"--data, --text: give {'one of them' if data else 'rows or a text'}")
+    check_out(flags.FLAGS.out, data)
     # After the flags: importing it takes seconds.
     import lmjax
     from lmjax.data.rows import BadRowError, Notes
+    from lmjax.tasks.opened import added, line
 
     model = lmjax.load(path)
     if model.task is None:
@@ -68,7 +70,6 @@ def main() -> None:
             f"--model: '{path}' has no task to predict; give a run of experiments.finetune, or a"
             " model with a head and a tokenizer"
         )
-    check_out(flags.FLAGS.out, data)
     finite = data != "-"
     if finite and flags.FLAGS.on_bad_rows == "refuse":
         refuse_bad_rows(model)
@@ -79,20 +80,22 @@ def main() -> None:
     scored: list[dict[str, Any]] = []
     with output(flags.FLAGS.out) as file:
         for window in windows:
-            for item in window:
-                if isinstance(item.row, BadRowError):
-                    if flags.FLAGS.on_bad_rows == "refuse":
-                        raise ConfigError(f"{item.where}: {item.row}; {_REMEDY}")
-                    notes.add(f"without a prediction: {item.row}", item.where)
-                    bad += 1
-            rows += len(window)
-            for item, line in zip(window, model.lines(window, notes, whole), strict=True):
-                file.write(encoded(line))
-                if not isinstance(item.row, BadRowError) and ("gold" in item.row or "rank" in line):
+            unusable = [i for i, item in enumerate(window) if isinstance(item.row, BadRowError)]
+            refused = None
+            if unusable and flags.FLAGS.on_bad_rows == "refuse":  # of standard input
+                refused, window = window[unusable[0]], window[: unusable[0]]
+            for i in () if refused else unusable:
+                notes.add(f"without a prediction: {window[i].row}", window[i].where)
+            rows, bad = rows + len(window), bad + len(unusable)
+            for item, told in zip(window, model.told(window, notes, whole), strict=True):
+                file.write(encoded(line(item, told)))
+                if told is not None and ("gold" in told or "rank" in told):
                     # Of the row itself, scores read the label alone.
-                    read = (item.row.keys() | item.own.keys()) - {"gold"}
-                    scored.append({k: v for k, v in line.items() if k not in read})
+                    gold = {"gold": told["gold"]} if "gold" in told else {}
+                    scored.append(gold | added(item, told))
             file.flush()
+            if refused:
+                raise ConfigError(f"{refused.where}: {refused.row}; {_REMEDY}")
     for kind, count in notes.counts.items():
         print(f"{count:,} {kind}", file=sys.stderr)
     for named in notes.named:
@@ -100,13 +103,13 @@ def main() -> None:
     if rows and bad == rows:
         raise ConfigError(f"--data: none of the {rows} rows can be used")
     if scored:
-        told = "  ".join(f"{name} {value:.4f}" for name, value in model.task.scores(scored).items())
-        print(f"{len(scored):,} of {rows:,} rows have a label: {told}", file=sys.stderr)
+        every = "  ".join(f"{name} {x:.4f}" for name, x in model.task.scores(scored).items())
+        print(f"{len(scored):,} of {rows:,} rows have a label: {every}", file=sys.stderr)
 
 
 def read_items(model: "Opened") -> Iterator["Item"]:
     """The rows of --data or --text, as the task reads them."""
-    from lmjax.data.rows import BadRowError, RowsConfig, raw_rows
+    from lmjax.data.rows import RowsConfig, raw_rows
     from lmjax.tasks.opened import Item
 
     gold: Any = "optional" if flags.FLAGS.score else "ignored"
@@ -117,17 +120,18 @@ def read_items(model: "Opened") -> Iterator["Item"]:
         for i, row in enumerate(task.embedded("test", "")):
             if not flags.FLAGS.score:
                 row = {name: value for name, value in row.items() if name != "gold"}
-            yield Item({}, row, f"pydocs test {i}")
+            where = f"pydocs test {i}"
+            yield Item({}, {**row, "where": where}, where)
         return
     if data == "-":
         source = standard_input()
     elif data:
         source = raw_rows(data, "test", model.data or RowsConfig(train=data), "--data")
     else:
-        source = ((f"--text {i}", text) for i, text in enumerate(flags.FLAGS.text, 1))
+        source = (("", text) for text in flags.FLAGS.text)
     for where, values in source:
         for item in model.read(values, where, gold):
-            if not isinstance(item.row, BadRowError) and "gold" in item.row:
+            if isinstance(item.row, dict) and "gold" in item.row:
                 task.check_metrics()
             yield item
 
@@ -159,8 +163,9 @@ def refuse_bad_rows(model: "Opened") -> None:
     bad, total = [], 0
     for total, item in enumerate(read_items(model), 1):  # noqa: B007
         if isinstance(item.row, BadRowError):
-            bad.append((item.where, str(item.row)))
-    settle(bad, "refuse", "--data", total, Notes(), _REMEDY)
+            bad.append((item.where or "--text", str(item.row)))
+    named = "--data" if flags.FLAGS.data else "--text"
+    settle(bad, "refuse", named, total, Notes(), _REMEDY)
     if not total:
         raise ConfigError(f"--data: '{flags.FLAGS.data}' holds no rows; give a file with some")
 
@@ -231,12 +236,12 @@ def output(path: str) -> Iterator[BinaryIO]:
         sys.exit(1)
 
 
-def encoded(line: dict[str, Any]) -> bytes:
-    """JSON and a line's end."""
+def encoded(values: dict[str, Any]) -> bytes:
+    """A line of JSON."""
     try:
-        return (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(values, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair
-        return (json.dumps(line) + "\n").encode()
+        return (json.dumps(values) + "\n").encode()
 
 
 if __name__ == "__main__":

@@ -86,7 +86,6 @@ def save_huggingface(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
     network, params = single_network(pretrained.network, pretrained.params, part)
-    network, params = without_unit(network, params)
     try:
         listed, architecture = rules(network), architecture_of(network)
     except (TypeError, KeyError):
@@ -101,6 +100,7 @@ def save_huggingface(
     if pretrained.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(pretrained.labels)}
         values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
+    _, params = without_unit(network, params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     shorten = _without_base if architecture in _BARE else str
     tensors = [

@@ -154,7 +154,7 @@ def without_unit(network: nn.Module, params: Any) -> tuple[nn.Module, Any]:
     norm = "encoder/stack/final_norm/bias"
     if head.use_bias:
         flat["head/output/bias"] = np.asarray(flat["head/output/bias"]) * scale + mean
-    elif norm in flat:
+    elif norm in flat and kernel.any():
         flat[norm] = np.asarray(flat[norm]) + mean * kernel[:, 0] / np.square(kernel).sum()
     else:
         raise ConfigError(

@@ -218,9 +218,9 @@ class Classification(Classes):
 class Regression(Classification):
     """A number for a text or a pair, by squared error.
 
-    The head gives a number z that stands for mean + scale * z, so that it begins at the mean of
-    the training rows, whatever their unit, and learns as fast in any. The error that is minimised
-    is that of z; scores are in the unit of the labels, and so is what a saved model gives.
+    The head gives a number z, 0 at first, that stands for mean + scale * z: training begins at the
+    mean of the training rows, whatever their unit, and is as fast in any. The error that is
+    minimised is that of z; scores and what a saved model gives are in the unit of the labels.
 
     Attributes:
       mean, scale: None takes the mean and the standard deviation of the training rows; 0 and 1
@@ -248,7 +248,7 @@ class Regression(Classification):
 
     def fit(self, rows: Sequence[Row]) -> Task:
         gold = np.array([row["gold"] for row in rows], np.float64)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = float(gold.mean()), float(gold.std())
         if self.scale is None and scale == 0:
             raise ConfigError(
@@ -257,7 +257,7 @@ class Regression(Classification):
             )
         mean = self.mean if self.mean is not None else mean
         scale = self.scale if self.scale is not None else scale
-        low, high = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+        low, high = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
         if not (abs(mean) < high and low < scale < high):
             raise ConfigError(
                 f"config.task.label: numbers with a mean of {mean:g} and a standard deviation of"
@@ -279,6 +279,11 @@ class Regression(Classification):
     @property
     def _scale(self) -> float:
         return 1.0 if self.scale is None else self.scale
+
+    def fresh(self, key: jax.Array, batch: Batch) -> Any:
+        params = super().fresh(key, batch)
+        zero = jax.tree.map(jnp.zeros_like, params["head"]["output"])  # z = 0, the mean
+        return {**params, "head": {**params["head"], "output": zero}}
 
     def target(self, row: Row) -> Any:
         return np.float32((row["gold"] - self._mean) / self._scale if "gold" in row else 0.0)

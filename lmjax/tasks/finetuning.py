@@ -243,7 +243,7 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
     notes = {split: dict(found.counts) for split, found in prepared.notes.items()}
     counts = {split: len(rows) for split, rows in prepared.rows.items()}
     scores = {split: found.scores for split, found in result.sets.items()}
-    alone = next(iter(scores)) if suffix_of(prepared.scored[0]) == "" else None
+    alone = prepared.scored[0] if not suffix_of(prepared, prepared.scored[0]) else None
     values: dict[str, Any] = {
         "scored": alone or list(scores),
         "scores": scores[alone] if alone else scores,
@@ -257,7 +257,7 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
         values["chosen_on_validation"] = result.chosen
     (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
     for split, found in result.sets.items():
-        suffix = suffix_of(split)
+        suffix = suffix_of(prepared, split)
         lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in found.predictions]
         text = "\n".join(lines) + "\n"
         (place / f"predictions{suffix}.jsonl").write_text(text, encoding="utf-8")
@@ -278,9 +278,9 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
         (place / f"report{suffix}.md").write_text(text, encoding="utf-8")
 
 
-def suffix_of(split: str) -> str:
-    """What the names of a set's files have behind them."""
-    return "" if split in ("test", "validation") else f"-{split}"
+def suffix_of(prepared: Prepared, split: str) -> str:
+    """What the names of a set's files have behind them; '' where there is one without a name."""
+    return "" if prepared.scored in (("test",), ("validation",)) else f"-{split}"
 
 
 def _chosen_lines(chosen: Scores, count: int, split: str) -> list[str]:

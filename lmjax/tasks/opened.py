@@ -23,7 +23,7 @@ from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Classification, Regression
 from lmjax.tasks.embeddings import Embeddings
 from lmjax.tasks.multiple_choice import MultipleChoice
-from lmjax.tasks.plan import read_rows, test_sets
+from lmjax.tasks.plan import read_rows, tests_by_name
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.tagging import Tagging
@@ -92,7 +92,8 @@ class Opened(Pretrained):
                 if isinstance(item.row, BadRowError):
                     raise ConfigError(f"rows[{i}]: {item.row}")
             items += found
-        return self.lines(items, whole=True)
+        told = self.told(items, whole=True)
+        return [line(item, found) for item, found in zip(items, told, strict=True)]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of length 1, [texts, hidden_size] float32, of a run of `Embeddings`.
@@ -122,52 +123,34 @@ class Opened(Pretrained):
         if not isinstance(own, Mapping):
             bad = own if isinstance(own, BadRowError) else BadRowError("neither a text nor a dict")
             return [Item({}, bad, where)]
-        own = dict(own)
+        own, place = dict(own), {"where": where} if where else {}
         try:
             parsed = task.parse(own, gold)
         except BadRowError as error:
             return [Item(own, error, where)]
-        if isinstance(parsed, list):
-            return [Item({}, row, where) for row in parsed]
-        return [Item(own, parsed, where)]
+        several = parsed if isinstance(parsed, list) else [parsed]
+        own = {} if isinstance(parsed, list) else own
+        return [Item(own, r | place if isinstance(r, dict) else r, where) for r in several]
 
-    def lines(
+    def told(
         self, items: Sequence[Item], notes: Notes | None = None, whole: bool = False
-    ) -> list[Row]:
-        """A dict for each item: its fields, and what is predicted, or why not under 'error'.
+    ) -> list[Row | None]:
+        """`Task.predict` for the items; None for one that cannot be used.
 
         Args:
           notes: takes what was cut or split.
           whole: whether these are all rows that there are; see `Task.predict`.
         """
-        good = [
-            {**item.row, "where": item.where} if item.where else item.row
-            for item in items
-            if not isinstance(item.row, BadRowError)
-        ]
-        told = iter(zip(good, self._told(good, notes or Notes(), whole), strict=True))
-        lines = []
-        for item in items:
-            if isinstance(item.row, BadRowError):
-                place = {"where": item.where} if item.where else {}
-                lines.append({**place, **item.own, "error": str(item.row)})
-                continue
-            read, line = next(told)
-            kept = {name: value for name, value in line.items() if name in read}
-            added = {name: value for name, value in line.items() if name not in read}
-            lines.append({**kept, **_named(item.own, read), **added})
-        return lines
-
-    def _told(self, rows: Sequence[Row], notes: Notes, whole: bool) -> list[Row]:
-        task = self._with_task()
+        task, rows = self._with_task(), [i.row for i in items if isinstance(i.row, dict)]
         if not rows:
-            return []
+            return [None] * len(items)
         assert self.tokenizer is not None
         predictor, params, mesh = self._predictor
         with jax.set_mesh(mesh):
-            examples = task.encode(rows, self.tokenizer, notes, False)
+            examples = task.encode(rows, self.tokenizer, notes or Notes(), False)
             outputs, _ = predictor.outputs(params, rows, examples)
-        return task.predict(rows, examples, outputs, whole)
+        found = iter(task.predict(rows, examples, outputs, whole))
+        return [next(found) if isinstance(item.row, dict) else None for item in items]
 
     @functools.cached_property
     def _predictor(self) -> tuple[Predictor, Any, jax.sharding.Mesh]:
@@ -195,7 +178,7 @@ class Opened(Pretrained):
     def held_out(self) -> list[Row]:
         """The rows of the test sets, where there are some, else of validation."""
         assert self.data is not None
-        names = tuple(test_sets(self.data)) or ("validation",)
+        names = tuple(tests_by_name(self.data)) or ("validation",)
         return [row for name in names for row in self.rows(name)]
 
 
@@ -314,11 +297,26 @@ def _of_head(pretrained: Pretrained) -> Task | None:
     return _built(pretrained, values, "task")
 
 
-def _named(own: Row, read: Row) -> Row:
-    """Fields, without columns that have only a number and are what the task has read."""
-    taken = {id(value) for value in read.values()}
-    return {
+def line(item: Item, told: Row | None) -> Row:
+    """A row's own fields, and what is predicted for it, or why nothing is under 'error'.
+
+    Columns that have only a number and are what the task has read stand under its name alone.
+    """
+    if told is None:
+        place = {"where": item.where} if item.where else {}
+        return {**place, **item.own, "error": str(item.row)}
+    assert isinstance(item.row, dict)  # else nothing would be told
+    taken = {id(value) for value in item.row.values()}
+    own = {
         name: value
-        for name, value in own.items()
+        for name, value in item.own.items()
         if not str(name).lstrip("-").isdigit() or not (name[0] == "-" or id(value) in taken)
     }
+    read = {name: value for name, value in told.items() if name in item.row}
+    return {**read, **own, **added(item, told)}
+
+
+def added(item: Item, told: Row) -> Row:
+    """What is predicted, without what was read."""
+    assert isinstance(item.row, dict)
+    return {name: value for name, value in told.items() if name not in item.row}

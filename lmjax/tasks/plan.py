@@ -160,7 +160,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
 
     task.check_metrics()
 
-    tests = tuple(test_sets(data))
+    tests = tuple(tests_by_name(data))
     splits = ("train", "validation", *tests)
     notes = {split: Notes() for split in splits}
     rows = {split: read_rows(task, data, split, notes[split]) for split in splits}
@@ -193,7 +193,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     )
 
 
-def test_sets(data: RowsConfig) -> dict[str, str]:
+def tests_by_name(data: RowsConfig) -> dict[str, str]:
     """The test sets by name: several, 'test' alone, or none.
 
     Raises:
@@ -227,7 +227,7 @@ def read_rows(task: Task, data: RowsConfig, split: str, notes: Notes) -> list[Ro
     """The usable rows of 'train', 'validation' or a test set; see `read_split`."""
     if split in ("train", "validation"):
         return read_split(data, split, task.parse, task.embedded, notes)
-    data = dataclasses.replace(data, test=test_sets(data)[split])
+    data = dataclasses.replace(data, test=tests_by_name(data)[split])
     try:
         return read_split(data, "test", task.parse, task.embedded, notes)
     except ConfigError as error:

@@ -15,9 +15,7 @@ from lmjax.tasks.metrics import answer_scores
 def best_threshold(predictions: Sequence[Row], which: int) -> tuple[float, float, float]:
     """`best_null_threshold` for exact match (0) or F1 (1), whose best is a mean from 0 to 1."""
     asked = [p for p in predictions if p["null_difference"] is not None]
-    gains = [
-        answer_scores(p["best_answer"], p["gold"])[which] if p["gold"] else -1.0 for p in asked
-    ]
+    gains = [answer_scores(p["best_answer"], p["gold"])[which] - (not p["gold"]) for p in asked]
     without = sum(not p["gold"] for p in predictions)
     total, threshold, halfway = best_null_threshold(
         gains, [p["null_difference"] for p in asked], without
@@ -35,7 +33,7 @@ def best_null_threshold(
     all differences, and not at 0.
 
     Args:
-      gains: what the best answer of a question adds to the total if it is given: its score, or -1
+      gains: what the best answer of a question adds to the total if it is given: its score, less 1
         for a question without an answer.
       differences: the null score minus that of the best answer, which is given where this is not
         above the threshold.

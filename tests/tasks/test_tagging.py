@@ -43,7 +43,8 @@ def test_tokens_are_matched_with_their_words(kind: str) -> None:
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)
-def test_long_sentences_are_read_in_windows_that_end_between_words(family: str) -> None:
+def test_long_sentences_are_read_in_windows_that_overlap(family: str) -> None:
+    """Each word once, where most of what is around it is seen."""
     tokenizer = small.tokenizer()
     made = dataclasses.replace(task(tokenizer, family), labels=("O", "B-X"))
     rng = np.random.default_rng(1)
@@ -55,8 +56,26 @@ def test_long_sentences_are_read_in_windows_that_end_between_words(family: str) 
     examples = made.encode(rows, tokenizer, notes, training=True)
     assert notes.counts["split into windows of 16 tokens"] == 20
     read: dict[int, list[int]] = {i: [] for i in range(20)}
+    room = 16 - made.form.special_tokens(pair=False)
+    texts = tokenizer.encode_with_offsets([" ".join(row["words"]) for row in rows])
+    firsts = [
+        first_tokens(words_of_tokens(row["words"], offsets)).tolist()
+        for row, (_, offsets) in zip(rows, texts, strict=True)
+    ]
+    begin = made.form.join(np.zeros(0, np.int32)).first
     for example in examples:
         assert len(example["tokens"]) <= 16
+        ids, first = texts[int(example["row"])][0].tolist(), firsts[int(example["row"])]
+        own = example["tokens"][begin : begin + len(example["tokens"]) - 2].tolist()
+        starts = [i for i in range(len(ids)) if ids[i : i + len(own)] == own]
+        for place in np.flatnonzero(example["word"] >= 0):
+            token = first.index(int(example["word"][place]))
+            start = token - (int(place) - begin)
+            assert start in starts
+            # On both sides a quarter of a window, or all that there is.
+            assert min(token, token - start) >= min(token, room // 4)
+            end = start + len(own)
+            assert end - token > min(len(ids) - token - 1, room // 4)
         row = rows[int(example["row"])]
         for place in np.flatnonzero(example["word"] >= 0):
             word = int(example["word"][place])

@@ -50,6 +50,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool("score", True, "Read the labels of rows that have some, and score these rows.")
 
+_NAMED = 3  # rows without a prediction that are told at the end
 _WINDOW = 512  # rows whose batches are sorted by length together
 _REMEDY = "--on_bad_rows=skip passes over such rows, --noscore over their labels"
 
@@ -61,7 +62,7 @@ def main() -> None:
     check_out(flags.FLAGS.out, data)
     # After the flags: importing it takes seconds.
     import lmjax
-    from lmjax.data.rows import BadRowError, Notes
+    from lmjax.data.rows import Notes
     from lmjax.tasks.opened import added, line
 
     model = lmjax.load(path)
@@ -70,41 +71,38 @@ def main() -> None:
             f"--model: '{path}' has no task to predict; give a run of experiments.finetune, or a"
             " model with a head and a tokenizer"
         )
-    finite = data != "-"
-    if finite and flags.FLAGS.on_bad_rows == "refuse":
-        refuse_bad_rows(model)
+    items, finite = read_items(model), data != "-"
+    if flags.FLAGS.on_bad_rows == "refuse":
+        if finite:
+            refuse_bad_rows(model)
+        items = refusing(items)
     whole = finite and model.task.ranks_rows
-    items = read_items(model)
     windows = batched(items, sys.maxsize if whole else _WINDOW) if finite else arriving(items)
     notes, rows, bad = Notes(), 0, 0
     scored: list[dict[str, Any]] = []
     with output(flags.FLAGS.out) as file:
         for window in windows:
-            unusable = [i for i, item in enumerate(window) if isinstance(item.row, BadRowError)]
-            refused = None
-            if unusable and flags.FLAGS.on_bad_rows == "refuse":  # of standard input
-                refused, window = window[unusable[0]], window[: unusable[0]]
-            for i in () if refused else unusable:
-                notes.add(f"without a prediction: {window[i].row}", window[i].where)
-            rows, bad = rows + len(window), bad + len(unusable)
             for item, told in zip(window, model.told(window, notes, whole), strict=True):
                 file.write(encoded(line(item, told)))
-                if told is not None and ("gold" in told or "rank" in told):
+                if told is None:
+                    notes.named += [f"{item.where or '--text'}: {item.row}"] if bad < _NAMED else []
+                    bad += 1
+                elif model.task.scored(told):
                     # Of the row itself, scores read the label alone.
                     gold = {"gold": told["gold"]} if "gold" in told else {}
                     scored.append(gold | added(item, told))
             file.flush()
-            if refused:
-                raise ConfigError(f"{refused.where}: {refused.row}; {_REMEDY}")
+            rows += len(window)
+    notes.add(f"of {rows:,} rows have no prediction", count=bad)
     for kind, count in notes.counts.items():
         print(f"{count:,} {kind}", file=sys.stderr)
     for named in notes.named:
         print(f"  {named}", file=sys.stderr)
     if rows and bad == rows:
-        raise ConfigError(f"--data: none of the {rows} rows can be used")
+        raise ConfigError("--data: none of the rows can be used")
     if scored:
         every = "  ".join(f"{name} {x:.4f}" for name, x in model.task.scores(scored).items())
-        print(f"{len(scored):,} of {rows:,} rows have a label: {every}", file=sys.stderr)
+        print(f"{len(scored):,} of {rows:,} rows are scored: {every}", file=sys.stderr)
 
 
 def read_items(model: "Opened") -> Iterator["Item"]:
@@ -152,17 +150,25 @@ def standard_input() -> Iterator[tuple[str, Any]]:
                 yield f"-:{number}", json_row(text)
 
 
+def refusing(items: Iterable["Item"]) -> Iterator["Item"]:
+    """The items up to the first that cannot be used, which is a ConfigError."""
+    for item in items:
+        if not isinstance(item.row, dict):
+            raise ConfigError(f"{item.where}: {item.row}; {_REMEDY}")
+        yield item
+
+
 def refuse_bad_rows(model: "Opened") -> None:
     """Reads all rows once, before anything is predicted.
 
     Raises:
       ConfigError: there are none, or some cannot be used.
     """
-    from lmjax.data.rows import BadRowError, Notes, settle
+    from lmjax.data.rows import Notes, settle
 
     bad, total = [], 0
     for total, item in enumerate(read_items(model), 1):  # noqa: B007
-        if isinstance(item.row, BadRowError):
+        if not isinstance(item.row, dict):
             bad.append((item.where or "--text", str(item.row)))
     named = "--data" if flags.FLAGS.data else "--text"
     settle(bad, "refuse", named, total, Notes(), _REMEDY)

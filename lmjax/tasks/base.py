@@ -277,8 +277,12 @@ class Task(Objective):
         """
         raise NotImplementedError
 
+    def scored(self, prediction: Row) -> bool:
+        """Whether a prediction is one that `scores` can judge."""
+        return "gold" in prediction
+
     def scores(self, predictions: Sequence[Row]) -> Scores:
-        """The scores of predictions for rows with gold, the one that reports lead with first."""
+        """The scores, the one that reports lead with first."""
         raise NotImplementedError
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:

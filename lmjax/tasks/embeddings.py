@@ -172,6 +172,9 @@ class Embeddings(Task):
             for row, output in zip(rows, outputs, strict=True)
         ]
 
+    def scored(self, prediction: Row) -> bool:
+        return ("gold" if self.label else "rank") in prediction
+
     def scores(self, predictions: Sequence[Row]) -> Scores:
         if all("gold" in p for p in predictions):
             gold, cosines = ([p[k] for p in predictions] for k in ("gold", "prediction"))

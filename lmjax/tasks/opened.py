@@ -40,6 +40,11 @@ _HEADS: dict[str, type[Task]] = {
     "question_answering": QuestionAnswering,
     "multiple_choice": MultipleChoice,
 }
+# What transformers calls them in a config.json that says so.
+_PROBLEMS: dict[type[Task], str] = {
+    Classification: "single_label_classification",
+    Regression: "regression",
+}
 
 
 class Item(NamedTuple):
@@ -218,7 +223,7 @@ def load(path: str | pathlib.Path) -> Opened:
         data = build(RowsConfig, values["data"], f"{directory}: config.json: data")
         kept = read_json(directory / _TASK) if (directory / _TASK).exists() else values["task"]
         return Opened(**fields, task=_built(pretrained, kept, f"{directory}/{_TASK}"), data=data)
-    return Opened(**fields, task=_of_head(pretrained))
+    return Opened(**fields, task=_of_head(pretrained, values))
 
 
 def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
@@ -247,7 +252,7 @@ def write_task(task: Task, directory: pathlib.Path) -> None:
         if f.init and f.name not in left_out
     }
     name = f"{type(task).__module__}.{type(task).__qualname__}"
-    text = json.dumps({"type": name, **values}, indent=2)
+    text = json.dumps({"type": name, **values}, indent=2, default=dataclasses.asdict)
     (directory / _TASK).write_text(text + "\n", encoding="utf-8")
 
 
@@ -280,21 +285,24 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str, **give
     return dataclasses.replace(task, labels=labels, adapter=LoraConfig())
 
 
-def _of_head(pretrained: Pretrained) -> Task | None:
-    """The task that a published model was fine-tuned on, as far as its head tells."""
+def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
+    """The task that a published model was fine-tuned on, as far as head and config.json tell."""
     network: Any = pretrained.network
     if pretrained.tokenizer is None or not isinstance(network, Headed):
         return None
     cls = _HEADS.get(network.task)
     if cls is Classification and network.head.classes == 1:
         cls = Regression
-    if cls is None:
-        return None
+    if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
+        return None  # several labels of a text, or several numbers
     longest = getattr(network.encoder.config, "max_length", _LONGEST)
     values = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": min(longest, _LONGEST)}
     if cls is Tagging:
         values["score"] = "words"
-    return _built(pretrained, values, "task")
+    task = _built(pretrained, values, "task")
+    nothing = np.zeros(0, np.int32)
+    read = max(*task.form.join(nothing, nothing).tokens, task.vocabulary.pad)
+    return task if read < task.model.vocab_size else None  # it reads texts in another form
 
 
 def line(item: Item, told: Row | None) -> Row:

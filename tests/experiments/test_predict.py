@@ -58,7 +58,7 @@ def test_a_file_gives_what_the_run_predicted(run: pathlib.Path, tmp_path: pathli
         for name in ("confidence", "gold_probability"):
             assert line[name] == pytest.approx(told[name], abs=1e-5)
     accuracy = json.loads((run / "results.json").read_text())["scores"]["accuracy"]
-    assert f"40 of 40 rows have a label: accuracy {accuracy:.4f}" in error
+    assert f"40 of 40 rows are scored: accuracy {accuracy:.4f}" in error
 
 
 def test_lines_come_with_the_rows_and_none_is_shifted(run: pathlib.Path) -> None:
@@ -90,8 +90,9 @@ def test_lines_come_with_the_rows_and_none_is_shifted(run: pathlib.Path) -> None
     assert ["prediction" in line for line in found] == [False, True, False, False, True]
     out, error = child.communicate(timeout=60)
     assert (child.returncode, out) == (0, "")
-    assert "1 of 6 rows have a label" in error
-    assert "-:2: without a prediction: empty text" in error
+    assert "1 of 6 rows are scored" in error
+    assert "3 of 6 rows have no prediction" in error
+    assert "-:2: empty text" in error
 
 
 def test_bad_rows_are_refused_before_anything_is_written(

@@ -21,7 +21,7 @@ from typing import Any
 import flax.traverse_util
 import ml_collections
 
-from lmjax.configuration import check_fields, whole_number
+from lmjax.configuration import PositiveInt, Seed, check_fields, convert
 from lmjax.errors import ConfigError
 from lmjax.lab.cells import claimed, run_cells, write_json
 from lmjax.lab.plan import read_ablation
@@ -83,7 +83,8 @@ def search(
     space = dict(_leaves(values.get("space") or {}))
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
     better = _check(values, space)
-    trials, seed = whole_number(values, "trials", 1), whole_number(values, "seed", 0)
+    trials = convert(values["trials"], PositiveInt, "config.trials")
+    seed = convert(values["seed"], Seed, "config.seed")
     points: list[dict[str, Any]] = []  # of a grid, in order
     if values["sampler"] == "grid":
         choices = itertools.product(*(leaf["choices"] for leaf in space.values()))

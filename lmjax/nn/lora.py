@@ -6,12 +6,13 @@ the network reads it, so that every network can be adapted and a merged one is l
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from lmjax.configuration import Interval, OptionalSize, check_ranges
 from lmjax.errors import ConfigError
 
 ADAPTERS = "adapters"  # beside 'encoder' and 'head'
@@ -30,15 +31,12 @@ class LoraConfig:
         feed-forward. The paper adapts 'query' and 'value' (§4.2).
     """
 
-    rank: int = 0
-    alpha: float = 16.0
+    rank: OptionalSize = 0
+    alpha: Annotated[float, Interval("(0, 2**20]")] = 16.0
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"rank: must not be negative, got {self.rank}")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha: must be positive, got {self.alpha}")
+        check_ranges(self)
         if self.rank and not self.targets:
             raise ConfigError("targets: empty; name the layers to adapt")
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Weight
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -119,12 +120,10 @@ class Classification(Classes):
     text: str = "text"
     pair: str = ""
     label: str = "label"
-    lm_weight: float = 0.0
+    lm_weight: Weight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lm_weight < 0:
-            raise ConfigError(f"lm_weight: must not be negative, got {self.lm_weight}")
         if self.lm_weight and not (isinstance(self.model, GptConfig) and self.model.tie_embeddings):
             raise ConfigError(
                 "lm_weight: the auxiliary loss decodes with the token table of a causal model;"

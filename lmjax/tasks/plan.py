@@ -7,7 +7,18 @@ from typing import Any
 import jax
 import ml_collections
 
-from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
+from lmjax.configuration import (
+    PositiveInt,
+    Rate,
+    Seed,
+    build,
+    build_typed,
+    check_fields,
+    check_ranges,
+    convert,
+    resolve_type,
+)
+from lmjax.convert.configs import ModelConfig
 from lmjax.data.rows import SPLITS, BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
@@ -30,7 +41,14 @@ FIELDS = (
     "model",
     "tokenizer",
 )
-_PLAIN = ("seed", "seeds", "init", "compare_scratch", "dropout")  # the others are blocks
+# The others are blocks.
+_PLAIN = {
+    "seed": Seed,
+    "seeds": PositiveInt,
+    "init": str,
+    "compare_scratch": bool,
+    "dropout": Rate,
+}
 # What a continued run may change.
 MAY_CHANGE = (
     "seeds",
@@ -58,18 +76,14 @@ class FinetuningConfig:
       log_every: in steps.
     """
 
-    epochs: int
-    batch_size: int
-    accumulation: int = 1
-    warmup_ratio: float = 0.1
-    log_every: int = 20
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    accumulation: PositiveInt = 1
+    warmup_ratio: Rate = 0.1
+    log_every: PositiveInt = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"warmup_ratio: must lie in [0, 1), got {self.warmup_ratio}")
+        check_ranges(self)
 
     def of_steps(
         self, steps_per_epoch: int, optimizer: OptimizerConfig
@@ -134,9 +148,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
-    cls = resolve_type(values["task"], "config.task")
-    if not issubclass(cls, Task):
-        raise ConfigError(f"config.task.type: '{values['task']['type']}' is no lmjax.tasks Task")
+    cls = resolve_type(values["task"], "config.task", Task)
     dropout = values["dropout"]
     # A stand-in start lets the task read rows, which a random start's tokenizer is trained on.
     if start is None and values["init"]:
@@ -187,7 +199,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
 
 def _unknown(values: Mapping[str, Any]) -> Any:
     """The model of a random start before its vocabulary is known."""
-    return build_typed(values["model"], "config.model")
+    return build_typed(values["model"], "config.model", ModelConfig)
 
 
 def _checked(
@@ -211,14 +223,5 @@ def _checked(
 
 def _check_fields(values: Mapping[str, Any]) -> None:
     check_fields(values, FIELDS, plain=_PLAIN)
-    for name, least in (("seed", 0), ("seeds", 1)):
-        whole_number(values, name, least)
-    if not isinstance(values["compare_scratch"], bool):
-        raise ConfigError(
-            f"config.compare_scratch: expected bool, got {values['compare_scratch']!r}"
-        )
-    if not isinstance(values["init"], str):
-        raise ConfigError(f"config.init: expected a path or '', got {values['init']!r}")
-    dropout = values["dropout"]
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"config.dropout: must lie in [0, 1), got {dropout!r}")
+    for name, hint in _PLAIN.items():
+        convert(values[name], hint, f"config.{name}")

@@ -92,11 +92,7 @@ def start_random(
       model: `config.model`, whose type names a family's config.
       tokenizer: `config.tokenizer`.
     """
-    built = build_typed(model, "config.model")
-    if not isinstance(built, ModelConfig):
-        raise ConfigError(
-            f"config.model.type: '{model['type']}' is no config of BERT, GPT, XLNet or ELECTRA"
-        )
+    built: Any = build_typed(model, "config.model", ModelConfig)
     chosen = build(TokenizerConfig, tokenizer, "config.tokenizer")
     made = (
         load_tokenizer(chosen.path, chosen.lowercase, "config.tokenizer.path")

@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
+from lmjax.configuration import opening
 from lmjax.convert.huggingface import read_json
 from lmjax.data.loader import Loader
 from lmjax.data.store import prepare
@@ -30,7 +31,8 @@ def main() -> None:
     # Data does not depend on the devices that read it.
     values["mesh"] = {"data": 1}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        plan = make_plan(ml_collections.ConfigDict(values))
+        with opening():
+            plan = make_plan(ml_collections.ConfigDict(values))
         tokenizer, stores = prepare(plan.data, ("train",))
         vocabulary = tokenizer.vocabulary(stores["train"].counts)
         loader = Loader(

@@ -50,11 +50,13 @@ class ElectraConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if round(self.trunk.hidden_size * self.generator_size) < 1:
+        try:
+            _ = self.generator_trunk
+        except ConfigError as error:
             raise ConfigError(
-                f"generator_size: {self.generator_size} of hidden_size={self.trunk.hidden_size}"
-                " leaves the generator no width"
-            )
+                f"generator_size: {self.generator_size} times trunk.hidden_size="
+                f"{self.trunk.hidden_size} makes no generator; its {error}"
+            ) from error
 
     @property
     def embedding_features(self) -> int:

@@ -6,6 +6,7 @@ the network reads it, so that every network can be adapted and a merged one is l
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import flax.traverse_util
@@ -76,6 +77,33 @@ def init_adapters(key: jax.Array, encoder: Any, config: LoraConfig) -> Any:
         )
         adapters[(*path, _B)] = jnp.zeros((*stack, config.rank, columns))
     return flax.traverse_util.unflatten_dict(adapters)
+
+
+def check_adapters(shapes: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
+    """Refuses adapters that do not fit the kernels that they are of.
+
+    Args:
+      shapes: of parameters, {'encoder/.../kernel': ..., 'adapters/.../a': ...}.
+      where: the file that describes them, for messages.
+
+    Raises:
+      ConfigError: names the adapter.
+    """
+    for path in shapes:
+        name, _, inner = path.partition("/")
+        if name != ADAPTERS:
+            continue
+        layer = inner.rpartition("/")[0]
+        parts = f"{ADAPTERS}/{layer}/{_A}", f"{ADAPTERS}/{layer}/{_B}", f"encoder/{layer}/kernel"
+        if path not in parts or not all(part in shapes for part in parts):
+            raise ConfigError(f"{where}: '{path}' of the checkpoint is no adapter of a kernel")
+        a, b, kernel = (shapes[part].shape for part in parts)
+        ranks = min(len(a), len(b)) >= 2 and (a[-1], *a[:-2]) == (b[-2], *b[:-2])
+        if not ranks or (*a[:-1], b[-1]) != kernel:
+            raise ConfigError(
+                f"{where}: an adapter of {list(a)} times {list(b)} does not fit '{parts[2]}' of"
+                f" {list(kernel)}"
+            )
 
 
 def merge(params: Any, scale: float) -> Any:

@@ -51,7 +51,7 @@ class TransformerConfig:
         once, which is faster while the scores fit.
     """
 
-    layers: Annotated[int, Interval("[1, 10000]")]
+    layers: Annotated[int, Interval("[1, 1000]")]
     hidden_size: Size
     heads: Size
     intermediate_size: Size
@@ -113,6 +113,12 @@ class TransformerConfig:
             return truncated_normal(std)
         return nn.initializers.normal(std)
 
+    @property
+    def kernel_size(self) -> int:
+        """How many numbers the kernels of all blocks are."""
+        inner = (3 if self.gated else 2) * self.intermediate_size
+        return self.layers * self.hidden_size * (4 * self.heads * self.head_size + inner)
+
     def forward_flops(self, queries: float, keys: float) -> float:
         """FLOPs of the matrix products of one forward pass of one example.
 
@@ -123,6 +129,4 @@ class TransformerConfig:
           keys: rows that a query attends to. Masked pairs are computed, so they count.
         """
         width = self.heads * self.head_size
-        inner = (3 if self.gated else 2) * self.intermediate_size
-        per_row = 2 * self.hidden_size * (4 * width + inner)
-        return self.layers * queries * (per_row + 4 * keys * width)
+        return queries * (2 * self.kernel_size + self.layers * 4 * keys * width)

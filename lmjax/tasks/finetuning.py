@@ -27,6 +27,7 @@ from lmjax.tasks.reading import Reader
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
+from lmjax.training.memory import check_model_fits
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
@@ -82,19 +83,20 @@ def finetune(
         own.init = ""
     directory = RunDirectory(workdir, own, MAY_CHANGE)
     start = prepared.start.from_scratch() if scratch else prepared.start
-    start.tokenizer.save(directory.path / "tokenizer.json")
-    with jax.set_mesh(prepared.mesh), noticing_lost_processes():
+    task = prepared.task
+    check_model_fits(task.model, prepared.mesh)
+    with directory.alone(), jax.set_mesh(prepared.mesh), noticing_lost_processes():
         run = _Finetuning(prepared, start, directory, seed)
+        directory.claim(start.tokenizer)
         state = run.train(name)
         predictions, _ = run.predict(state.params, prepared.scored)
-    scores = prepared.task.scores(predictions)
-    sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
-    trained = jax.tree.leaves(_select(sizes, prepared.task.trainable))
-    task = prepared.task
-    write_network(task.network, task.class_names, directory.path, task.adapter.scale)
-    why = export_model(task, start.tokenizer, state.params, directory.path)
-    result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
-    write_results(prepared, result, directory.path)
+        scores = task.scores(predictions)
+        sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
+        trained = jax.tree.leaves(_select(sizes, task.trainable))
+        write_network(task.network, task.class_names, directory.path, task.adapter.scale)
+        why = export_model(task, start.tokenizer, state.params, directory.path)
+        result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
+        write_results(prepared, result, directory.path)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.configuration import build, build_typed
+from lmjax.configuration import build, build_typed, opening
 from lmjax.convert.huggingface import read_json
 from lmjax.convert.runs import load
 from lmjax.data.rows import Notes, Row, RowsConfig, read_split
@@ -68,19 +68,23 @@ def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
     network: Any = pretrained.network
     tokenizer = pretrained.tokenizer
     assert tokenizer is not None
-    task = build_typed(
-        values["task"],
-        f"{path}/config.json: task",
-        model=getattr(network, "encoder", network).config,
-        vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
-    )
+    with opening():
+        task = build_typed(
+            values["task"],
+            f"{path}/config.json: task",
+            Task,
+            model=getattr(network, "encoder", network).config,
+            vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
+        )
     if not isinstance(task, kind):
         raise ConfigError(
             f"{flag}: '{path}' is a run of {type(task).__name__}, not {kind.__name__}"
         )
     labels = pretrained.labels or task.labels
     task = dataclasses.replace(task, labels=labels, adapter=LoraConfig())
-    data = build(RowsConfig, values["data"], f"{path}/config.json: data")
+    if getattr(task.network, "task", "") != getattr(network, "task", ""):
+        raise ConfigError(f"{flag}: '{path}': config.json and network.json are of different tasks")
+    data = build(RowsConfig, values.get("data", {}), f"{path}/config.json: data")
     return Opened(task, pretrained.params, tokenizer, data)
 
 

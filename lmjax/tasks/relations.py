@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import build
 from lmjax.convert.huggingface import read_json
 from lmjax.convert.runs import load
 from lmjax.data import docstrings
@@ -153,11 +154,16 @@ def load_relations(path: str | pathlib.Path) -> tuple[Relations, Any, Tokenizer]
     assert tokenizer is not None  # a run has one
     encoder: Any = network.encoder
     values = read_json(pathlib.Path(path) / "config.json")["task"]
-    task = Relations(
+    where = f"{path}/config.json: task"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a block of fields, got {values!r}")
+    task = build(
+        Relations,
+        {name: values[name] for name in ("length", "other") if name in values},
+        where,
         model=encoder.config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
         labels=pretrained.labels,
-        **{name: values[name] for name in ("length", "other") if name in values},
     )
     return task, pretrained.params, tokenizer
 

@@ -66,7 +66,7 @@ class OptimizerConfig:
     """
 
     # Larger ones than these bounds make float32 overflow within a few steps.
-    learning_rate: Annotated[float, Interval("(0, 100]")]
+    learning_rate: Annotated[float, Interval("(0, 1000]")]
     name: OptimizerName = "adamw"
     schedule: ScheduleName = "linear"
     warmup_steps: NonNegativeInt = 0

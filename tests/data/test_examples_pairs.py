@@ -359,9 +359,14 @@ def test_config_errors_name_the_field():
     path = "lmjax.data.examples.SegmentPairs"
     form = build_typed({"type": path, "length": 64, "duplicates": 2}, "config.data.examples")
     assert form == SegmentPairs(64, duplicates=2)
-    with pytest.raises(ConfigError, match=r"^config\.data\.examples\.length: must be at least 5, got 4"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.data\.examples\.length: must be at least 5, got 4"
+    ):
         build(SegmentPairs, {"length": 4}, "config.data.examples")
-    with pytest.raises(ConfigError, match=r"^config\.data\.examples\.short_probability: must lie in \[0, 1\], got 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^config\.data\.examples\.short_probability: must lie in \[0, 1\], got 2",
+    ):
         build(ElectraPairs, {"length": 9, "short_probability": 2.0}, "config.data.examples")
     with pytest.raises(ConfigError, match=r"^config\.data\.examples\.duplicates"):
         build(SegmentPairs, {"length": 9, "duplicates": 0}, "config.data.examples")

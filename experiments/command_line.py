@@ -22,7 +22,7 @@ from lmjax.training.devices import tune_host_memory
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:SIZE; any field as --config.field=value."
+    "config", None, "The run: FILE.py or FILE.py:SIZE; its fields as --config.field=value."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
 COORDINATOR = flags.DEFINE_string(

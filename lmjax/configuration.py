@@ -71,7 +71,7 @@ def _float32(value: float) -> float:
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
 
 
-_ANY_NUMBER = Interval("[-inf, inf)")
+_ANY_NUMBER = Interval("(-inf, inf)")
 
 # The intervals that most numbers lie in.
 PositiveInt = Annotated[int, Interval("[1, inf)")]
@@ -82,6 +82,7 @@ VocabSize = Annotated[int, Interval("[0, 2**24]")]
 Seed = Annotated[int, Interval("[0, 2**32)")]
 Probability = Annotated[float, Interval("[0, 1]")]
 Rate = Annotated[float, Interval("[0, 1)")]  # of what is dropped: never all
+Finite = Annotated[float, Interval("(-inf, inf)")]
 Weight = Annotated[float, Interval("[0, 2**20]")]  # of a term of the loss
 
 

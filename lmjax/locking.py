@@ -12,7 +12,7 @@ import pathlib
 import socket
 import sys
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 _HELD: set[str] = set()  # the lock files that this process holds
 
@@ -53,7 +53,7 @@ def held(path: pathlib.Path, wait: bool = False) -> Iterator[str | None]:
             _HELD.discard(name)
 
 
-def acquire(file: IO[str], wait: bool) -> bool:
+def acquire(file: IO[Any], wait: bool) -> bool:
     """Locks an open file until it is closed; whether it could.
 
     Where the file system has no locks, says so and goes on as if it could.
@@ -77,7 +77,7 @@ def acquire(file: IO[str], wait: bool) -> bool:
     return True
 
 
-def _is_at(file: IO[str], path: pathlib.Path) -> bool:
+def _is_at(file: IO[Any], path: pathlib.Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

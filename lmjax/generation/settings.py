@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from lmjax.configuration import (
+    Finite,
     Interval,
     NonNegativeInt,
     PositiveInt,
@@ -63,7 +64,7 @@ class GenerationConfig:
 
     max_new_tokens: PositiveInt = 64
     repetition_penalty: Annotated[float, Interval("(0, inf)")] = 1.0
-    presence_penalty: Annotated[float, Interval("(-inf, inf)")] = 0.0
+    presence_penalty: Finite = 0.0
     no_repeat_ngram_size: NonNegativeInt = 0
     temperature: Annotated[float, Interval("[0, inf)")] = 0.0
     top_k: NonNegativeInt = 0
@@ -71,7 +72,7 @@ class GenerationConfig:
     min_p: Probability = 0.0
     typical_p: Annotated[float, Interval("(0, 1]")] = 1.0
     num_beams: PositiveInt = 1
-    length_penalty: Annotated[float, Interval("(-inf, inf)")] = 1.0
+    length_penalty: Finite = 1.0
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: PositiveInt = 1
     penalty_alpha: Probability = 0.0

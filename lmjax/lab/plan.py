@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from lmjax.configuration import Interval, build, build_typed, check_fields, convert
+from lmjax.configuration import Finite, Interval, build, build_typed, check_fields, convert
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
@@ -65,7 +65,7 @@ class Published:
     measure: str
     better: str
     beside: str
-    values: Mapping[str, float]
+    values: Mapping[str, Finite]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Scaling:
     measure: str
     over: Literal["parameters", "trunk_parameters", "flops"]
     source: str
-    exponent: float
+    exponent: Finite
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.configuration import Size
+from lmjax.configuration import Finite, NonNegativeInt, PositiveInt, Size
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -48,9 +48,9 @@ class Generation(Task):
     prompt: str = "prompt"
     target: str = "target"
     target_length: Size = 40
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    num_beams: PositiveInt = 1
+    length_penalty: Finite = 1.0
+    no_repeat_ngram_size: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

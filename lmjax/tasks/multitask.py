@@ -21,7 +21,7 @@ from lmjax.objectives.base import Batch, Objective, Scored
 from lmjax.tasks.base import Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.finetuning import Result, export_model, write_results
-from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, prepare
+from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, check_plain, prepare
 from lmjax.tasks.reading import Reader
 from lmjax.tasks.starting import put_in, start_from
 from lmjax.training.distributed import noticing_lost_processes
@@ -142,9 +142,12 @@ def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
     if not isinstance(tasks, Mapping) or len(tasks) < 2:
         raise ConfigError("config.tasks: give a block of at least two, NAME: {'task', 'data'}")
     convert(temperature, Annotated[float, Interval("(0, inf)")], "config.temperature")
-    if not rest.get("init"):
+    if unknown := sorted(set(rest) - set(FIELDS)):
+        raise ConfigError(f"config.{unknown[0]}: unknown")
+    check_plain(rest)
+    if not rest["init"]:
         raise ConfigError("config.init: empty; several tasks share a pretrained encoder")
-    if rest.get("seeds") != 1 or rest.get("compare_scratch"):
+    if rest["seeds"] != 1 or rest["compare_scratch"]:
         raise ConfigError("config.seeds: several tasks take one seed, and no compare_scratch")
     tokens: dict[str, None] = {}
     for name, block in tasks.items():
@@ -152,15 +155,11 @@ def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
             raise ConfigError(f"config.tasks.{name}: expected a block of 'task' and 'data'")
         cls = resolve_type(block["task"], f"config.tasks.{name}.task", Task)
         tokens |= dict.fromkeys(getattr(cls, "added_tokens", ()))
-    start = start_from(rest["init"], rest.get("dropout", 0.0)).with_tokens(tuple(tokens))
+    start = start_from(rest["init"], rest["dropout"]).with_tokens(tuple(tokens))
     found = {}
     for name, block in tasks.items():
-        known = {field: value for field, value in rest.items() if field in FIELDS}
-        unknown = sorted(set(rest) - set(FIELDS))
-        if unknown:
-            raise ConfigError(f"config.{unknown[0]}: unknown")
         try:
-            found[name] = prepare(ml_collections.ConfigDict({**known, **block}), start)
+            found[name] = prepare(ml_collections.ConfigDict({**rest, **block}), start)
         except ConfigError as error:
             message = str(error)
             for field in ("task", "data"):

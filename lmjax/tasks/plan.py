@@ -20,9 +20,10 @@ from lmjax.configuration import (
 )
 from lmjax.convert.configs import ModelConfig
 from lmjax.data.rows import SPLITS, BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
+from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, start_from, start_random
+from lmjax.tasks.starting import Start, regularised, start_from, start_random
 from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
@@ -128,17 +129,42 @@ class Prepared:
     baselines: Mapping[str, Scores]
 
 
-def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
-    """Reads the config, the data and the start; compiles and writes nothing.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A config as typed parts, before any row is read.
+
+    Attributes:
+      task: of a stand-in model, without a vocabulary, where `start` is None.
+      start: what `config.init` names; None for a random one.
+      model, tokenizer: of a random start.
+    """
+
+    seed: int
+    dropout: float
+    data: RowsConfig
+    task: Task
+    start: Start | None
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    training: FinetuningConfig
+    mesh: jax.sharding.Mesh
+
+
+def read_settings(config: ml_collections.ConfigDict, start: Start | None = None) -> Settings:
+    """Reads every field of `config`, and opens the start; reads no rows and writes nothing.
 
     Args:
       start: what `config.init` names, where it is open already.
 
     Raises:
-      ConfigError: a field, a file or a row that cannot work.
+      ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
+        with another; or the start cannot be opened.
     """
     values = config.to_dict()
-    _check_fields(values)
+    check_fields(values, FIELDS, plain=_PLAIN)
+    check_plain(values)
+    dropout = float(values["dropout"])
     data = build(RowsConfig, values["data"], "config.data")
     optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
     training = build(FinetuningConfig, values["training"], "config.training")
@@ -148,15 +174,18 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
+    model = regularised(build_typed(values["model"], "config.model", ModelConfig), dropout)
+    tokenizer = build(TokenizerConfig, values["tokenizer"], "config.tokenizer")
     cls = resolve_type(values["task"], "config.task", Task)
-    dropout = values["dropout"]
-    # A stand-in start lets the task read rows, which a random start's tokenizer is trained on.
     if start is None and values["init"]:
         start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
-    vocabulary = None if start is None else start.vocabulary
-    model = None if start is None else start.model
+    # The stand-in lets the task read rows, which a random start's tokenizer is trained on.
     task: Task = build_typed(
-        values["task"], "config.task", vocabulary=vocabulary, model=model or _unknown(values)
+        values["task"],
+        "config.task",
+        Task,
+        vocabulary=None if start is None else start.vocabulary,
+        model=model if start is None else start.model,
     )
     if task.compares_rows and training.accumulation > 1:
         raise ConfigError(
@@ -164,18 +193,50 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
             f" with {training.accumulation} times fewer others to be told from; set it to 1"
         )
     check_batch(training.batch_size, task.length, training.accumulation, mesh)
+    return Settings(
+        seed=values["seed"],
+        dropout=dropout,
+        data=data,
+        task=task,
+        start=start,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        training=training,
+        mesh=mesh,
+    )
 
+
+def check_plain(values: Mapping[str, Any]) -> None:
+    """Refuses a config whose fields beside the blocks are missing or cannot work."""
+    for name, hint in _PLAIN.items():
+        if name not in values:
+            raise ConfigError(f"config.{name}: missing")
+        convert(values[name], hint, f"config.{name}")
+
+
+def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
+    """Reads the config, the data and the start; compiles and writes nothing.
+
+    Args:
+      start: what `config.init` names, where it is open already.
+
+    Raises:
+      ConfigError: a field, a file or a row that cannot work.
+    """
+    settings = read_settings(config, start)
+    task, start, data = settings.task, settings.start, settings.data
     notes = {split: Notes() for split in SPLITS}
     rows = {
         split: read_split(data, split, task.parse, task.embedded, notes[split]) for split in SPLITS
     }
     task = task.bind(rows["train"])  # all of them: few may lack a class
-    rows["train"] = draw(rows["train"], data.train_rows, values["seed"])
+    rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     for split in SPLITS:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:
         texts = (text for row in rows["train"] for text in task.texts(row))
-        start = start_random(values["model"], values["tokenizer"], texts, dropout)
+        start = start_random(settings.model, settings.tokenizer, texts)
         start = start.with_tokens(task.added_tokens)
         task = dataclasses.replace(task, vocabulary=start.vocabulary, model=start.model)
     examples = {
@@ -186,20 +247,15 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     return Prepared(
         task=task,
         start=start,
-        optimizer=optimizer,
-        training=training,
-        mesh=mesh,
+        optimizer=settings.optimizer,
+        training=settings.training,
+        mesh=settings.mesh,
         rows=rows,
         examples=examples,
         scored=scored,
         notes=notes,
         baselines=task.baselines(rows["train"], rows[scored]),
     )
-
-
-def _unknown(values: Mapping[str, Any]) -> Any:
-    """The model of a random start before its vocabulary is known."""
-    return build_typed(values["model"], "config.model", ModelConfig)
 
 
 def _checked(
@@ -219,9 +275,3 @@ def _checked(
             f" {bad[0][0]}: {bad[0][1]}"
         )
     return good
-
-
-def _check_fields(values: Mapping[str, Any]) -> None:
-    check_fields(values, FIELDS, plain=_PLAIN)
-    for name, hint in _PLAIN.items():
-        convert(values[name], hint, f"config.{name}")

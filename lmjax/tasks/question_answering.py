@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.configuration import Size
+from lmjax.configuration import Finite, Size
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -60,7 +60,7 @@ class QuestionAnswering(Task):
     answer_length: Size = 30
     n_best: Size = 20
     no_answer: bool = False
-    null_threshold: float = 0.0
+    null_threshold: Finite = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,13 +65,13 @@ class Result:
 def pretrain(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
-    name: str,
+    name: str = "",
     begin: Callable[[Any], Any] | None = None,
 ) -> Result:
     """Trains, or continues, the run of `config` in `workdir`.
 
     Args:
-      name: shown beside the progress bar.
+      name: shown beside the progress bar; '' is the objective's.
       begin: makes the parameters of step 0 of random ones; None = takes them as they are.
 
     Raises:
@@ -94,7 +94,7 @@ def pretrain(
             noticing_lost_processes(),
         ):
             directory.claim(tokenizer)
-            state = run.train(name)
+            state = run.train(name or type(objective).__name__)
         params = state.params if state.ema is None else state.ema
         return Result(
             objective=objective,

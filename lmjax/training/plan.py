@@ -94,6 +94,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if 0 < self.max_loss_rise < 1:
+            raise ConfigError(
+                f"max_loss_rise: {self.max_loss_rise} of the lowest loss is less than it; give 1 or"
+                " more, or 0 for no limit"
+            )
         if self.keep_checkpoint_every and not self._saves_at(self.keep_checkpoint_every):
             raise ConfigError(
                 f"keep_checkpoint_every: {self.keep_checkpoint_every} is no multiple of"
@@ -162,6 +167,7 @@ def make_plan(
     values = config.to_dict()
     check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
     seed = convert(values["seed"], Seed, "config.seed")
+    convert(values.get("init", ""), str, "config.init")
     data = dict(values["data"])
     if "examples" not in data:
         raise ConfigError("config.data.examples: missing; name a form of examples")

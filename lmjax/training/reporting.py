@@ -68,7 +68,10 @@ class RunDirectory:
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         # Through JSON, so that it compares equal to what is read back.
-        self._config = json.loads(json.dumps(config.to_dict()))
+        try:
+            self._config = json.loads(json.dumps(config.to_dict()))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config: holds what is no plain data ({error})") from error
         self._may_change = may_change
         self._check()
 

@@ -281,21 +281,23 @@ def test_programs_open_a_strangers_run_where_a_flag_says_so(
     (tmp_path / "stranger.py").write_text(STRANGER)
     copy = changed(run[0], tmp_path, "config.json", "objective.type", "stranger.Own")
 
-    def convert(*flags: str) -> "subprocess.CompletedProcess[str]":
+    def program(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "experiments.convert", f"--from={copy}", "--to=hf", *flags],
+            [sys.executable, "-m", f"experiments.{name}", *flags],
             cwd=tmp_path,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
 
-    refused = convert()
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert "--allow_modules=stranger" in line
-    assert not (tmp_path / "executed").exists()
-    done = convert("--allow_modules=stranger")
+    convert = "convert", f"--from={copy}", "--to=hf"
+    for command in (convert, ("show_batch", f"--workdir={copy}", "--batch=0")):
+        refused = program(*command)
+        assert refused.returncode == 2
+        (line,) = refused.stderr.splitlines()
+        assert "--allow_modules=stranger" in line
+        assert not (tmp_path / "executed").exists()
+    done = program(*convert, "--allow_modules=stranger")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "executed").exists()
 

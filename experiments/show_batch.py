@@ -21,7 +21,9 @@ from lmjax.errors import ConfigError
 from lmjax.training.plan import make_plan
 
 BATCH = flags.DEFINE_integer("batch", None, "Which batch of the training data, from 0.")
-ROWS = flags.DEFINE_integer("rows", 8, "How many rows to show, those with the rarest text first.")
+ROWS = flags.DEFINE_integer(
+    "rows", 8, "How many rows to show, those with the rarest text first.", 1
+)
 
 
 def main() -> None:

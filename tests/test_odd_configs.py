@@ -138,7 +138,7 @@ def _computes(field: str) -> bool:
 def train(config: ConfigDict) -> None:
     """Steps of a run, whose losses and parameters are finite."""
     plan = make_plan(config)
-    check_model_fits(plan.objective.model, plan.mesh)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     tokenizer, stores = prepare(plan.data, ("train",))
     objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
     size = plan.training.batch_size

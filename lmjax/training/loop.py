@@ -82,7 +82,7 @@ def pretrain(
       LostProcessError: another process of the run is gone.
     """
     plan = make_plan(config)
-    check_model_fits(plan.objective.model, plan.mesh)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directory = RunDirectory(workdir, config, MAY_CHANGE)
     with directory.alone():
@@ -114,7 +114,7 @@ def check_run(config: ml_collections.ConfigDict) -> None:
       ConfigError: as `pretrain`.
     """
     plan = make_plan(config)
-    check_model_fits(plan.objective.model, plan.mesh)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
     objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))

@@ -62,7 +62,7 @@ def check_fits(size: int, devices: Sequence[jax.Device], where: str) -> None:
         )
 
 
-def check_model_fits(model: Any, mesh: jax.sharding.Mesh) -> None:
+def check_model_fits(model: Any, mesh: jax.sharding.Mesh, rows: int = 0) -> None:
     """Refuses to train a model whose parameters and gradients the devices of a mesh cannot hold.
 
     Counts kernels and tables alone, by the numbers of the config: a model that is far too large
@@ -70,6 +70,7 @@ def check_model_fits(model: Any, mesh: jax.sharding.Mesh) -> None:
 
     Args:
       model: of a family's config.
+      rows: of a batch, each of which has a memory of earlier text (XLNet).
 
     Raises:
       ConfigError: as `check_fits`.
@@ -78,9 +79,10 @@ def check_model_fits(model: Any, mesh: jax.sharding.Mesh) -> None:
     if not isinstance(trunk, TransformerConfig):
         return
     features = getattr(model, "embedding_size", 0) or trunk.hidden_size
-    rows = getattr(model, "vocab_size", 0) + getattr(model, "max_length", 0)
-    numbers = trunk.kernel_size + rows * features
-    check_fits(2 * 4 * numbers, list(mesh.devices.flat), "config.model")
+    tables = getattr(model, "vocab_size", 0) + getattr(model, "max_length", 0)
+    numbers = trunk.kernel_size + tables * features
+    memory = rows * getattr(model, "memory_length", 0) * trunk.layers * trunk.hidden_size
+    check_fits(4 * (2 * numbers + memory), list(mesh.devices.flat), "config.model")
 
 
 def predict(objective: Objective, program: Program, accumulation: int) -> Footprint:

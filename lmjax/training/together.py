@@ -62,7 +62,7 @@ def pretrain_together(
     plans = {seed: make_plan(own) for seed, own in configs.items()}
     plan = next(iter(plans.values()))
     _refuse_several_devices(plan)
-    check_model_fits(plan.objective.model, plan.mesh)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directories = {
         seed: RunDirectory(workdir, configs[seed], MAY_CHANGE) for seed, workdir in workdirs.items()

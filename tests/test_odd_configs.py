@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import lmjax
-from configs import bert, electra, gpt, prompting, xlnet
+from configs import adapt, bert, electra, gpt, prompting, xlnet
 from configs.ablations import four_objectives, gpt_size
 from configs.ablations.recipe import held_out
 from configs.finetune import (
@@ -28,6 +28,7 @@ from configs.finetune import (
 )
 from configs.searches import optimizer
 from lmjax.configuration import build, build_typed, resolve
+from lmjax.convert.adapting import adapted
 from lmjax.convert.pretrained import Pretrained, inputs
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig, prepare
@@ -238,15 +239,42 @@ def test_every_accepted_fine_tuning_trains(tmp_path: pathlib.Path) -> None:
     assert not any(wrong), "\n".join(filter(None, wrong))
 
 
-def test_several_tasks(tmp_path: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A published encoder with random parameters."""
+    place = tmp_path_factory.mktemp("start") / "bert"
     tokenizer = small.tokenizer()
     network, ids = BertEncoder(small.model("bert", tokenizer.size)), np.zeros((1, 1), np.int32)
     params = network.init(jax.random.key(0), *inputs(network, ids, ids, ids == 0))["params"]
-    lmjax.save_huggingface(Pretrained(network, params, tokenizer), tmp_path / "first")
+    lmjax.save_huggingface(Pretrained(network, params, tokenizer), place)
+    return str(place)
+
+
+def test_adapting(start: str) -> None:
+    config = adapt.get_config("bert")
+    config.init, config.mesh.data = start, 1
+    config.data.examples.length = 32
+
+    def read(config: ConfigDict) -> None:
+        make_plan(adapted(config)[0])
+
+    read(config)
+    own = (x for x in odd.mutations(config.to_dict()) if _own_of_adapting(x[0]))
+    taken, count = odd.accepted(read, some(own, 8))
+    assert count > 30
+    assert len(taken) < count / 3
+
+
+def _own_of_adapting(field: str) -> bool:
+    """Whether a field is read with the checkpoint, and not only with the plan."""
+    return field in ("init", "data") or field.startswith(("model", "data.tokenizer", "objective"))
+
+
+def test_several_tasks(start: str, tmp_path: pathlib.Path) -> None:
     rows = small.write_rows(tmp_path / "rows.jsonl", small.labelled(16))
     task = {"type": "lmjax.tasks.classification.Classification"}
     config = small.config(task, {"train": rows, "validation": rows}).to_dict()
-    config |= {"init": str(tmp_path / "first"), "compare_scratch": False}
+    config |= {"init": start, "compare_scratch": False}
     task = {"task": config.pop("task"), "data": config.pop("data")}
     config |= {"temperature": 1.0, "tasks": {"one": task, "two": task}}
     prepare_several(ConfigDict(config))
@@ -264,8 +292,8 @@ def test_ablations(shipped: str) -> None:
     config.measures = ConfigDict(held_out("held-out loss", "loss"))
     values = config.to_dict()
     read_ablation(ConfigDict(values))
-    taken, count = odd.accepted(read_ablation, some(odd.mutations(values), 12))
-    assert count > 200
+    taken, count = odd.accepted(read_ablation, some(odd.mutations(values), 24))
+    assert count > 100
     assert len(taken) < count / 4
 
 
@@ -293,8 +321,8 @@ def test_searches() -> None:
     config = optimizer.get_config("gpt")
     config.pretraining.mesh.data = 1
     own = (x for x in odd.mutations(config.to_dict()) if not x[0].startswith("pretraining."))
-    taken, count = odd.accepted(read_search, some(own, 3))
-    assert count > 150
+    taken, count = odd.accepted(read_search, some(own, 6))
+    assert count > 80
     assert len(taken) < count / 3
 
 

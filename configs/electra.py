@@ -58,6 +58,7 @@ def get_config(size: str = "small") -> ConfigDict:
                     "attention_dropout": 0.1,
                     "initial_distribution": "truncated_normal",
                     "initial_std": 0.02,
+                    "base_width": 0,
                     "dtype": "float32",
                     "scan_layers": layers >= 24,
                     "remat": "",
@@ -68,6 +69,7 @@ def get_config(size: str = "small") -> ConfigDict:
                 "generator_size": generator,
                 "max_length": 512,
                 "segment_types": 2,
+                "vocab_size": 0,
             },
             "data": {
                 "corpus": "pydocs",

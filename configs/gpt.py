@@ -143,6 +143,7 @@ def get_config(argument: str = "small") -> ConfigDict:
                     "initial_distribution": "normal",
                     "initial_std": 0.02,
                     "scale_residual_init": recipe.norm == "pre",
+                    "base_width": 0,
                     "dtype": "float32",
                     "scan_layers": layers >= 24,
                     "remat": "",
@@ -151,6 +152,7 @@ def get_config(argument: str = "small") -> ConfigDict:
                 },
                 "max_length": recipe.length,
                 "position_std": recipe.position_std,
+                "vocab_size": 0,
             },
             "data": {
                 "corpus": "pydocs",

@@ -30,7 +30,7 @@ def main() -> None:
         import torch
         import transformers
     except ImportError:
-        raise ConfigError("torch: not installed; pip install -e '.[bench]'") from None
+        raise ConfigError("torch: not installed; pip install -e '.[huggingface]'") from None
     import jax
 
     import lmjax

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.training.devices import tune_host_memory
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:SIZE; any field as --config.field=value."
+    "config", None, "The run: FILE.py or FILE.py:SIZE; its fields as --config.field=value."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
 COORDINATOR = flags.DEFINE_string(
@@ -31,6 +32,12 @@ COORDINATOR = flags.DEFINE_string(
     " SLURM and Open MPI need none.",
 )
 PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are; with HOST:PORT.")
+ALLOW_MODULES = flags.DEFINE_list(
+    "allow_modules",
+    [],
+    "Modules, with commas, from which a run that is opened may name classes: their code is run."
+    " Others than lmjax are refused.",
+)
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0; with HOST:PORT.")
 
 
@@ -54,7 +61,8 @@ def _guarded(main: Callable[[], None]) -> None:
 
     try:
         join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        main()
+        with allowing(ALLOW_MODULES.value):
+            main()
     except ConfigError as error:
         _fail(str(error), 2)
     except CheckpointError as error:

@@ -29,8 +29,8 @@ from lmjax.errors import ConfigError
 
 TASKS = ["minimal_pairs", "perplexity", "prompting", "harness"]
 TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
-LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.")
-STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.")
+LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.", 0)
+STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.", 0)
 DATA = flags.DEFINE_string("data", "", "Pairs: JSON lines, .gz or .xz too. Perplexity: a corpus.")
 METHOD = flags.DEFINE_list(
     "method",
@@ -38,12 +38,12 @@ METHOD = flags.DEFINE_list(
     "Of causal, pseudo, pseudo_within_word, left_to_right, discriminator; several with commas:"
     " each model takes those that it has.",
 )
-PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs of each paradigm; 0 = all.")
+PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs of each paradigm; 0 = all.", 0)
 UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus whose token frequencies are a baseline.")
 TRIGRAM = flags.DEFINE_string("trigram", "", "Corpus whose trigrams are a baseline.")
 HARNESS_TASKS = flags.DEFINE_list("harness_tasks", [], "Names of tasks of lm-eval, with commas.")
 INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with tasks of your own.")
-LIMIT = flags.DEFINE_integer("limit", None, "Harness: documents of a task; none = all.")
+LIMIT = flags.DEFINE_integer("limit", None, "Harness: documents of a task; none = all.", 1)
 OUT = flags.DEFINE_string("out", "", "Where to write, without the ending; '' = nowhere.")
 
 

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,16 @@ WIDTH = 120
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
+    from lmjax.tasks.plan import MAY_CHANGE
+    from lmjax.training.reporting import RunDirectory
+
+    # The directories of the other seeds are in that of the first.
+    with RunDirectory(workdir, config, MAY_CHANGE).alone():
+        finetune_all(config, workdir)
+
+
+def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Fine-tunes with every seed, and from scratch if the config says so; shows the scores."""
     from lmjax.tasks.finetuning import finetune, note_lines, suffix_of
     from lmjax.tasks.plan import prepare
 

@@ -34,11 +34,10 @@ def main() -> None:
     workdir = command_line.workdir()
     from lmjax.training.loop import pretrain  # after the flags: importing it takes seconds
 
-    name = config.objective.type.rsplit(".", 1)[-1] if "objective" in config else ""
     begin = None
     if config.get("init"):
         config, begin = beginning(config)
-    result = pretrain(config, workdir, name, begin)
+    result = pretrain(config, workdir, begin=begin)
     held_out = [line for line in result.records if line["split"] == "validation"]
     for line in (held_out[0], held_out[-1]) if len(held_out) > 1 else held_out:
         numbers = {k: round(v, 4) for k, v in line.items() if k not in ("time", "split")}

@@ -29,7 +29,7 @@ from lmjax.objectives.replaced import ReplacedTokenDetection
 from lmjax.training.loop import Result, pretrain
 from lmjax.training.reporting import plot_curves
 
-STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.", 1)
 COLUMNS = (
     "objective",
     "parameters",

@@ -26,7 +26,7 @@ flags.DEFINE_string("to", None, "The style to write in.")
 flags.DEFINE_multi_string("text", [], "To be restyled or continued; may be given several times.")
 flags.DEFINE_integer("words", 3, "With which continuations of held-out texts begin.", 1)
 flags.DEFINE_integer("texts", 200, "Held-out texts at most.", 1)
-flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+flags.DEFINE_integer("seed", 0, "Of what is drawn.", 0)
 
 _SHOWN = 8
 

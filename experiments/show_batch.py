@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
+from lmjax.configuration import opening
 from lmjax.convert.huggingface import read_json
 from lmjax.data.loader import Loader
 from lmjax.data.store import prepare
@@ -20,7 +21,9 @@ from lmjax.errors import ConfigError
 from lmjax.training.plan import make_plan
 
 BATCH = flags.DEFINE_integer("batch", None, "Which batch of the training data, from 0.")
-ROWS = flags.DEFINE_integer("rows", 8, "How many rows to show, those with the rarest text first.")
+ROWS = flags.DEFINE_integer(
+    "rows", 8, "How many rows to show, those with the rarest text first.", 1
+)
 
 
 def main() -> None:
@@ -30,7 +33,8 @@ def main() -> None:
     # Data does not depend on the devices that read it.
     values["mesh"] = {"data": 1}
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        plan = make_plan(ml_collections.ConfigDict(values))
+        with opening():
+            plan = make_plan(ml_collections.ConfigDict(values))
         tokenizer, stores = prepare(plan.data, ("train",))
         vocabulary = tokenizer.vocabulary(stores["train"].counts)
         loader = Loader(

@@ -1,7 +1,9 @@
 """A whole run small enough to be killed often, here and as processes of its own."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -114,3 +116,22 @@ def signal_after(child: "subprocess.Popen[str]", checkpoint: pathlib.Path, numbe
         time.sleep(0.01)
     child.send_signal(number)
     return child.communicate()[1]
+
+
+def changed(
+    place: pathlib.Path, target: pathlib.Path, file: str, field: str, value: Any
+) -> pathlib.Path:
+    """A copy of a run, target / "copy", in which a dotted field of a JSON file has this value.
+
+    Args:
+      field: '' for all that the file holds.
+    """
+    copy = pathlib.Path(shutil.copytree(place, target / "copy"))
+    whole = {"": json.loads((copy / file).read_text())}
+    block = whole
+    *blocks, name = ["", *field.split(".")] if field else [""]
+    for part in blocks:
+        block = block[part]
+    block[name] = value
+    (copy / file).write_text(json.dumps(whole[""]))
+    return copy

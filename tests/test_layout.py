@@ -23,7 +23,7 @@ ORDER = [
     "lab",
 ]
 # What every room may import, and which imports no room.
-COMMON = {"__init__", "errors", "progress", "configuration"}
+COMMON = {"__init__", "errors", "progress", "configuration", "locking"}
 
 
 def sources() -> list[pathlib.Path]:

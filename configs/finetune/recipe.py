@@ -64,6 +64,7 @@ def finetuning(
                     "initial_std": 0.05,
                 },
                 "max_length": 128,
+                "vocab_size": 0,
             },
             "tokenizer": {"path": "", "kind": "wordpiece", "vocab_size": 4096, "lowercase": True},
         }

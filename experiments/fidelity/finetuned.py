@@ -22,6 +22,7 @@ from scipy import stats
 from experiments import command_line
 from experiments.fidelity import recipe
 from experiments.fidelity.outputs import quiet
+from lmjax.configuration import opening
 from lmjax.convert.huggingface import read_json
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
@@ -48,7 +49,8 @@ def main() -> None:
     quiet()
     workdir = pathlib.Path(command_line.workdir())
     config = ml_collections.ConfigDict(read_json(workdir / "config.json"))
-    prepared = prepare(config)
+    with opening():
+        prepared = prepare(config)
     check(prepared, config)
     seeds = range(config.seed, config.seed + config.seeds)
     places = [workdir if seed == config.seed else workdir / f"seed{seed}" for seed in seeds]

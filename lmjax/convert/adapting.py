@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from lmjax.configuration import check_fields, convert
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
+from lmjax.training.plan import FIELDS, OPTIONAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,9 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
       ConfigError: the checkpoint cannot be opened, has no tokenizer, or the config asks for
         another one.
     """
-    pretrained = open_init(config.init)
+    values = config.to_dict()
+    check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
+    pretrained = open_init(values["init"])
     assert pretrained.tokenizer is not None
     network: Any = pretrained.network
     if not dataclasses.is_dataclass(getattr(network, "config", None)):
@@ -50,6 +54,8 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
         )
     model = dataclasses.asdict(network.config)
     filled = ml_collections.ConfigDict(config.to_dict())
+    if not isinstance(values["data"].get("tokenizer"), Mapping):
+        raise ConfigError("config.data.tokenizer: expected a block of fields")
     with filled.unlocked():
         filled.model = _over(model, config.model.to_dict())
         # Tokens that were added for roles get rows of their own.
@@ -69,6 +75,7 @@ def open_init(path: str) -> Pretrained:
     Raises:
       ConfigError: as `lmjax.load`; or no tokenizer is beside it.
     """
+    convert(path, str, "config.init")
     try:
         pretrained = load(path)
     except ConfigError as error:

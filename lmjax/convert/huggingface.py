@@ -35,7 +35,7 @@ from lmjax.models.electra import (
     ElectraWithLM,
     standalone,
 )
-from lmjax.models.heads import Headed
+from lmjax.models.heads import Headed, MarkedHead
 from lmjax.progress import track
 
 _BASES = ("bert.", "electra.", "transformer.")
@@ -160,6 +160,9 @@ def abstract_params(network: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     def init() -> Any:
         ids = jnp.zeros((1, 1), jnp.int32)
         arguments = inputs(network, ids, ids, jnp.ones((1, 1), bool))
+        if isinstance(network, Headed) and isinstance(network.head, MarkedHead):
+            places = jnp.zeros((1, 2), jnp.int32)
+            arguments = (*arguments[:-1], places)
         return network.init(jax.random.key(0), *arguments)["params"]
 
     return flax.traverse_util.flatten_dict(jax.eval_shape(init), sep="/")

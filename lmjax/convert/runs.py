@@ -3,34 +3,74 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any
 
 import flax.linen as nn
+import jax
 
-from lmjax.configuration import build_typed
-from lmjax.convert.huggingface import load_huggingface, read_json, tokenizer_of
+from lmjax.configuration import (
+    Finite,
+    Interval,
+    Rate,
+    VocabSize,
+    allowing,
+    build,
+    build_typed,
+    convert,
+    opening,
+)
+from lmjax.convert.configs import ModelConfig
+from lmjax.convert.huggingface import abstract_params, load_huggingface, read_json, tokenizer_of
 from lmjax.convert.networks import in_unit, with_head
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
-from lmjax.nn.lora import merge
+from lmjax.models.heads import Headed, Task
+from lmjax.nn.lora import ADAPTERS, check_adapters, merge
 from lmjax.training.checkpoints import read_part
+from lmjax.training.memory import check_fits
 from lmjax.training.plan import make_objective
 
 _NETWORK = "network.json"
 
 
-def load(path: str | pathlib.Path) -> Pretrained:
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """What network.json holds.
+
+    Attributes:
+      model: the type and the fields of the model's config.
+      task: 'language_model' where there is no head.
+      classes, dropout: of the head.
+      unit: (mean, scale) of the number that it gives; see `lmjax.models.heads.SequenceHead`.
+      adapter_scale: of the adapters beside the parameters, where there are some.
+      labels: names of the classes; () where they have none.
+    """
+
+    model: Mapping[str, Any]
+    task: Task
+    classes: Annotated[int, Interval("[0, 2**20]")]
+    dropout: Rate
+    adapter_scale: Annotated[float, Interval("[0, 2**20]")]
+    labels: tuple[str, ...]
+    unit: tuple[Finite, ...] = (0.0, 1.0)
+
+
+def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretrained:
     """Opens a pretrained or fine-tuned model.
+
+    A run names the classes that it is made of, and importing a module executes it: of a run only
+    classes of lmjax are imported, and those of the modules that `allow_modules` names.
 
     Args:
       path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); that of a finished fine-tuning run;
-        or a directory with config.json
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
+        or of one of several tasks with its name behind it; or a directory with config.json
         and model.safetensors (or shards and their index), and a tokenizer.json beside it:
         BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
+      allow_modules: modules of other people's classes that a run may name, such as
+        ['my_package'] for all that is in it.
 
     Returns:
       The network with its parameters, on the first device. Memory holds them once and one
@@ -38,13 +78,21 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
     Raises:
       ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
-        a config that asks for a function not built here.
+        a config that asks for a function not built here, or for a module that is not allowed.
     """
     directory = pathlib.Path(path)
-    values = read_json(directory / "config.json")
-    if "task" in values:
-        return _load_finetuned(directory)
-    return _load_run(directory, values) if "objective" in values else load_huggingface(directory)
+    with allowing(allow_modules), opening():
+        if (directory / _NETWORK).exists() and not (directory / "config.json").exists():
+            return _load_finetuned(directory, directory.parent)
+        values = read_json(directory / "config.json")
+        if isinstance(values.get("tasks"), Mapping):
+            name = next(iter(values["tasks"]), "NAME")
+            raise ConfigError(f"{path}: a run of several tasks; open one, as {directory / name}")
+        if "task" in values:
+            return _load_finetuned(directory, None)
+        if "objective" in values:
+            return _load_run(directory, values)
+    return load_huggingface(directory)
 
 
 def write_network(
@@ -61,47 +109,67 @@ def write_network(
     own = isinstance(network, Headed)
     model: Any = network.encoder.config if own else bare.config
     head: Any = network.head if own else None
-    values = {
-        "model": {
-            "type": f"{type(model).__module__}.{type(model).__qualname__}",
-            **dataclasses.asdict(model),
-        },
-        "task": network.task if own else "language_model",
-        "classes": getattr(head, "classes", 0),
-        "dropout": getattr(head, "dropout", 0.0),
-        "unit": getattr(head, "unit", (0.0, 1.0)),
-        "adapter_scale": adapter_scale,
-        "labels": list(labels),
-    }
-    (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    values = _Network(
+        model={"type": kind, **dataclasses.asdict(model)},
+        task=network.task if own else "language_model",
+        classes=getattr(head, "classes", 0),
+        dropout=getattr(head, "dropout", 0.0),
+        adapter_scale=adapter_scale,
+        labels=tuple(labels),
+        unit=getattr(head, "unit", (0.0, 1.0)),
+    )
+    text = json.dumps(dataclasses.asdict(values), indent=2) + "\n"
+    (directory / _NETWORK).write_text(text)
 
 
-def read_network(directory: pathlib.Path) -> tuple[nn.Module, tuple[str, ...], float]:
-    """The network of `write_network`, the names of its classes, and the scale of its adapters.
+def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of one task, of those of several: {'encoder', 'heads': {name: its head}}."""
+    head = {"head": params["heads"][name]} if name in params["heads"] else {}
+    return {"encoder": params["encoder"], **head}
 
-    Raises:
-      ConfigError: there is none.
-    """
+
+def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pretrained:
+    """Args: several: the run of several tasks that this is one of."""
     if not (directory / _NETWORK).exists():
         raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
-    values, where = read_json(directory / _NETWORK), f"{directory}/{_NETWORK}"
+    where = f"{directory}/{_NETWORK}"
+    values = build(_Network, read_json(directory / _NETWORK), where)
+    if values.labels and len(values.labels) != values.classes:
+        raise ConfigError(f"{where}.labels: {len(values.labels)} for {values.classes} classes")
+    model = build_typed(values.model, f"{where}.model", ModelConfig)
     try:
-        model = build_typed(values["model"], f"{where}: model")
-        network = with_head(model, values["task"], values["classes"], values["dropout"])
-        mean, unit = map(float, values.get("unit", (0.0, 1.0)))
-        network = in_unit(network, (mean, unit))
-        return network, tuple(values["labels"]), float(values["adapter_scale"])
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: no network of a run ({error!r})") from error
+        network = with_head(model, values.task, values.classes, values.dropout)
+        if len(values.unit) != 2 or not values.unit[1] > 0:
+            raise ConfigError(f"unit: expected mean and scale, got {list(values.unit)}")
+        network = in_unit(network, (values.unit[0], values.unit[1]))
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
+    tokenizer = _tokenizer(several or directory)
+
+    def check(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        own = {path: x for path, x in shapes.items() if not path.startswith(f"{ADAPTERS}/")}
+        if several:
+            head = f"heads/{directory.name}/"
+            own = {
+                path.replace(head, "head/"): x
+                for path, x in own.items()
+                if not path.startswith("heads/") or path.startswith(head)
+            }
+        _check_parameters(network, own, where)
+        check_adapters(shapes, where)
+
+    params = read_part((several or directory) / "checkpoints", "params", check)
+    params = own_parameters(params, directory.name) if several else params
+    params = merge(params, values.adapter_scale)
+    return Pretrained(network, params, tokenizer, values.labels, _token_ids(tokenizer))
 
 
-def _load_finetuned(directory: pathlib.Path) -> Pretrained:
-    network, labels, scale = read_network(directory)
+def _tokenizer(directory: pathlib.Path) -> Tokenizer:
     tokenizer = tokenizer_of(directory)
     if tokenizer is None:
         raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
-    params = merge(read_part(directory / "checkpoints", "params"), scale)
-    return Pretrained(network, params, tokenizer, labels, _token_ids(tokenizer))
+    return tokenizer
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -109,21 +177,61 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {name: tokenizer.roles[role] for name, role in roles.items()}
 
 
-def _load_run(directory: pathlib.Path, values: dict[str, Any]) -> Pretrained:
-    tokenizer = tokenizer_of(directory)
-    if tokenizer is None:
-        raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
+def _load_run(directory: pathlib.Path, values: Mapping[str, Any]) -> Pretrained:
+    tokenizer, where = _tokenizer(directory), f"{directory}/config.json"
+    for name in ("model", "training"):
+        if not isinstance(values.get(name), Mapping):
+            raise ConfigError(f"{where}: no config of a run ('{name}' is no block of fields)")
+    objective, model, training = (values[name] for name in ("objective", "model", "training"))
     try:
-        objective, model = values["objective"], values["model"]
-        averaged = values["training"].get("ema_decay", 0.0) > 0
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{directory}/config.json: no config of a run ({error!r})") from error
-    built = make_objective(objective, model, model.get("vocab_size") or tokenizer.size)
+        vocab_size = convert(model.get("vocab_size", 0), VocabSize, "config.model.vocab_size")
+        averaged = convert(training.get("ema_decay", 0.0), Rate, "config.training.ema_decay")
+        built = make_objective(objective, model, vocab_size or tokenizer.size)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     network = getattr(built, "network", None)
     if network is None:
         raise ConfigError(
             f"{directory}: {type(built).__name__} has no property `network`, which lmjax.load"
             " takes the model from; give it one"
         )
-    params = read_part(directory / "checkpoints", "ema" if averaged else "params")
+    params = read_part(
+        directory / "checkpoints",
+        "ema" if averaged else "params",
+        lambda shapes: _check_parameters(network, shapes, where),
+    )
     return Pretrained(network, params, tokenizer, (), _token_ids(tokenizer))
+
+
+def _check_parameters(
+    network: nn.Module, stored: Mapping[str, jax.ShapeDtypeStruct], where: str
+) -> None:
+    """Refuses parameters that are not those of a network, before one of them is read.
+
+    Args:
+      stored: their shapes, by path.
+      where: the file that describes the network, for messages.
+    """
+    size = sum(x.size * x.dtype.itemsize for x in stored.values())
+    check_fits(size, jax.devices()[:1], where)
+    if not type(network).__module__.startswith("lmjax."):
+        return  # what it is called with is not known here
+    model: Any = network.encoder.config if isinstance(network, Headed) else network.config
+    remedy = "it belongs to another model"
+    # Tracing the network takes as long as it has layers.
+    if not model.trunk.scan_layers and model.trunk.layers > len(stored):
+        raise ConfigError(
+            f"{where}: {model.trunk.layers} layers, and the checkpoint holds only {len(stored)}"
+            f" arrays; {remedy}"
+        )
+    wanted = abstract_params(network)
+    for path in sorted(wanted.keys() | stored.keys()):
+        if path not in stored:
+            raise ConfigError(f"{where}: the checkpoint has no '{path}'; {remedy}")
+        if path not in wanted:
+            raise ConfigError(f"{where}: no place for '{path}' of the checkpoint; {remedy}")
+        there, here = (f"{x.dtype}{list(x.shape)}" for x in (stored[path], wanted[path]))
+        if there != here:
+            raise ConfigError(
+                f"{where}: makes '{path}' {here}, and the checkpoint holds {there}; {remedy}"
+            )

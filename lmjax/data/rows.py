@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmjax.configuration import NonNegativeInt, check_ranges
 from lmjax.data.corpora import open_file, prepared_dataset, text_files
 from lmjax.errors import ConfigError
 
@@ -59,17 +60,16 @@ class RowsConfig:
 
     train: str
     validation: str = ""
-    test: str | dict[str, str] = ""
+    test: str | Mapping[str, str] = ""
     header: bool = True
     on_bad_rows: OnBadRows = "refuse"
-    train_rows: int = 0
+    train_rows: NonNegativeInt = 0
     cache_dir: str = ""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.train:
             raise ConfigError("train: empty; give a path, a TFDS name or 'pydocs'")
-        if self.train_rows < 0:
-            raise ConfigError(f"train_rows: must not be negative, got {self.train_rows}")
         if self.on_bad_rows not in ("refuse", "skip"):
             raise ConfigError(f"on_bad_rows: '{self.on_bad_rows}' is not one of refuse, skip")
 

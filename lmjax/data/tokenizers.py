@@ -11,12 +11,13 @@ import logging
 import pathlib
 import string
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from lmjax.configuration import Interval, check_ranges
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 
@@ -51,15 +52,15 @@ class TokenizerConfig:
 
     path: str = ""
     kind: Kind = "wordpiece"
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, Interval("[100, 2**24]")] = 8192
     lowercase: bool = True
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.kind not in ("wordpiece", "bpe", "unigram"):
             raise ConfigError(f"kind: '{self.kind}' is not one of wordpiece, bpe, unigram")
-        least = 300 if self.kind == "bpe" else 100
-        if self.vocab_size < least:
-            raise ConfigError(f"vocab_size: {self.vocab_size} is too few; give at least {least}")
+        if self.kind == "bpe" and self.vocab_size < 300:
+            raise ConfigError(f"vocab_size: {self.vocab_size} is too few; bpe needs at least 300")
 
 
 class Tokenizer:

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.configuration import build, check_fields, whole_number
+from lmjax.configuration import (
+    NonNegativeInt,
+    Seed,
+    build,
+    check_fields,
+    check_ranges,
+    convert,
+)
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split
@@ -51,10 +58,11 @@ class Template:
     choices: tuple[str, ...] = ()
     before: str = " "
     separator: str = "\n\n"
-    shots: int = 0
+    shots: NonNegativeInt = 0
     unconditional: str = "Answer:"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if bool(self.labels) == bool(self.choices):
             raise ConfigError(
                 "labels: name the labels of a classification here, or columns in `choices`; one"
@@ -68,8 +76,6 @@ class Template:
             values = getattr(self, name)
             if len(set(values)) < len(values) or len(values) == 1 or not all(values):
                 raise ConfigError(f"{name}: {values!r}: at least two are needed, all different")
-        if self.shots < 0:
-            raise ConfigError(f"shots: must not be negative, got {self.shots}")
         if not self.unconditional.strip():
             raise ConfigError("unconditional: empty; give words such as 'Answer:'")
         try:
@@ -165,8 +171,8 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
       ConfigError: a field is unknown, missing or mistyped, or rows cannot be used.
     """
     check_fields(config, ("seed", "rows", "template", "data"), plain=("seed", "rows"))
-    for name in ("seed", "rows"):
-        whole_number(config, name, 0)
+    seed = convert(config["seed"], Seed, "config.seed")
+    count = convert(config["rows"], NonNegativeInt, "config.rows")
     data = build(RowsConfig, config["data"], "config.data")
     template = build(Template, config["template"], "config.template")
     notes = Notes()
@@ -182,9 +188,8 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
         )
     except BadRowError as error:
         raise ConfigError(f"config.template: {error}") from error
-    seed = config["seed"]
     examples = draw(examples, data.train_rows, seed)
-    return Questions(template, draw(asked, config["rows"], seed), examples, seed, notes)
+    return Questions(template, draw(asked, count, seed), examples, seed, notes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,8 +1,17 @@
 """What `lmjax.generate` can be asked for."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from lmjax.configuration import (
+    Finite,
+    Interval,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Seed,
+    check_ranges,
+)
 from lmjax.errors import ConfigError
 
 Infill = Literal["confidence", "mask_predict", "gibbs"]
@@ -53,65 +62,43 @@ class GenerationConfig:
         came before, not on the other prompts.
     """
 
-    max_new_tokens: int = 64
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    no_repeat_ngram_size: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
+    max_new_tokens: PositiveInt = 64
+    repetition_penalty: Annotated[float, Interval("(0, inf)")] = 1.0
+    presence_penalty: Finite = 0.0
+    no_repeat_ngram_size: NonNegativeInt = 0
+    temperature: Annotated[float, Interval("[0, inf)")] = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Interval("(0, 1]")] = 1.0
+    min_p: Probability = 0.0
+    typical_p: Annotated[float, Interval("(0, 1]")] = 1.0
+    num_beams: PositiveInt = 1
+    length_penalty: Finite = 1.0
     early_stopping: bool | Literal["never"] = False
-    num_return_sequences: int = 1
-    penalty_alpha: float = 0.0
-    draft_tokens: int = 4
+    num_return_sequences: PositiveInt = 1
+    penalty_alpha: Probability = 0.0
+    draft_tokens: PositiveInt = 4
     infill: Infill = "confidence"
-    iterations: int = 10
+    iterations: PositiveInt = 10
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     regex: str = ""
     json_schema: str = ""
     add_bos: bool = True
     ignore_eos: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        check_ranges(self)
+        if "" in self.stop:
+            raise ConfigError("stop: an empty string would end every text at once")
+        if "" in self.choices:
+            raise ConfigError("choices: an empty string is none to choose")
         self._check_method()
 
     @property
     def constrained(self) -> bool:
         """Whether `choices`, `regex` or `json_schema` says what may be generated."""
         return bool(self.choices or self.regex or self.json_schema)
-
-    def _check_ranges(self) -> None:
-        positive = ("max_new_tokens", "num_beams", "num_return_sequences", "draft_tokens")
-        for name in (*positive, "iterations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("top_k", "no_repeat_ngram_size", "temperature", "seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise ConfigError(f"{name}: must lie in [0, 2**32), got {getattr(self, name)}")
-        for name in ("top_p", "typical_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: must lie in (0, 1], got {getattr(self, name)}")
-        for name in ("min_p", "penalty_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ConfigError(
-                f"repetition_penalty: must be above 0, got {self.repetition_penalty}; 1 = none"
-            )
-        for name in ("presence_penalty", "length_penalty"):
-            if not abs(getattr(self, name)) < float("inf"):
-                raise ConfigError(f"{name}: must be finite, got {getattr(self, name)}")
-        if "" in self.stop:
-            raise ConfigError("stop: an empty string would end every text at once")
-        if "" in self.choices:
-            raise ConfigError("choices: an empty string is none to choose")
 
     def _check_method(self) -> None:
         filters = [

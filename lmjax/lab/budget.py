@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import shutil
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import ml_collections
 import numpy as np
 
+from lmjax.configuration import Interval, check_ranges
 from lmjax.data.loader import Loader
 from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
@@ -32,11 +33,10 @@ class Budget:
     """
 
     unit: Literal["tokens", "steps", "flops", "seconds"]
-    amount: float
+    amount: Annotated[float, Interval("(0, inf)")]
 
     def __post_init__(self) -> None:
-        if not 0 < self.amount < float("inf"):
-            raise ConfigError(f"amount: must be above 0, got {self.amount}")
+        check_ranges(self)
 
     def __str__(self) -> str:
         number = f"{self.amount:,.0f}" if self.amount < 1e12 else f"{self.amount:.3g}"

@@ -9,24 +9,23 @@ Several processes may share DIR, on machines that share a disk: each takes a var
 other is at. A killed one's variant is free again at once.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 
+from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import flops_per_step
 from lmjax.lab.plan import MAY_CHANGE, Ablation
+from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
-from lmjax.training.loop import pretrain
+from lmjax.training.loop import check_run, pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.reporting import RunDirectory, read_metrics
+from lmjax.training.reporting import RunDirectory, read_metrics, write_json
 from lmjax.training.together import pretrain_together
 
 
@@ -50,18 +49,39 @@ def run_cells(
     """
     if odd := [name for name in only if name not in ablation.variants]:
         raise ConfigError(f"--only: '{odd[0]}' is none of {', '.join(ablation.variants)}")
-    place = RunDirectory(directory, config, MAY_CHANGE).path
-    write_json(place / "ablation.json", ablation.described(command))
-    for name in only or ablation.variants:
-        folder = place / "cells" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if all(result_of(folder, seed).exists() for seed in ablation.seeds):
-            continue
-        with claimed(folder) as mine:
-            if mine:
-                _run_variant(ablation, name, folder)
+    shared = RunDirectory(directory, config, MAY_CHANGE)
+    cells = shared.path / "cells"
+    left = [
+        name
+        for name in only or ablation.variants
+        if not all(result_of(cells / name, seed).exists() for seed in ablation.seeds)
+    ]
+    check_variants(ablation, left)
+    with shared.alone(wait=True):  # for a moment: other processes may share the ablation
+        shared.claim()
+        cells.mkdir(exist_ok=True)
+        write_json(shared.path / "ablation.json", ablation.described(command))
+    for name in left:
+        folder = cells / name
+        folder.mkdir(exist_ok=True)
+        with held(folder / ".lock") as holder:
+            if holder:
+                say(f"{name}: {holder} is at it")
             else:
-                say(f"{name}: another process is at it")
+                _run_variant(ablation, name, folder)
+
+
+def check_variants(ablation: Ablation, names: Collection[str]) -> None:
+    """Refuses variants whose runs could not begin, with the text that they are to read.
+
+    Raises:
+      ConfigError: names the variant and the field.
+    """
+    for name in names:
+        try:
+            check_run(ablation.variants[name].config)
+        except ConfigError as error:
+            raise ConfigError(f"config.variants.{name}, with its changes: {error}") from error
 
 
 def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
@@ -84,12 +104,23 @@ def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
         for seed, place in places.items():
             config.seed = seed
             pretrain(config, place, f"{name}, seed {seed}")
+    # The runs are those of this config, whose user has named the objective.
+    with allowing([config.objective.type.rpartition(".")[0]]):
+        _measure(ablation, name, config, places)
+
+
+def _measure(
+    ablation: Ablation,
+    name: str,
+    config: ml_collections.ConfigDict,
+    places: Mapping[int, pathlib.Path],
+) -> None:
     for seed, place in places.items():
-        if result_of(folder, seed).exists():
+        if result_of(place.parent, seed).exists():
             continue
         measured = {m: one.measure(place, m, seed) for m, one in ablation.measures.items()}
         made = {"variant": name, "seed": seed, "measures": measured, **_trained(config, place)}
-        write_json(result_of(folder, seed), made)
+        write_json(result_of(place.parent, seed), made)
 
 
 def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str, Any]:
@@ -120,22 +151,3 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
         "flops": flops and flops * steps,
     }
     return {"curve": {**curve, "flops": flops and curve["flops"]}, "cost": cost}
-
-
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(values, indent=2) + "\n")
-    new.replace(path)
-
-
-@contextlib.contextmanager
-def claimed(folder: pathlib.Path) -> Iterator[bool]:
-    """Whether this process has the folder to itself; a dead process has nothing."""
-    with (folder / ".claim").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

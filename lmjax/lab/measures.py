@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import ml_collections
 
+from lmjax.configuration import NonNegativeInt, PositiveInt, check_ranges
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
@@ -37,6 +38,9 @@ class Measure:
     says: str
     better: Literal["higher", "lower"] = "higher"
     percent: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def wanted(self) -> bool:
@@ -85,7 +89,7 @@ class MinimalPairs(Measure):
 
     percent: bool = True
     data: str
-    per_paradigm: int = 0
+    per_paradigm: NonNegativeInt = 0
 
     @property
     def wanted(self) -> bool:
@@ -115,11 +119,9 @@ class FineTuning(Measure):
 
     config: Mapping[str, Any]
     score: str = ""
-    seeds: int = 1
+    seeds: PositiveInt = 1
 
     def check(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
         config = ml_collections.ConfigDict(self.config)
         config.init = ""
         prepare(config)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
+from lmjax.configuration import Finite, Interval, build, build_typed, check_fields, convert
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
@@ -24,7 +24,14 @@ FIELDS = (
     "variants",
     "measures",
 )
-_PLAIN = ("name", "question", "base", "seeds", "seeds_together", "comparable_losses")
+_PLAIN = {
+    "name": str,
+    "question": str,
+    "base": str,
+    "seeds": Annotated[int, Interval("[1, 1000]")],
+    "seeds_together": bool,
+    "comparable_losses": bool,
+}
 # What a continued ablation may change: more seeds are more cells.
 MAY_CHANGE = ("seeds", "seeds_together")
 
@@ -58,7 +65,7 @@ class Published:
     measure: str
     better: str
     beside: str
-    values: Mapping[str, float]
+    values: Mapping[str, Finite]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Scaling:
     measure: str
     over: Literal["parameters", "trunk_parameters", "flops"]
     source: str
-    exponent: float
+    exponent: Finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +138,9 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     """
     values = config.to_dict()
     check_fields(values, FIELDS, plain=_PLAIN, optional=("published", "scaling"))
-    for name in ("name", "question", "base"):
-        if not isinstance(values[name], str) or not values[name]:
-            raise ConfigError(f"config.{name}: expected text, got {values[name]!r}")
-    for name in ("seeds_together", "comparable_losses"):
-        if not isinstance(values[name], bool):
-            raise ConfigError(f"config.{name}: expected bool, got {values[name]!r}")
+    for name, hint in _PLAIN.items():
+        if convert(values[name], hint, f"config.{name}") == "":
+            raise ConfigError(f"config.{name}: empty; give a text")
     variants = {
         name: _variant(name, block, values["pretraining"])
         for name, block in values["variants"].items()
@@ -148,9 +152,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     measures = {}
     for name, block in values["measures"].items():
         where = f"config.measures.{name}"
-        if not issubclass(resolve_type(block, where), Measure):
-            raise ConfigError(f"{where}.type: '{block['type']}' is no lmjax.lab.measures.Measure")
-        measure: Measure = build_typed(block, where)
+        measure: Measure = build_typed(block, where, Measure)
         try:
             measure.check()
         except ConfigError as error:
@@ -182,7 +184,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         name=values["name"],
         question=values["question"],
         base=values["base"],
-        seeds=tuple(range(whole_number(values, "seeds", 1))),
+        seeds=tuple(range(values["seeds"])),
         together=values["seeds_together"],
         comparable_losses=values["comparable_losses"],
         budget=build(Budget, values["budget"], "config.budget"),

@@ -16,28 +16,29 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.traverse_util
 import ml_collections
 
-from lmjax.configuration import check_fields, whole_number
+from lmjax.configuration import PositiveInt, Seed, check_fields, convert
 from lmjax.errors import ConfigError
-from lmjax.lab.cells import claimed, run_cells, write_json
-from lmjax.lab.plan import read_ablation
+from lmjax.lab.cells import check_variants, run_cells
+from lmjax.lab.plan import Ablation, read_ablation
 from lmjax.lab.results import read_results
-from lmjax.training.reporting import RunDirectory
+from lmjax.training.reporting import RunDirectory, write_json
 from lmjax.training.watch import DivergedError
 
-SAMPLERS = ("grid", "random", "tpe")
 # A search may go on for longer than was first said.
 MAY_CHANGE = ("trials", "seeds_together")
-_OWN = ("space", "sampler", "trials", "measure", "seed")
+_OWN = {
+    "sampler": Literal["grid", "random", "tpe"],
+    "trials": PositiveInt,
+    "measure": str,
+    "seed": Seed,
+}
 # And of an ablation's fields, those that a search has too.
-_PLAIN = (
-    *("name", "question", "seeds", "seeds_together", "comparable_losses"),
-    *("sampler", "trials", "measure", "seed"),
-)
+_PLAIN = ("name", "question", "seeds", "seeds_together", "comparable_losses", *_OWN)
 _BLOCKS = ("budget", "pretraining", "measures", "space")
 _TRIAL = "trial"
 
@@ -72,29 +73,27 @@ def search(
     Raises:
       ConfigError: names the field, before anything is trained; or Optuna is not installed.
     """
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise ConfigError(
-            "searches are made by Optuna, which is not installed; pip install -e '.[search]'"
-        ) from error
+    ablation = read_search(config)
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    check_variants(ablation, list(ablation.variants))
     values = config.to_dict()
-    space = dict(_leaves(values.get("space") or {}))
+    space = dict(_leaves(values["space"]))
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
-    better = _check(values, space)
-    trials, seed = whole_number(values, "trials", 1), whole_number(values, "seed", 0)
+    better = ablation.measures[values["measure"]].better
+    trials, seed = values["trials"], values["seed"]
     points: list[dict[str, Any]] = []  # of a grid, in order
     if values["sampler"] == "grid":
         choices = itertools.product(*(leaf["choices"] for leaf in space.values()))
         points = [dict(zip(space, chosen, strict=True)) for chosen in choices][:trials]
         trials = len(points)
-    place = RunDirectory(directory, config, MAY_CHANGE).path
+    own = RunDirectory(directory, config, MAY_CHANGE)
+    place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
-    with claimed(place) as mine:
-        if not mine:
-            raise ConfigError(f"--workdir: another process is searching in '{place}'")
+    with own.alone():
+        own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
             study_name=values["name"],
@@ -137,7 +136,7 @@ def _run(
     command: str,
 ) -> float:
     """Trains and measures a trial; the mean over its seeds."""
-    config = _as_ablation(values, fields)
+    config = _as_ablation(values, {_TRIAL: fields})
     directory = place / "trials" / str(number)
     directory.mkdir(parents=True, exist_ok=True)
     run_cells(read_ablation(config), config, directory, command)
@@ -147,35 +146,53 @@ def _run(
     return statistics.fmean(measured.values())
 
 
-def _as_ablation(values: Mapping[str, Any], fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Of one variant, in which `fields` are set."""
-    changes = flax.traverse_util.unflatten_dict(dict(fields), sep=".")
-    says = ", ".join(f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items())
-    own = {name: value for name, value in values.items() if name not in _OWN}
-    variants = {_TRIAL: {"says": says, "changes": changes}}
-    return ml_collections.ConfigDict({**own, "base": _TRIAL, "variants": variants})
+def _as_ablation(
+    values: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]
+) -> ml_collections.ConfigDict:
+    """Of a variant for each of `trials`, name -> the fields that it sets."""
+    variants = {
+        trial: {
+            "says": ", ".join(f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items()),
+            "changes": flax.traverse_util.unflatten_dict(dict(fields), sep="."),
+        }
+        for trial, fields in trials.items()
+    }
+    own = {name: x for name, x in values.items() if name not in _OWN and name != "space"}
+    return ml_collections.ConfigDict({**own, "base": next(iter(trials)), "variants": variants})
 
 
-def _check(values: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether a trial can be run at all; the better end of its measure."""
-    check_fields(values, _PLAIN + _BLOCKS, plain=_PLAIN)
+def read_search(config: ml_collections.ConfigDict) -> Ablation:
+    """Checks a search's config; trains and writes nothing.
+
+    Returns:
+      An ablation of trials: one at each end of each range, and with each choice.
+
+    Raises:
+      ConfigError: names the field; or Optuna is not installed.
+    """
+    values = config.to_dict()
+    check_fields(values, (*_PLAIN, *_BLOCKS), plain=_PLAIN)
+    for name, hint in _OWN.items():
+        convert(values[name], hint, f"config.{name}")
+    space = dict(_leaves(values["space"]))
     if not space:
         raise ConfigError("config.space: empty; name at least one field to search")
-    if values["sampler"] not in SAMPLERS:
-        raise ConfigError(
-            f"config.sampler: '{values['sampler']}' is not one of {', '.join(SAMPLERS)}"
-        )
+    for name, leaf in space.items():
+        _distribution(name, leaf)
     ranges = [name for name, leaf in space.items() if "choices" not in leaf]
     if values["sampler"] == "grid" and ranges:
         raise ConfigError(f"config.space.{ranges[0]}: a grid takes choices, not a range")
-    some = {
-        name: leaf["choices"][0] if "choices" in leaf else leaf["low"]
-        for name, leaf in space.items()
+    candidates = {
+        name: leaf.get("choices") or [leaf["low"], leaf["high"]] for name, leaf in space.items()
     }
-    measures = read_ablation(_as_ablation(values, some)).measures
-    if values["measure"] not in measures:
-        raise ConfigError(f"config.measure: '{values['measure']}' is none of {', '.join(measures)}")
-    return measures[values["measure"]].better
+    first = {name: found[0] for name, found in candidates.items()}
+    others = [{**first, name: x} for name, found in candidates.items() for x in found[1:]]
+    trials = {f"{_TRIAL}{i}": fields for i, fields in enumerate([first, *others])}
+    ablation = read_ablation(_as_ablation(values, trials))
+    if values["measure"] not in ablation.measures:
+        known = ", ".join(ablation.measures)
+        raise ConfigError(f"config.measure: '{values['measure']}' is none of {known}")
+    return ablation
 
 
 def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -194,19 +211,27 @@ def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
 
 
 def _distribution(name: str, leaf: Mapping[str, Any]) -> Any:
-    from optuna import distributions
-
     try:
-        if set(leaf) == {"choices"}:
-            return distributions.CategoricalDistribution(leaf["choices"])
-        low, high, log = leaf["low"], leaf["high"], leaf.get("log", False)
-        if odd := set(leaf) - {"low", "high", "log"}:
-            raise ValueError(f"unknown field '{min(odd)}'")
-        kind = isinstance(low, int) and isinstance(high, int)
-        make = distributions.IntDistribution if kind else distributions.FloatDistribution
-        return make(low, high, log=log)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.space.{name}: {error}") from error
+        from optuna import distributions
+    except ImportError as error:
+        raise ConfigError(
+            "searches are made by Optuna, which is not installed; pip install -e '.[search]'"
+        ) from error
+    where = f"config.space.{name}"
+    given = dict(leaf) if "choices" in leaf else {"log": False, **leaf}
+    fields: dict[str, Any] = {"low": int | float, "high": int | float, "log": bool}
+    if "choices" in leaf:
+        fields = {"choices": tuple[Any, ...]}
+    for odd in given.keys() ^ fields.keys():
+        raise ConfigError(f"{where}: '{odd}' is {'missing' if odd in fields else 'unknown'}")
+    values = {field: convert(given[field], hint, where) for field, hint in fields.items()}
+    whole = all(isinstance(values.get(end), int) for end in ("low", "high"))
+    range_of = distributions.IntDistribution if whole else distributions.FloatDistribution
+    try:
+        make = distributions.CategoricalDistribution if "choices" in leaf else range_of
+        return make(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def shown(value: Any) -> str:

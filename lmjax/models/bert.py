@@ -5,8 +5,15 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from lmjax.configuration import Size, VocabSize, check_ranges
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
+from lmjax.nn.embeddings import (
+    PredictionTransform,
+    SegmentTypes,
+    Table,
+    TextEmbeddings,
+    gather_positions,
+)
 from lmjax.nn.layers import Dense
 from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
@@ -26,10 +33,13 @@ class BertConfig:
     """
 
     trunk: TransformerConfig
-    max_length: int = 512
-    segment_types: int = 2
+    max_length: Size = 512
+    segment_types: SegmentTypes = 2
     tie_embeddings: bool = True
-    vocab_size: int = 0
+    vocab_size: VocabSize = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class BertEncoder(nn.Module):

@@ -1,14 +1,21 @@
 """ELECTRA (Clark et al. 2020): a small generator and a discriminator, embeddings shared."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 
+from lmjax.configuration import Interval, OptionalSize, Size, VocabSize, check_ranges
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import PredictionTransform, Table, TextEmbeddings, gather_positions
+from lmjax.nn.embeddings import (
+    PredictionTransform,
+    SegmentTypes,
+    Table,
+    TextEmbeddings,
+    gather_positions,
+)
 from lmjax.nn.layers import ACTIVATIONS, Dense
 from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
@@ -33,19 +40,23 @@ class ElectraConfig:
     """
 
     trunk: TransformerConfig
-    embedding_size: int = 0
-    generator_size: float = 0.25
+    embedding_size: OptionalSize = 0
+    generator_size: Annotated[float, Interval("(0, 1]")] = 0.25
     share_embeddings: bool = True
-    max_length: int = 512
-    segment_types: int = 2
+    max_length: Size = 512
+    segment_types: SegmentTypes = 2
     tie_embeddings: bool = True
-    vocab_size: int = 0
+    vocab_size: VocabSize = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.generator_size <= 1.0:
-            raise ConfigError(f"generator_size: must lie in (0, 1], got {self.generator_size}")
-        if self.embedding_size < 0:
-            raise ConfigError("embedding_size: must not be negative; 0 = the hidden size")
+        check_ranges(self)
+        try:
+            _ = self.generator_trunk
+        except ConfigError as error:
+            raise ConfigError(
+                f"generator_size: {self.generator_size} times trunk.hidden_size="
+                f"{self.trunk.hidden_size} makes no generator; its {error}"
+            ) from error
 
     @property
     def embedding_features(self) -> int:
@@ -64,7 +75,7 @@ class ElectraConfig:
             heads=max(1, hidden // t.head_size),
             head_dim=min(t.head_size, hidden),
             intermediate_size=4 * hidden,
-            base_width=round(t.base_width * self.generator_size),
+            base_width=t.base_width and max(1, round(t.base_width * self.generator_size)),
         )
 
 

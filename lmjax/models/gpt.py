@@ -5,10 +5,12 @@ GPT-1 is a post-norm trunk, GPT-2 a pre-norm one with a final norm; GPT-3 is GPT
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 
+from lmjax.configuration import Interval, Size, VocabSize, check_ranges
 from lmjax.nn.attention import Cache
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import Table, TextEmbeddings
@@ -30,10 +32,13 @@ class GptConfig:
     """
 
     trunk: TransformerConfig
-    max_length: int = 1024
-    position_std: float = 0.0
+    max_length: Size = 1024
+    position_std: Annotated[float, Interval("[0, 10]")] = 0.0
     tie_embeddings: bool = True
-    vocab_size: int = 0
+    vocab_size: VocabSize = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class GptEncoder(nn.Module):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.configuration import NonNegativeInt, OptionalSize, VocabSize, check_ranges
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds, dropout, shared_dropout
 from lmjax.nn.embeddings import Table
@@ -36,14 +37,15 @@ class XlnetConfig:
     """
 
     trunk: TransformerConfig
-    memory_length: int = 0
-    clamp_length: int = 0
+    memory_length: OptionalSize = 0
+    clamp_length: NonNegativeInt = 0
     attention_type: Literal["bi", "uni"] = "bi"
     same_length: bool = False
     tie_embeddings: bool = True
-    vocab_size: int = 0
+    vocab_size: VocabSize = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.trunk.norm != "post":
             raise ConfigError("trunk.norm: XLNet is defined with 'post' norm only")
         if self.trunk.attention not in ("auto", "plain"):
@@ -51,8 +53,6 @@ class XlnetConfig:
                 f"trunk.attention: '{self.trunk.attention}' knows no distances, which XLNet's"
                 " scores depend on; use 'auto', and trunk.query_chunk for long texts"
             )
-        if self.memory_length < 0 or self.clamp_length < 0:
-            raise ConfigError("memory_length: lengths must not be negative")
         if self.trunk.hidden_size % 2:
             raise ConfigError("trunk.hidden_size: must be even for sinusoidal distances")
 

@@ -1,15 +1,21 @@
 """What turns token ids into the trunk's input, and hidden states back into logits."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.configuration import Interval
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, dense, embedding_lookup
 from lmjax.nn.partition import gathered, split_activations, whole_length
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING = 5  # dropout site
+
+# Rows of a table of segments.
+SegmentTypes = Annotated[int, Interval("[1, 1000]")]
 
 
 class Table(nn.Module):

@@ -6,12 +6,14 @@ the network reads it, so that every network can be adapted and a merged one is l
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from lmjax.configuration import Interval, OptionalSize, check_ranges
 from lmjax.errors import ConfigError
 
 ADAPTERS = "adapters"  # beside 'encoder' and 'head'
@@ -30,15 +32,12 @@ class LoraConfig:
         feed-forward. The paper adapts 'query' and 'value' (§4.2).
     """
 
-    rank: int = 0
-    alpha: float = 16.0
+    rank: OptionalSize = 0
+    alpha: Annotated[float, Interval("(0, 2**20]")] = 16.0
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"rank: must not be negative, got {self.rank}")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha: must be positive, got {self.alpha}")
+        check_ranges(self)
         if self.rank and not self.targets:
             raise ConfigError("targets: empty; name the layers to adapt")
 
@@ -78,6 +77,33 @@ def init_adapters(key: jax.Array, encoder: Any, config: LoraConfig) -> Any:
         )
         adapters[(*path, _B)] = jnp.zeros((*stack, config.rank, columns))
     return flax.traverse_util.unflatten_dict(adapters)
+
+
+def check_adapters(shapes: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
+    """Refuses adapters that do not fit the kernels that they are of.
+
+    Args:
+      shapes: of parameters, {'encoder/.../kernel': ..., 'adapters/.../a': ...}.
+      where: the file that describes them, for messages.
+
+    Raises:
+      ConfigError: names the adapter.
+    """
+    for path in shapes:
+        name, _, inner = path.partition("/")
+        if name != ADAPTERS:
+            continue
+        layer = inner.rpartition("/")[0]
+        parts = f"{ADAPTERS}/{layer}/{_A}", f"{ADAPTERS}/{layer}/{_B}", f"encoder/{layer}/kernel"
+        if path not in parts or not all(part in shapes for part in parts):
+            raise ConfigError(f"{where}: '{path}' of the checkpoint is no adapter of a kernel")
+        a, b, kernel = (shapes[part].shape for part in parts)
+        ranks = min(len(a), len(b)) >= 2 and (a[-1], *a[:-2]) == (b[-2], *b[:-2])
+        if not ranks or (*a[:-1], b[-1]) != kernel:
+            raise ConfigError(
+                f"{where}: an adapter of {list(a)} times {list(b)} does not fit '{parts[2]}' of"
+                f" {list(kernel)}"
+            )
 
 
 def merge(params: Any, scale: float) -> Any:

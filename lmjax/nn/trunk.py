@@ -1,11 +1,12 @@
 """The settings of a Transformer trunk, the same for every model and objective."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lmjax.configuration import Interval, NonNegativeInt, OptionalSize, Rate, Size, check_ranges
 from lmjax.errors import ConfigError
 from lmjax.nn.layers import Activation, Initializer, truncated_normal
 
@@ -50,43 +51,36 @@ class TransformerConfig:
         once, which is faster while the scores fit.
     """
 
-    layers: int
-    hidden_size: int
-    heads: int
-    intermediate_size: int
-    head_dim: int = 0
+    layers: Annotated[int, Interval("[1, 1000]")]
+    hidden_size: Size
+    heads: Size
+    intermediate_size: Size
+    head_dim: OptionalSize = 0
     activation: Activation = "gelu_tanh"
     gated: bool = False
     norm: Literal["post", "pre"] = "post"
-    layer_norm_epsilon: float = 1e-12
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.0
+    # Of smaller ones the gradient at equal features overflows.
+    layer_norm_epsilon: Annotated[float, Interval("[1e-24, 1]")] = 1e-12
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.1
+    activation_dropout: Rate = 0.0
     initial_distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
-    initial_std: float = 0.02
+    initial_std: Annotated[float, Interval("[0, 10]")] = 0.02
     scale_residual_init: bool = False
-    base_width: int = 0
+    base_width: OptionalSize = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan_layers: bool = False
     remat: RematPolicy = ""
     attention: Kernel = "auto"
-    query_chunk: int = 0
+    query_chunk: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden_size", "heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("head_dim", "query_chunk", "base_width"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
+        check_ranges(self)
         if not self.head_dim and self.hidden_size % self.heads:
             raise ConfigError(
                 f"heads: {self.heads} heads do not divide hidden_size={self.hidden_size};"
                 " choose a divisor or set head_dim"
             )
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}: must lie in [0, 1), got {getattr(self, name)}")
 
     @property
     def head_size(self) -> int:
@@ -119,6 +113,12 @@ class TransformerConfig:
             return truncated_normal(std)
         return nn.initializers.normal(std)
 
+    @property
+    def kernel_size(self) -> int:
+        """How many numbers the kernels of all blocks are."""
+        inner = (3 if self.gated else 2) * self.intermediate_size
+        return self.layers * self.hidden_size * (4 * self.heads * self.head_size + inner)
+
     def forward_flops(self, queries: float, keys: float) -> float:
         """FLOPs of the matrix products of one forward pass of one example.
 
@@ -129,6 +129,4 @@ class TransformerConfig:
           keys: rows that a query attends to. Masked pairs are computed, so they count.
         """
         width = self.heads * self.head_size
-        inner = (3 if self.gated else 2) * self.intermediate_size
-        per_row = 2 * self.hidden_size * (4 * width + inner)
-        return self.layers * queries * (per_row + 4 * keys * width)
+        return queries * (2 * self.kernel_size + self.layers * 4 * keys * width)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import check_ranges
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
@@ -58,6 +59,9 @@ class Objective:
 
     vocabulary: Vocabulary
     model: Any
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.errors import ConfigError
+from lmjax.configuration import NonNegativeInt, Weight
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import causal, same_document
@@ -30,14 +30,8 @@ class CausalLM(Objective):
     scores_every_token = True
 
     model: GptConfig
-    z_loss: float = 0.0
-    loss_chunk: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss_chunk < 0:
-            raise ConfigError(f"loss_chunk: must not be negative, got {self.loss_chunk}")
-        if self.z_loss < 0:
-            raise ConfigError(f"z_loss: must not be negative, got {self.z_loss}")
+    z_loss: Weight = 0.0
+    loss_chunk: NonNegativeInt = 0
 
     @property
     def weights(self) -> dict[str, float]:
@@ -57,7 +51,7 @@ class CausalLM(Objective):
         following = jnp.pad(documents[:, 1:], ((0, 0), (0, 1)))
         weights = (documents == following) & (following > 0)
         scored = hidden, targets, weights
-        if not self.loss_chunk:
+        if not 0 < self.loss_chunk < targets.shape[1]:
             return self._score(params, *scored)
         chunks = jax.tree.map(lambda x: split_positions(x, self.loss_chunk), scored)
         score = jax.checkpoint(lambda chunk: self._score(params, *chunk))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.configuration import Weight
 from lmjax.models.electra import ElectraWithLM
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import (
@@ -31,7 +32,7 @@ class ReplaceMLM(Replacing):
 
     headline = "identity"
 
-    identity_weight: float = 1.0
+    identity_weight: Weight = 1.0
 
     @property
     def weights(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Probability, Size
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig, BertForPreTraining
 from lmjax.nn.dropout import Seeds
@@ -20,7 +21,7 @@ from lmjax.objectives.base import (
     token_scores,
     weighted_sum,
 )
-from lmjax.objectives.masking import Masking, choose, prediction_count, replace
+from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,20 +44,15 @@ class MaskedLM(Objective):
     headline = "mlm"
 
     model: BertConfig
-    mask_rate: float = 0.15
-    max_predictions: int = 20
+    mask_rate: MaskRate = 0.15
+    max_predictions: Size = 20
     masking: Masking = "token"
-    mask_fraction: float = 0.8
-    random_fraction: float = 0.1
+    mask_fraction: Probability = 0.8
+    random_fraction: Probability = 0.1
     sentence_prediction: bool = True
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 1.0:
-            raise ConfigError(f"mask_rate: must lie in (0, 1], got {self.mask_rate}")
-        if self.max_predictions < 1:
-            raise ConfigError(f"max_predictions: must be at least 1, got {self.max_predictions}")
-        if self.mask_fraction < 0 or self.random_fraction < 0:
-            raise ConfigError("mask_fraction: fractions must not be negative")
+        super().__post_init__()
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
             raise ConfigError("mask_fraction: mask_fraction + random_fraction exceed 1")
 

@@ -1,13 +1,16 @@
 """Choosing what to mask, on the device, for one example."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Interval
+
 Masking = Literal["token", "whole_word", "span"]
+MaskRate = Annotated[float, Interval("(0, 1]")]
 
 # SpanBERT (Joshi et al. 2020 §3.1): span lengths in words, Geo(0.2) clipped at 10.
 SPAN_LENGTHS = np.arange(1, 11)
@@ -35,8 +38,9 @@ def prediction_count(length: jax.Array, rate: float, slots: int) -> jax.Array:
     counts the special tokens, padding not.
     """
     # A table in double precision, as Python computes it: 190 * 0.15 is just below 28.5,
-    # but not in float32. Longer examples than it has rows fill all slots.
-    lengths = np.arange(math.ceil((slots + 1) / rate) + 1)
+    # but not in float32. Longer examples than it has rows fill all slots; no example exceeds
+    # 2**20 tokens (`lmjax.configuration.Size`).
+    lengths = np.arange(min(math.ceil((slots + 1) / rate), 2**20) + 1)
     counts = np.clip(np.round(lengths * rate), 1, slots).astype(np.int32)
     return jnp.asarray(counts)[jnp.minimum(length, len(counts) - 1)]
 

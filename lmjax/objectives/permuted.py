@@ -1,12 +1,13 @@
 """Permutation language modelling: XLNet's objective."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Interval, OptionalSize, Size
 from lmjax.errors import ConfigError
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.dropout import Seeds
@@ -39,20 +40,15 @@ class PermutedLM(Objective):
     headline = "plm"
 
     model: XlnetConfig
-    num_predict: int = 85
-    reuse_length: int = 0
-    perm_size: int = 0
+    num_predict: Size = 85
+    reuse_length: OptionalSize = 0
+    perm_size: OptionalSize = 0
     spans: bool = True
-    max_ngram: int = 5
-    alpha: int = 6
+    max_ngram: Annotated[int, Interval("[1, 1000]")] = 5
+    alpha: Annotated[int, Interval("[1, 1000]")] = 6
 
     def __post_init__(self) -> None:
-        if self.num_predict < 1:
-            raise ConfigError(f"num_predict: must be at least 1, got {self.num_predict}")
-        if self.max_ngram < 1 or self.alpha < 1:
-            raise ConfigError("max_ngram: max_ngram and alpha must be at least 1")
-        if self.reuse_length < 0 or self.perm_size < 0:
-            raise ConfigError("reuse_length: lengths must not be negative")
+        super().__post_init__()
         if self.perm_size and self.reuse_length % self.perm_size:
             raise ConfigError(
                 f"perm_size: {self.perm_size} does not divide reuse_length={self.reuse_length}"

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lmjax.errors import ConfigError
+from lmjax.configuration import Probability, Size, Weight
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
-from lmjax.objectives.masking import Masking, choose, prediction_count, replace
+from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,19 +39,11 @@ class Replacing(Objective):
     headline = "mlm"
 
     model: ElectraConfig
-    mask_rate: float = 0.15
-    max_predictions: int = 19
+    mask_rate: MaskRate = 0.15
+    max_predictions: Size = 19
     masking: Masking = "token"
-    mask_fraction: float = 0.85
-    generator_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 1.0:
-            raise ConfigError(f"mask_rate: must lie in (0, 1], got {self.mask_rate}")
-        if self.max_predictions < 1:
-            raise ConfigError(f"max_predictions: must be at least 1, got {self.max_predictions}")
-        if not 0.0 <= self.mask_fraction <= 1.0:
-            raise ConfigError(f"mask_fraction: must lie in [0, 1], got {self.mask_fraction}")
+    mask_fraction: Probability = 0.85
+    generator_weight: Weight = 1.0
 
     @property
     def network(self) -> nn.Module:
@@ -142,7 +134,7 @@ class ReplacedTokenDetection(Replacing):
       detects: 'all' tokens, or the 'chosen' ones alone: the "ELECTRA 15%" of §3.4.
     """
 
-    discriminator_weight: float = 50.0
+    discriminator_weight: Weight = 50.0
     detects: Literal["all", "chosen"] = "all"
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.errors import ConfigError
+from lmjax.configuration import Probability
 from lmjax.nn.masks import causal
 from lmjax.objectives.base import Batch
 from lmjax.objectives.masked import MaskedLM
@@ -24,12 +24,7 @@ class UnifiedLM(MaskedLM):
       left_to_right: share of the examples that are read so.
     """
 
-    left_to_right: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.left_to_right <= 1.0:
-            raise ConfigError(f"left_to_right: must lie in [0, 1], got {self.left_to_right}")
+    left_to_right: Probability = 0.5
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """As of masked LM, and `both_sides` [] bool."""

@@ -7,12 +7,13 @@ those of pretraining.
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from lmjax.configuration import Interval, Rate
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import inputs
@@ -64,19 +65,16 @@ class Task(Objective):
     added_tokens: ClassVar[tuple[str, ...]] = ()
 
     model: ModelConfig
-    length: int = 128
-    head_dropout: float = 0.1
+    length: Annotated[int, Interval("[8, 2**20]")] = 128
+    head_dropout: Rate = 0.1
     freeze: Literal["", "trunk"] = ""
     adapter: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.freeze and self.adapter.rank:
             raise ConfigError("freeze: an adapter freezes the trunk by itself; set it to ''")
-        if self.length < 8:
-            raise ConfigError(f"length: {self.length} is too short; give at least 8")
-        if not 0 <= self.head_dropout < 1:
-            raise ConfigError(f"head_dropout: must lie in [0, 1), got {self.head_dropout}")
         longest = getattr(self.model, "max_length", None)
         if longest is not None and self.length > longest:
             raise ConfigError(

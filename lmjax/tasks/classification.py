@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Finite, Interval, Weight
 from lmjax.convert.networks import in_unit
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -128,12 +129,10 @@ class Classification(Classes):
     text: str = "text"
     pair: str = ""
     label: str = "label"
-    lm_weight: float = 0.0
+    lm_weight: Weight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lm_weight < 0:
-            raise ConfigError(f"lm_weight: must not be negative, got {self.lm_weight}")
         if self.lm_weight and not (isinstance(self.model, GptConfig) and self.model.tie_embeddings):
             raise ConfigError(
                 "lm_weight: the auxiliary loss decodes with the token table of a causal model;"
@@ -229,13 +228,8 @@ class Regression(Classification):
 
     headline: ClassVar[str] = "standardised_error"
 
-    mean: float | None = None
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale is not None and not self.scale > 0:
-            raise ConfigError(f"scale: must be positive, got {self.scale}")
+    mean: Finite | None = None
+    scale: Annotated[float, Interval("(0, inf)")] | None = None
 
     def parse_gold(self, values: Row, row: Row) -> Row:
         return {"gold": number(values, self.label)}

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Interval
 from lmjax.convert.networks import headed
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -60,16 +61,13 @@ class Embeddings(Task):
     label: str = ""
     loss_form: Literal["contrastive", "simcse", "cosine"] = "contrastive"
     pooling: Literal["mean", "token"] = "mean"
-    temperature: float = 0.05
-    highest: float = 1.0
+    temperature: Annotated[float, Interval("[1e-4, 2**20]")] = 0.05
+    highest: Annotated[float, Interval("[1e-9, 2**30]")] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze:
             raise ConfigError("freeze: embeddings have no head; nothing would be trained")
-        for name in ("temperature", "highest"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
         if self.loss_form == "cosine" and not self.label:
             raise ConfigError("label: empty; 'cosine' fits a column of numbers")
         trunk = self.model.trunk

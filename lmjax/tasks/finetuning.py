@@ -28,6 +28,7 @@ from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
+from lmjax.training.memory import check_model_fits
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
@@ -103,18 +104,20 @@ def finetune(
         own.init = ""
     directory = RunDirectory(workdir, own, MAY_CHANGE)
     start = prepared.start.from_scratch() if scratch else prepared.start
-    start.tokenizer.save(directory.path / "tokenizer.json")
-    with jax.set_mesh(prepared.mesh), noticing_lost_processes():
+    task = prepared.task
+    check_model_fits(task.model, prepared.mesh)
+    with directory.alone(), jax.set_mesh(prepared.mesh), noticing_lost_processes():
         run = _Finetuning(prepared, start, directory, seed)
+        directory.claim(start.tokenizer)
         state = run.train(name)
         task, sets, chosen = score_sets(
             prepared, lambda split, task: run.predict(state.params, split, task)[0]
         )
-    sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
-    trained = jax.tree.leaves(_select(sizes, task.trainable))
-    why = save_model(task, start.tokenizer, state.params, directory.path)
-    result = Result(task, sets, chosen, sum(jax.tree.leaves(sizes)), sum(trained), why)
-    write_results(prepared, result, directory.path)
+        sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
+        trained = jax.tree.leaves(_select(sizes, task.trainable))
+        why = save_model(prepared, task, start.tokenizer, state.params, directory.path)
+        result = Result(task, sets, chosen, sum(jax.tree.leaves(sizes)), sum(trained), why)
+        write_results(prepared, result, directory.path)
     return result
 
 
@@ -203,14 +206,19 @@ def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
-def save_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path) -> str:
+def save_model(
+    prepared: Prepared, task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path
+) -> str:
     """Writes what `lmjax.load` builds network and task of, and model/ for `transformers`.
+
+    Args:
+      task: with what was chosen after training.
 
     Returns:
       Why there is no model/; see `export_model`.
     """
     write_network(task.saved_network, task.class_names, place, task.adapter.scale)
-    write_task(task, place)
+    write_task(task, prepared.data, place)
     return export_model(task, tokenizer, params, place)
 
 

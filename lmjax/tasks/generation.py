@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Finite, NonNegativeInt, PositiveInt, Size
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -48,10 +49,10 @@ class Generation(Task):
 
     prompt: str = "prompt"
     target: str = "target"
-    target_length: int = 40
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    target_length: Size = 40
+    num_beams: PositiveInt = 1
+    length_penalty: Finite = 1.0
+    no_repeat_ngram_size: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +69,7 @@ class Generation(Task):
             )
         if self.freeze:
             raise ConfigError("freeze: there is no head to train alone; set it to ''")
-        if not 1 <= self.target_length <= self.length - 4:
+        if self.target_length > self.length - 4:
             raise ConfigError(
                 f"target_length: {self.target_length} leaves no room for a prompt in a length of"
                 f" {self.length}; at most {self.length - 4}"

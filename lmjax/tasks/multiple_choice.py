@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Interval
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
@@ -45,12 +45,7 @@ class MultipleChoice(Task):
     context: str = "context"
     choices: str = "choices"
     label: str = "label"
-    most_choices: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.most_choices < 0:
-            raise ConfigError(f"most_choices: must not be negative, got {self.most_choices}")
+    most_choices: Annotated[int, Interval("[0, 10000]")] = 0
 
     def parse_inputs(self, values: Row) -> Row:
         context = column(values, self.context, "context")

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from lmjax.configuration import resolve_type
+from lmjax.configuration import Interval, convert, resolve_type
+from lmjax.convert.runs import own_parameters
 from lmjax.data.position import Position
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
@@ -21,12 +22,12 @@ from lmjax.objectives.base import Batch, Objective, Scored
 from lmjax.tasks.base import Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
-from lmjax.tasks.opened import own_parameters
-from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, prepare
+from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, check_plain, prepare
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import put_in, start_from
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
+from lmjax.training.memory import check_model_fits
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
@@ -101,7 +102,8 @@ class Mixture(Epochs):
     def __init__(self, tasks: Mapping[str, Epochs], temperature: float, seed: int):
         Position.__init__(self)
         self._tasks, self._seed = tasks, seed
-        shares = np.array([epochs.size for epochs in tasks.values()]) ** (1 / temperature)
+        sizes = np.array([epochs.size for epochs in tasks.values()])
+        shares = (sizes / sizes.max()) ** (1 / temperature)  # relative, for none to overflow
         self.shares = shares / shares.sum()
         self._drawn = np.zeros(0, int)
 
@@ -134,27 +136,25 @@ def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
     temperature = rest.pop("temperature", None)
     if not isinstance(tasks, Mapping) or len(tasks) < 2:
         raise ConfigError("config.tasks: give a block of at least two, NAME: {'task', 'data'}")
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        raise ConfigError(f"config.temperature: must be positive, got {temperature!r}")
-    if not rest.get("init"):
+    convert(temperature, Annotated[float, Interval("(0, inf)")], "config.temperature")
+    if unknown := sorted(set(rest) - set(FIELDS)):
+        raise ConfigError(f"config.{unknown[0]}: unknown")
+    check_plain(rest)
+    if not rest["init"]:
         raise ConfigError("config.init: empty; several tasks share a pretrained encoder")
-    if rest.get("seeds") != 1 or rest.get("compare_scratch"):
+    if rest["seeds"] != 1 or rest["compare_scratch"]:
         raise ConfigError("config.seeds: several tasks take one seed, and no compare_scratch")
     tokens: dict[str, None] = {}
     for name, block in tasks.items():
         if not isinstance(block, Mapping) or set(block) != {"task", "data"} or "/" in name:
             raise ConfigError(f"config.tasks.{name}: expected a block of 'task' and 'data'")
-        cls = resolve_type(block["task"], f"config.tasks.{name}.task")
+        cls = resolve_type(block["task"], f"config.tasks.{name}.task", Task)
         tokens |= dict.fromkeys(getattr(cls, "added_tokens", ()))
-    start = start_from(rest["init"], rest.get("dropout", 0.0)).with_tokens(tuple(tokens))
+    start = start_from(rest["init"], rest["dropout"]).with_tokens(tuple(tokens))
     found = {}
     for name, block in tasks.items():
-        known = {field: value for field, value in rest.items() if field in FIELDS}
-        unknown = sorted(set(rest) - set(FIELDS))
-        if unknown:
-            raise ConfigError(f"config.{unknown[0]}: unknown")
         try:
-            found[name] = prepare(ml_collections.ConfigDict({**known, **block}), start)
+            found[name] = prepare(ml_collections.ConfigDict({**rest, **block}), start)
         except ConfigError as error:
             message = str(error)
             for field in ("task", "data"):
@@ -190,10 +190,11 @@ def finetune_several(
         raise ConfigError("--processes: fine-tuning runs in one process, on all of its devices")
     first = next(iter(prepared.values()))
     directory = RunDirectory(workdir, config, MAY_CHANGE)
-    first.start.tokenizer.save(directory.path / "tokenizer.json")
+    check_model_fits(first.task.model, first.mesh)
     results = {}
-    with jax.set_mesh(first.mesh), noticing_lost_processes():
+    with directory.alone(), jax.set_mesh(first.mesh), noticing_lost_processes():
         run = _Several(prepared, directory, config.seed, config.temperature)
+        directory.claim(first.start.tokenizer)
         state = run.train("several tasks")
         for name, one in prepared.items():
             params, place = own_parameters(state.params, name), directory.path / name
@@ -203,7 +204,7 @@ def finetune_several(
 
             task, sets, chosen = score_sets(one, predict)
             place.mkdir(exist_ok=True)
-            why = save_model(task, one.start.tokenizer, params, place)
+            why = save_model(one, task, one.start.tokenizer, params, place)
             count = sum(leaf.size for leaf in jax.tree.leaves(params))
             results[name] = Result(task, sets, chosen, count, count, why)
             write_results(one, results[name], place)

@@ -4,15 +4,16 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lmjax.configuration import build, build_typed
+from lmjax.configuration import allowing, build, build_typed, opening
 from lmjax.convert import runs
-from lmjax.convert.huggingface import read_json, tokenizer_of
+from lmjax.convert.huggingface import read_json
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig
 from lmjax.errors import ConfigError
@@ -23,11 +24,10 @@ from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Classification, Regression
 from lmjax.tasks.embeddings import Embeddings
 from lmjax.tasks.multiple_choice import MultipleChoice
-from lmjax.tasks.plan import read_rows, tests_by_name
+from lmjax.tasks.plan import named_tests, read_rows
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.tagging import Tagging
-from lmjax.training.checkpoints import read_part
 from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.sharding import shardings
 
@@ -183,12 +183,15 @@ class Opened(Pretrained):
     def held_out(self) -> list[Row]:
         """The rows of the test sets, where there are some, else of validation."""
         assert self.data is not None
-        names = tuple(tests_by_name(self.data)) or ("validation",)
+        names = tuple(named_tests(self.data)) or ("validation",)
         return [row for name in names for row in self.rows(name)]
 
 
-def load(path: str | pathlib.Path) -> Opened:
+def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opened:
     """Opens a pretrained or fine-tuned model.
+
+    A run names the classes that it is made of, and importing a module executes it: of a run only
+    classes of lmjax are imported, and those of the modules that `allow_modules` names.
 
     Args:
       path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
@@ -196,6 +199,8 @@ def load(path: str | pathlib.Path) -> Opened:
         or of one of several tasks with its name behind it; or a directory with config.json and
         model.safetensors (or shards and their index), and a tokenizer.json beside it: BERT,
         GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
+      allow_modules: modules of other people's classes that a run may name, such as
+        ['my_package'] for all that is in it.
 
     Returns:
       The network with its parameters, on the first device; fine-tuned, it has a task and
@@ -203,27 +208,19 @@ def load(path: str | pathlib.Path) -> Opened:
 
     Raises:
       ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
-        a config that asks for a function not built here.
+        a config that asks for a function not built here, or for a module that is not allowed.
     """
-    directory = pathlib.Path(path)
-    shared = directory.parent / "config.json"
-    if (directory / _TASK).exists() and not (directory / "config.json").exists():
-        values = read_json(shared).get("tasks", {}).get(directory.name)
-        pretrained = _one_of_several(directory)
-    else:
-        values = read_json(directory / "config.json")
-        if "tasks" in values:
-            raise ConfigError(
-                f"{path}: a run of several tasks; open one, such as"
-                f" {directory / next(iter(values['tasks']))}"
-            )
-        pretrained = runs.load(directory)
-    fields = {f.name: getattr(pretrained, f.name) for f in dataclasses.fields(pretrained)}
-    if isinstance(values, Mapping) and "task" in values:
-        data = build(RowsConfig, values["data"], f"{directory}: config.json: data")
-        kept = read_json(directory / _TASK) if (directory / _TASK).exists() else values["task"]
-        return Opened(**fields, task=_built(pretrained, kept, f"{directory}/{_TASK}"), data=data)
-    return Opened(**fields, task=_of_head(pretrained, values))
+    pretrained = runs.load(path, allow_modules)
+    opened = Opened(**{f.name: getattr(pretrained, f.name) for f in fields(pretrained)})
+    found = [pathlib.Path(path) / name for name in (_TASK, "config.json")]
+    file = next(file for file in found if file.exists())
+    values = read_json(file)
+    if "task" not in values:
+        return dataclasses.replace(opened, task=_of_head(pretrained, values))
+    with allowing(allow_modules), opening():
+        task = _built(pretrained, values["task"], f"{file}: task")
+    data = build(RowsConfig, values.get("data", {}), f"{file}: data")
+    return dataclasses.replace(opened, task=task, data=data)
 
 
 def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
@@ -243,33 +240,23 @@ def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
     return opened
 
 
-def write_task(task: Task, directory: pathlib.Path) -> None:
-    """Writes task.json: what `load` makes the task of, with all that it learnt of its rows."""
+def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
+    """Writes task.json, of which `load` makes the task, with all that it learnt of its rows.
+
+    Args:
+      data: that it was learnt from.
+    """
     left_out = {"model", "vocabulary", "adapter"}  # adapters are merged
-    values = {
-        f.name: getattr(task, f.name)
-        for f in dataclasses.fields(task)
-        if f.init and f.name not in left_out
+    kept = {
+        f.name: getattr(task, f.name) for f in fields(task) if f.init and f.name not in left_out
     }
     name = f"{type(task).__module__}.{type(task).__qualname__}"
-    text = json.dumps({"type": name, **values}, indent=2, default=dataclasses.asdict)
+    values = {"task": {"type": name, **kept}, "data": data}
+    text = json.dumps(values, indent=2, default=dataclasses.asdict)
     (directory / _TASK).write_text(text + "\n", encoding="utf-8")
 
 
-def own_parameters(params: Any, name: str) -> Any:
-    """The parameters of one task, of those of several: {'encoder', 'heads': {name: ...}}."""
-    head = {"head": params["heads"][name]} if name in params["heads"] else {}
-    return {"encoder": params["encoder"], **head}
-
-
-def _one_of_several(directory: pathlib.Path) -> Pretrained:
-    network, labels, _ = runs.read_network(directory)
-    params = read_part(directory.parent / "checkpoints", "params")
-    own = own_parameters(params, directory.name)
-    return Pretrained(network, own, tokenizer_of(directory.parent), labels)
-
-
-def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str, **given: Any) -> Task:
+def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Task:
     """A task for a network."""
     network: Any = pretrained.network
     tokenizer = pretrained.tokenizer
@@ -277,12 +264,20 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str, **give
     task: Task = build_typed(
         values,
         where,
+        Task,
         model=getattr(network, "encoder", network).config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
-        **given,
     )
     labels = task.labels or pretrained.labels
-    return dataclasses.replace(task, labels=labels, adapter=LoraConfig())
+    task = dataclasses.replace(task, labels=labels, adapter=LoraConfig())
+    if _kind(task.network) != _kind(network):
+        raise ConfigError(f"{where}: the network is one of another task")
+    return task
+
+
+def _kind(network: Any) -> tuple[str, int]:
+    """What a network's head is for, and how many classes it has; without a head ('', 0)."""
+    return getattr(network, "task", ""), getattr(getattr(network, "head", None), "classes", 0)
 
 
 def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:

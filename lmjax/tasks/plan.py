@@ -9,11 +9,23 @@ from typing import Any
 import jax
 import ml_collections
 
-from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
+from lmjax.configuration import (
+    PositiveInt,
+    Rate,
+    Seed,
+    build,
+    build_typed,
+    check_fields,
+    check_ranges,
+    convert,
+    resolve_type,
+)
+from lmjax.convert.configs import ModelConfig
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
+from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, start_from, start_random
+from lmjax.tasks.starting import Start, regularised, start_from, start_random
 from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
@@ -32,7 +44,14 @@ FIELDS = (
     "model",
     "tokenizer",
 )
-_PLAIN = ("seed", "seeds", "init", "compare_scratch", "dropout")  # the others are blocks
+# The others are blocks.
+_PLAIN = {
+    "seed": Seed,
+    "seeds": PositiveInt,
+    "init": str,
+    "compare_scratch": bool,
+    "dropout": Rate,
+}
 _NAME = r"\w[\w-]*"
 _NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")
 # What a continued run may change.
@@ -62,18 +81,14 @@ class FinetuningConfig:
       log_every: in steps.
     """
 
-    epochs: int
-    batch_size: int
-    accumulation: int = 1
-    warmup_ratio: float = 0.1
-    log_every: int = 20
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    accumulation: PositiveInt = 1
+    warmup_ratio: Rate = 0.1
+    log_every: PositiveInt = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"warmup_ratio: must lie in [0, 1), got {self.warmup_ratio}")
+        check_ranges(self)
 
     def of_steps(
         self, steps_per_epoch: int, optimizer: OptimizerConfig
@@ -112,11 +127,98 @@ class Prepared:
     optimizer: OptimizerConfig
     training: FinetuningConfig
     mesh: jax.sharding.Mesh
+    data: RowsConfig
     rows: Mapping[str, list[Row]]
     examples: Mapping[str, list[Example]]
     scored: tuple[str, ...]
     notes: Mapping[str, Notes]
     baselines: Mapping[str, Mapping[str, Scores]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A config as typed parts, before any row is read.
+
+    Attributes:
+      task: of a stand-in model, without a vocabulary, where `start` is None.
+      start: what `config.init` names; None for a random one.
+      model, tokenizer: of a random start.
+    """
+
+    seed: int
+    dropout: float
+    data: RowsConfig
+    task: Task
+    start: Start | None
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    training: FinetuningConfig
+    mesh: jax.sharding.Mesh
+
+
+def read_settings(config: ml_collections.ConfigDict, start: Start | None = None) -> Settings:
+    """Reads every field of `config`, and opens the start; reads no rows and writes nothing.
+
+    Args:
+      start: what `config.init` names, where it is open already.
+
+    Raises:
+      ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
+        with another; or the start cannot be opened.
+    """
+    values = config.to_dict()
+    check_fields(values, FIELDS, plain=_PLAIN)
+    check_plain(values)
+    dropout = float(values["dropout"])
+    data = build(RowsConfig, values["data"], "config.data")
+    optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
+    training = build(FinetuningConfig, values["training"], "config.training")
+    if training.warmup_ratio and optimizer.warmup_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps}, and"
+            f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
+        )
+    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
+    model = regularised(build_typed(values["model"], "config.model", ModelConfig), dropout)
+    tokenizer = build(TokenizerConfig, values["tokenizer"], "config.tokenizer")
+    cls = resolve_type(values["task"], "config.task", Task)
+    if start is None and values["init"]:
+        start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
+    # The stand-in lets the task read rows, which a random start's tokenizer is trained on.
+    task: Task = build_typed(
+        values["task"],
+        "config.task",
+        Task,
+        vocabulary=None if start is None else start.vocabulary,
+        model=model if start is None else start.model,
+    )
+    if task.compares_rows and training.accumulation > 1:
+        raise ConfigError(
+            f"config.training.accumulation: {training.accumulation} micro-batches would leave a row"
+            f" with {training.accumulation} times fewer others to be told from; set it to 1"
+        )
+    check_batch(training.batch_size, task.length, training.accumulation, mesh)
+    return Settings(
+        seed=values["seed"],
+        dropout=dropout,
+        data=data,
+        task=task,
+        start=start,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=optimizer,
+        training=training,
+        mesh=mesh,
+    )
+
+
+def check_plain(values: Mapping[str, Any]) -> None:
+    """Refuses a config whose fields beside the blocks are missing or cannot work."""
+    for name, hint in _PLAIN.items():
+        if name not in values:
+            raise ConfigError(f"config.{name}: missing")
+        convert(values[name], hint, f"config.{name}")
 
 
 def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
@@ -128,50 +230,21 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     Raises:
       ConfigError: a field, a file or a row that cannot work.
     """
-    values = config.to_dict()
-    _check_fields(values)
-    data = build(RowsConfig, values["data"], "config.data")
-    optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
-    training = build(FinetuningConfig, values["training"], "config.training")
-    if training.warmup_ratio and optimizer.warmup_steps:
-        raise ConfigError(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps}, and"
-            f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
-        )
-    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
-    cls = resolve_type(values["task"], "config.task")
-    if not issubclass(cls, Task):
-        raise ConfigError(f"config.task.type: '{values['task']['type']}' is no lmjax.tasks Task")
-    dropout = values["dropout"]
-    # A stand-in start lets the task read rows, which a random start's tokenizer is trained on.
-    if start is None and values["init"]:
-        start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
-    vocabulary = None if start is None else start.vocabulary
-    model = None if start is None else start.model
-    task: Task = build_typed(
-        values["task"], "config.task", vocabulary=vocabulary, model=model or _unknown(values)
-    )
-    if task.compares_rows and training.accumulation > 1:
-        raise ConfigError(
-            f"config.training.accumulation: {training.accumulation} micro-batches would leave a row"
-            f" with {training.accumulation} times fewer others to be told from; set it to 1"
-        )
-    check_batch(training.batch_size, task.length, training.accumulation, mesh)
-
+    settings = read_settings(config, start)
+    task, start, data = settings.task, settings.start, settings.data
     task.check_metrics()
-
-    tests = tuple(tests_by_name(data))
+    tests = tuple(named_tests(data))
     splits = ("train", "validation", *tests)
     notes = {split: Notes() for split in splits}
     rows = {split: read_rows(task, data, split, notes[split]) for split in splits}
     task = task.bind(rows["train"])  # all of them: few may lack a class
-    rows["train"] = draw(rows["train"], data.train_rows, values["seed"])
+    rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     task = task.fit(rows["train"])
     for split in splits:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:
         texts = (text for row in rows["train"] for text in task.texts(row))
-        start = start_random(values["model"], values["tokenizer"], texts, dropout)
+        start = start_random(settings.model, settings.tokenizer, texts)
         start = start.with_tokens(task.added_tokens)
         task = dataclasses.replace(task, vocabulary=start.vocabulary, model=start.model)
     examples = {
@@ -182,9 +255,10 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     return Prepared(
         task=task,
         start=start,
-        optimizer=optimizer,
-        training=training,
-        mesh=mesh,
+        optimizer=settings.optimizer,
+        training=settings.training,
+        mesh=settings.mesh,
+        data=data,
         rows=rows,
         examples=examples,
         scored=scored,
@@ -193,7 +267,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     )
 
 
-def tests_by_name(data: RowsConfig) -> dict[str, str]:
+def named_tests(data: RowsConfig) -> dict[str, str]:
     """The test sets by name: several, 'test' alone, or none.
 
     Raises:
@@ -227,7 +301,7 @@ def read_rows(task: Task, data: RowsConfig, split: str, notes: Notes) -> list[Ro
     """The usable rows of 'train', 'validation' or a test set; see `read_split`."""
     if split in ("train", "validation"):
         return read_split(data, split, task.parse, task.embedded, notes)
-    data = dataclasses.replace(data, test=tests_by_name(data)[split])
+    data = dataclasses.replace(data, test=named_tests(data)[split])
     try:
         return read_split(data, "test", task.parse, task.embedded, notes)
     except ConfigError as error:
@@ -238,11 +312,6 @@ def _field(split: str) -> str:
     """The config's field of a split or test set."""
     own = split in ("train", "validation", "test")
     return f"config.data.{split}" if own else f"config.data.test.{split}"
-
-
-def _unknown(values: Mapping[str, Any]) -> Any:
-    """The model of a random start before its vocabulary is known."""
-    return build_typed(values["model"], "config.model")
 
 
 def _checked(
@@ -262,18 +331,3 @@ def _checked(
             f" {bad[0][0]}: {bad[0][1]}"
         )
     return good
-
-
-def _check_fields(values: Mapping[str, Any]) -> None:
-    check_fields(values, FIELDS, plain=_PLAIN)
-    for name, least in (("seed", 0), ("seeds", 1)):
-        whole_number(values, name, least)
-    if not isinstance(values["compare_scratch"], bool):
-        raise ConfigError(
-            f"config.compare_scratch: expected bool, got {values['compare_scratch']!r}"
-        )
-    if not isinstance(values["init"], str):
-        raise ConfigError(f"config.init: expected a path or '', got {values['init']!r}")
-    dropout = values["dropout"]
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ConfigError(f"config.dropout: must lie in [0, 1), got {dropout!r}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Finite, Size
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -57,18 +58,15 @@ class QuestionAnswering(Task):
     }
     token_outputs: ClassVar[tuple[str, ...]] = ("logits",)
 
-    question_length: int = 64
-    stride: int = 128
-    answer_length: int = 30
-    n_best: int = 20
+    question_length: Size = 64
+    stride: Size = 128
+    answer_length: Size = 30
+    n_best: Size = 20
     no_answer: bool = False
-    null_threshold: float | None = None
+    null_threshold: Finite | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("question_length", "stride", "answer_length", "n_best"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.question_length + 3 >= self.length:
             raise ConfigError(
                 f"question_length: {self.question_length} of length={self.length} tokens leave no"

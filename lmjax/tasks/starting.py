@@ -1,13 +1,12 @@
 """Where fine-tuning begins: a pretrained encoder, or a random one of the same kind."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.traverse_util
 import numpy as np
 
-from lmjax.configuration import build, build_typed
 from lmjax.convert.adapting import in_place_of, open_init
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.huggingface import single_network
@@ -80,39 +79,30 @@ def start_from(path: str, dropout: float) -> Start:
         model = dataclasses.replace(model, vocab_size=tokenizer.size)
         tokenizer = tokenizer.with_tokens(())
     pooler = params.get("pooler", {}).get("dense")
-    return Start(_regularised(model, dropout), tokenizer, encoder, pooler)
+    return Start(regularised(model, dropout), tokenizer, encoder, pooler)
 
 
-def start_random(
-    model: Mapping[str, Any], tokenizer: Mapping[str, Any], texts: Iterable[str], dropout: float
-) -> Start:
+def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable[str]) -> Start:
     """A random encoder and a tokenizer trained on `texts`, or loaded.
 
-    Args:
-      model: `config.model`, whose type names a family's config.
-      tokenizer: `config.tokenizer`.
+    Raises:
+      ConfigError: the model has fewer rows than the tokenizer has tokens.
     """
-    built = build_typed(model, "config.model")
-    if not isinstance(built, ModelConfig):
-        raise ConfigError(
-            f"config.model.type: '{model['type']}' is no config of BERT, GPT, XLNet or ELECTRA"
-        )
-    chosen = build(TokenizerConfig, tokenizer, "config.tokenizer")
     made = (
-        load_tokenizer(chosen.path, chosen.lowercase, "config.tokenizer.path")
-        if chosen.path
-        else train_tokenizer(texts, chosen)
+        load_tokenizer(tokenizer.path, tokenizer.lowercase, "config.tokenizer.path")
+        if tokenizer.path
+        else train_tokenizer(texts, tokenizer)
     )
-    if 0 < built.vocab_size < made.size:
+    if 0 < model.vocab_size < made.size:
         raise ConfigError(
-            f"config.model.vocab_size: {built.vocab_size} rows are too few for the tokenizer's"
+            f"config.model.vocab_size: {model.vocab_size} rows are too few for the tokenizer's"
             f" {made.size} tokens; raise it, or 0 takes the tokenizer's"
         )
-    built = dataclasses.replace(built, vocab_size=built.vocab_size or made.size)
-    return Start(_regularised(built, dropout), made)
+    return Start(dataclasses.replace(model, vocab_size=model.vocab_size or made.size), made)
 
 
-def _regularised(model: Any, dropout: float) -> Any:
+def regularised(model: Any, dropout: float) -> Any:
+    """A model's config with this dropout, and without memory."""
     trunk = dataclasses.replace(model.trunk, dropout=dropout, attention_dropout=dropout)
     memory = {"memory_length": 0} if isinstance(model, XlnetConfig) else {}
     return dataclasses.replace(model, trunk=trunk, **memory)

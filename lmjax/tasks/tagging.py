@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import OptionalSize
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
@@ -51,13 +51,8 @@ class Tagging(Task):
 
     words: str = "words"
     tags: str = "tags"
-    stride: int = 0
+    stride: OptionalSize = 0
     score: Literal["spans", "words"] = "spans"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stride < 0:
-            raise ConfigError(f"stride: must not be negative, got {self.stride}")
 
     def check_metrics(self) -> None:
         if self.score == "spans":

@@ -10,7 +10,7 @@ import math
 import pathlib
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -216,16 +216,24 @@ class Checkpoints:
             ) from error
 
 
-def read_part(directory: str | pathlib.Path, part: str) -> dict[str, Any]:
+def read_part(
+    directory: str | pathlib.Path,
+    part: str,
+    check: Callable[[Mapping[str, jax.ShapeDtypeStruct]], None] = lambda shapes: None,
+) -> dict[str, Any]:
     """A part of the state, such as 'params', out of the latest checkpoint in `directory`.
 
     Only reads, so that a run which is still writing there is not disturbed.
+
+    Args:
+      check: refuses the part, by an exception, before an array of it is allocated. It is given
+        the shapes of the arrays by their paths, such as 'encoder/token/embedding'.
 
     Returns:
       Nested dict of arrays on the first device.
 
     Raises:
-      ConfigError: no checkpoint there, one that cannot be read, or no such part in it.
+      ConfigError: no checkpoint there, or one that cannot be read.
     """
     place = pathlib.Path(directory).absolute()
     found = place.iterdir() if place.is_dir() else ()
@@ -233,23 +241,31 @@ def read_part(directory: str | pathlib.Path, part: str) -> dict[str, Any]:
     if not steps:
         raise ConfigError(f"{directory}: no checkpoint in it; has the run saved one yet?")
     latest = str(place / str(max(steps)))
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    try:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with _opening(latest):
         stored = ocp.checkpointables_metadata(latest).metadata[_STATE]
         wanted = {
-            name: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            )
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for name, leaf in stored.items()
             if name.startswith(f"{part}.")
         }
-        with context:
-            flat = ocp.load_checkpointables(latest, {_STATE: wanted})[_STATE]
+    paths = {name: tuple(name.split(".")[1:]) for name in wanted}
+    check({"/".join(paths[name]): leaf for name, leaf in wanted.items()})
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context, _opening(latest):
+        flat = ocp.load_checkpointables(latest, {_STATE: wanted})[_STATE]
+    return flax.traverse_util.unflatten_dict({paths[name]: leaf for name, leaf in flat.items()})
+
+
+@contextlib.contextmanager
+def _opening(checkpoint: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # of several libraries, as many kinds as ways to be damaged
-        raise ConfigError(f"{latest}: cannot be read ({_reason(error)}); is it whole?") from error
-    names = {tuple(name.split(".")[1:]): leaf for name, leaf in flat.items()}
-    return flax.traverse_util.unflatten_dict(names)
+        raise ConfigError(
+            f"{checkpoint}: cannot be read ({_reason(error)}); is it whole?"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -1,10 +1,13 @@
 """What the devices can do, and one setting of the host that XLA's CPU backend needs."""
 
 import ctypes
+import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 # Peak of dense products in FLOP/s of one jax device, by a part of its `device_kind`, the
@@ -66,6 +69,22 @@ def peak_flops(device: Any, dtype: Any) -> float | None:
                 return half
             return single if dtype == jnp.dtype(jnp.float32) else None
     return None
+
+
+def memory_of(devices: Sequence[Any]) -> int | None:
+    """Bytes that devices of one kind hold together; None where it is not known.
+
+    CPU devices of one process share the memory of their host.
+    """
+    if devices[0].platform == "cpu":
+        try:
+            host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):
+            return None
+        return host * len({device.process_index for device in devices})
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    limit = ((here[0].memory_stats() if here else None) or {}).get("bytes_limit")
+    return limit and limit * len(devices)
 
 
 def tune_host_memory() -> bool:

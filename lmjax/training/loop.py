@@ -19,7 +19,7 @@ from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.devices import peak_flops
 from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.memory import predict
+from lmjax.training.memory import check_model_fits, predict
 from lmjax.training.mesh import global_batch
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.plan import MAY_CHANGE, Plan, TrainingConfig, make_plan
@@ -65,44 +65,61 @@ class Result:
 def pretrain(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
-    name: str,
+    name: str = "",
     begin: Callable[[Any], Any] | None = None,
 ) -> Result:
     """Trains, or continues, the run of `config` in `workdir`.
 
     Args:
-      name: shown beside the progress bar.
+      name: shown beside the progress bar; '' is the objective's.
       begin: makes the parameters of step 0 of random ones; None = takes them as they are.
 
     Raises:
-      ConfigError: before anything is compiled or written, for what cannot work.
+      ConfigError: before anything is compiled or written, for what cannot work; or another
+        process is training in `workdir`.
       DivergedError: the loss is not finite or rises; nothing after it is saved.
       PreemptedError: SIGTERM came; the run is saved at the step it had reached.
       LostProcessError: another process of the run is gone.
     """
     plan = make_plan(config)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directory = RunDirectory(workdir, config, MAY_CHANGE)
+    with directory.alone():
+        tokenizer, stores = prepare(plan.data, ("train", "validation"))
+        objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
+        with (
+            jax.set_mesh(plan.mesh),
+            opened(plan, objective, stores, directory, begin) as run,
+            noticing_lost_processes(),
+        ):
+            directory.claim(tokenizer)
+            state = run.train(name or type(objective).__name__)
+        params = state.params if state.ema is None else state.ema
+        return Result(
+            objective=objective,
+            params=params,
+            tokenizer=tokenizer,
+            batch=run.held_out_data.batch_at(0),
+            mems=objective.init_mems(plan.training.batch_size),
+            records=read_metrics(directory.path),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        )
+
+
+def check_run(config: ml_collections.ConfigDict) -> None:
+    """Refuses a run that could not begin; writes nothing but prepared text, in its cache.
+
+    Raises:
+      ConfigError: as `pretrain`.
+    """
+    plan = make_plan(config)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
+    check_data(plan.data)
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
-    if jax.process_index() == 0:
-        tokenizer.save(directory.path / "tokenizer.json")
     objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
-    with (
-        jax.set_mesh(plan.mesh),
-        opened(plan, objective, stores, directory, begin) as run,
-        noticing_lost_processes(),
-    ):
-        state = run.train(name)
-    params = state.params if state.ema is None else state.ema
-    return Result(
-        objective=objective,
-        params=params,
-        tokenizer=tokenizer,
-        batch=run.held_out_data.batch_at(0),
-        mems=objective.init_mems(plan.training.batch_size),
-        records=read_metrics(directory.path),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-    )
+    with _loaders(plan, objective, stores):
+        pass
 
 
 class Batches(Protocol):
@@ -337,21 +354,7 @@ def opened(
       stores: the text of the splits train and validation.
       begin, program: as `Run` takes them.
     """
-    with contextlib.ExitStack() as stack:
-        loaders = {}
-        for split in ("train", "validation"):
-            loaders[split] = Loader(
-                plan.examples,
-                stores[split],
-                objective.vocabulary,
-                batch_size=plan.training.batch_size,
-                seed=plan.seed,
-                split=split,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                shuffle=split == "train",
-            )
-            stack.callback(loaders[split].close)
+    with _loaders(plan, objective, stores) as loaders:
         held_out = stores["validation"]
         yield Run(
             objective,
@@ -366,3 +369,26 @@ def opened(
             begin=begin,
             program=program,
         )
+
+
+@contextlib.contextmanager
+def _loaders(
+    plan: Plan, objective: Objective, stores: Mapping[str, TokenStore]
+) -> Iterator[Mapping[str, Loader]]:
+    """The batches of each split; closed at the end."""
+    with contextlib.ExitStack() as stack:
+        loaders = {}
+        for split, store in stores.items():
+            loaders[split] = Loader(
+                plan.examples,
+                store,
+                objective.vocabulary,
+                batch_size=plan.training.batch_size,
+                seed=plan.seed,
+                split=split,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                shuffle=split == "train",
+            )
+            stack.callback(loaders[split].close)
+        yield loaders

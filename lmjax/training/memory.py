@@ -1,13 +1,17 @@
 """What a device will hold at the height of a step, reckoned before anything is compiled."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lmjax.errors import ConfigError
 from lmjax.nn.partition import ROWS, SEQUENCE
+from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
+from lmjax.training.devices import memory_of
 from lmjax.training.program import Program
 from lmjax.training.sharding import bytes_per_device, in_words
 from lmjax.training.step import corrupt_batch
@@ -37,6 +41,48 @@ class Footprint:
             f"{in_words(self.total)} a device: state {in_words(self.state)}, gradients"
             f" {in_words(self.gradients)}, activations {in_words(self.activations)}"
         )
+
+
+def check_fits(size: int, devices: Sequence[jax.Device], where: str) -> None:
+    """Refuses what the devices cannot hold, before anything is traced or allocated.
+
+    Args:
+      size: bytes, over all devices.
+      where: what asks for them, for the message.
+
+    Raises:
+      ConfigError: the devices have less memory.
+    """
+    limit = memory_of(devices)
+    if limit is not None and size > limit:
+        raise ConfigError(
+            f"{where}: needs at least {in_words(size)}, and the memory of {len(devices)} x"
+            f" {devices[0].device_kind} is {in_words(limit)}; make the model smaller, or split it"
+            " over more devices"
+        )
+
+
+def check_model_fits(model: Any, mesh: jax.sharding.Mesh, rows: int = 0) -> None:
+    """Refuses to train a model whose parameters and gradients the devices of a mesh cannot hold.
+
+    Counts kernels and tables alone, by the numbers of the config: a model that is far too large
+    takes hours to trace.
+
+    Args:
+      model: of a family's config.
+      rows: of a batch, each of which has a memory of earlier text (XLNet).
+
+    Raises:
+      ConfigError: as `check_fits`.
+    """
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, TransformerConfig):
+        return
+    features = getattr(model, "embedding_size", 0) or trunk.hidden_size
+    tables = getattr(model, "vocab_size", 0) + getattr(model, "max_length", 0)
+    numbers = trunk.kernel_size + tables * features
+    memory = rows * getattr(model, "memory_length", 0) * trunk.layers * trunk.hidden_size
+    check_fits(4 * (2 * numbers + memory), list(mesh.devices.flat), "config.model")
 
 
 def predict(objective: Objective, program: Program, accumulation: int) -> Footprint:

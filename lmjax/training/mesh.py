@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lmjax.configuration import Interval, PositiveInt, check_ranges
 from lmjax.errors import ConfigError
-from lmjax.nn.partition import AXES, DATA, FSDP, ROWS, SEQUENCE, TENSOR
+from lmjax.nn.partition import AXES, DATA, FSDP, ROWS, SEQUENCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +25,15 @@ class MeshConfig:
       tensor: devices that split heads and feed-forward neurons of the same rows.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    sequence: int = 1
-    tensor: int = 1
+    data: Annotated[int, Interval("[-1, inf)")] = -1
+    fsdp: PositiveInt = 1
+    sequence: PositiveInt = 1
+    tensor: PositiveInt = 1
 
     def __post_init__(self) -> None:
-        if self.data != -1 and self.data < 1:
-            raise ConfigError(f"data: {self.data} is no number of devices; -1 takes the rest")
-        for name in (FSDP, SEQUENCE, TENSOR):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is no number of devices")
+        check_ranges(self)
+        if not self.data:
+            raise ConfigError("data: 0 is no number of devices; -1 takes the rest")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,7 +5,7 @@ import math
 import re
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,9 @@ import numpy as np
 import optax
 import optax.contrib
 
+from lmjax.configuration import Interval, NonNegativeInt, Probability, Rate, check_ranges
 from lmjax.errors import ConfigError
-from lmjax.training.schedules import (
-    Schedule,
-    ScheduleName,
-    check_schedule,
-    make_schedule,
-)
+from lmjax.training.schedules import Schedule, ScheduleName, make_schedule
 
 OptimizerName = Literal["adamw", "lamb", "adafactor", "lion", "muon"]
 DecayRule = Literal["papers", "matrices", "all", "none"]
@@ -69,52 +65,36 @@ class OptimizerConfig:
         has no more: layer_decay^2 and layer_decay^(n+2).
     """
 
-    learning_rate: float
+    # Larger ones than these bounds make float32 overflow within a few steps.
+    learning_rate: Annotated[float, Interval("(0, 1000]")]
     name: OptimizerName = "adamw"
     schedule: ScheduleName = "linear"
-    warmup_steps: int = 0
-    final_ratio: float = 0.0
-    decay_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-6
+    warmup_steps: NonNegativeInt = 0
+    final_ratio: Probability = 0.0
+    decay_fraction: Annotated[float, Interval("(0, 1]")] = 0.1
+    b1: Rate = 0.9
+    b2: Rate = 0.999
+    epsilon: Annotated[float, Interval("(0, inf)")] = 1e-6
     bias_correction: bool = False
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Interval("[0, 100]")] = 0.01
     decay: DecayRule = "papers"
-    clip_norm: float = 1.0
-    momentum: float = 0.95
-    kernel_share: float = 1.0
-    layer_decay: float = 1.0
+    clip_norm: Annotated[float, Interval("[0, inf)")] = 1.0
+    momentum: Rate = 0.95
+    kernel_share: Annotated[float, Interval("(0, 2**20]")] = 1.0
+    layer_decay: Annotated[float, Interval("(0, 1]")] = 1.0
     layer_decay_form: LayerDecayForm = "intended"
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for field, literal in (
             ("name", OptimizerName),
+            ("schedule", ScheduleName),
             ("decay", DecayRule),
             ("layer_decay_form", LayerDecayForm),
         ):
             value, known = getattr(self, field), typing.get_args(literal)
             if value not in known:
                 raise ConfigError(f"{field}: '{value}' is not one of {', '.join(known)}")
-        check_schedule(
-            self.schedule,
-            self.learning_rate,
-            self.warmup_steps,
-            self.final_ratio,
-            self.decay_fraction,
-        )
-        for field in ("b1", "b2", "momentum"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ConfigError(f"{field}: {getattr(self, field)} is not in [0, 1)")
-        if not self.kernel_share > 0:
-            raise ConfigError(f"kernel_share: {self.kernel_share} is not positive")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay: {self.layer_decay} is not in (0, 1]")
-        if not self.epsilon > 0:
-            raise ConfigError(f"epsilon: {self.epsilon} is not positive")
-        for field in ("weight_decay", "clip_norm"):
-            if not (getattr(self, field) >= 0 and math.isfinite(getattr(self, field))):
-                raise ConfigError(f"{field}: {getattr(self, field)} is negative; 0 turns it off")
 
 
 def make_optimizer(

@@ -3,13 +3,25 @@
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
+from lmjax.configuration import (
+    Interval,
+    NonNegativeInt,
+    PositiveInt,
+    Rate,
+    Seed,
+    VocabSize,
+    build,
+    check_fields,
+    check_ranges,
+    convert,
+    resolve_type,
+)
 from lmjax.data.examples import Examples
 from lmjax.data.store import DataConfig
 from lmjax.data.vocabulary import Vocabulary
@@ -65,37 +77,28 @@ class TrainingConfig:
         and on without the batches that led there.
     """
 
-    steps: int
-    batch_size: int
-    accumulation: int = 1
-    log_every: int = 50
-    eval_every: int = 0
-    eval_batches: int = 20
-    checkpoint_every: int = 0
-    checkpoints_to_keep: int = 2
-    keep_checkpoint_every: int = 0
-    best_checkpoints_to_keep: int = 0
-    ema_decay: float = 0.0
-    max_loss_rise: float = 2.0
+    steps: PositiveInt
+    batch_size: PositiveInt
+    accumulation: PositiveInt = 1
+    log_every: PositiveInt = 50
+    eval_every: NonNegativeInt = 0
+    eval_batches: PositiveInt = 20
+    checkpoint_every: NonNegativeInt = 0
+    checkpoints_to_keep: PositiveInt = 2
+    keep_checkpoint_every: NonNegativeInt = 0
+    best_checkpoints_to_keep: NonNegativeInt = 0
+    ema_decay: Rate = 0.0
+    max_loss_rise: Annotated[float, Interval("[0, inf)")] = 2.0
     skip_nonfinite: bool = False
-    max_rewinds: int = 0
+    max_rewinds: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "eval_batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "eval_every",
-            "checkpoint_every",
-            "keep_checkpoint_every",
-            "best_checkpoints_to_keep",
-            "max_loss_rise",
-            "max_rewinds",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: must not be negative, got {getattr(self, name)}")
-        if self.checkpoints_to_keep < 1:
-            raise ConfigError("checkpoints_to_keep: must be at least 1")
+        check_ranges(self)
+        if 0 < self.max_loss_rise < 1:
+            raise ConfigError(
+                f"max_loss_rise: {self.max_loss_rise} of the lowest loss is less than it; give 1 or"
+                " more, or 0 for no limit"
+            )
         if self.keep_checkpoint_every and not self._saves_at(self.keep_checkpoint_every):
             raise ConfigError(
                 f"keep_checkpoint_every: {self.keep_checkpoint_every} is no multiple of"
@@ -109,8 +112,6 @@ class TrainingConfig:
                 f" checkpoint_every={self.checkpoint_every} must be a multiple of"
                 f" eval_every={self.eval_every}"
             )
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(f"ema_decay: must lie in [0, 1), got {self.ema_decay}")
 
     def _saves_at(self, step: int) -> bool:
         return self.checkpoint_every > 0 and step % self.checkpoint_every == 0
@@ -165,16 +166,12 @@ def make_plan(
     """
     values = config.to_dict()
     check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
-    seed = whole_number(values, "seed", 0)
+    seed = convert(values["seed"], Seed, "config.seed")
+    convert(values.get("init", ""), str, "config.init")
     data = dict(values["data"])
     if "examples" not in data:
         raise ConfigError("config.data.examples: missing; name a form of examples")
-    examples = build_typed(data.pop("examples"), "config.data.examples")
-    if not hasattr(examples, "source"):
-        raise ConfigError(
-            f"config.data.examples.type: '{type(examples).__name__}' is no form of examples;"
-            " those of lmjax are in lmjax.data.examples"
-        )
+    examples = _examples(data.pop("examples"), "config.data.examples")
     data_config = build(DataConfig, data, "config.data")
     training = build(TrainingConfig, values["training"], "config.training")
     optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
@@ -183,16 +180,13 @@ def make_plan(
             f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed"
             f" config.training.steps={training.steps}; shorten the warmup"
         )
-    wanted = values["model"].get("vocab_size", 0)
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
-        raise ConfigError(
-            f"config.model.vocab_size: must be an integer >= 0, got {wanted!r};"
-            " 0 takes the tokenizer's"
-        )
+    # 0 takes the tokenizer's.
+    wanted = convert(values["model"].get("vocab_size", 0), VocabSize, "config.model.vocab_size")
     objective = make_objective(
         values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
     )
     objective.check_length(examples.length)
+    _check_segments(objective.model, examples)
     ratio = getattr(getattr(objective.model, "trunk", None), "width_ratio", 1.0)
     if ratio != 1.0:
         if optimizer.name not in ("adamw", "lion"):
@@ -215,6 +209,26 @@ def make_plan(
     )
 
 
+def _examples(values: Any, where: str) -> Examples:
+    cls = resolve_type(values, where)
+    if not hasattr(cls, "source"):
+        raise ConfigError(
+            f"{where}.type: '{values['type']}' is no form of examples; those of lmjax are in"
+            " lmjax.data.examples"
+        )
+    return build(cls, values, where)
+
+
+def _check_segments(model: Any, examples: Examples) -> None:
+    """Refuses rows with segments that the model's table does not have."""
+    rows, wanted = getattr(model, "segment_types", None), getattr(examples, "segment_types", 1)
+    if rows is not None and rows < wanted:
+        raise ConfigError(
+            f"config.model.segment_types: {rows}, but rows of config.data.examples.type="
+            f"{type(examples).__name__} have {wanted} segments; set it to {wanted}"
+        )
+
+
 def make_objective(
     objective: Mapping[str, Any], model: Mapping[str, Any], vocab_size: int
 ) -> Objective:
@@ -222,7 +236,7 @@ def make_objective(
 
     Enough to check a config and to count parameters and FLOPs without data.
     """
-    ones = np.ones(vocab_size, bool)
+    ones = np.broadcast_to(np.True_, vocab_size)
     stand_in = Vocabulary(
         size=vocab_size,
         pad=0,
@@ -231,16 +245,12 @@ def make_objective(
         sep=3,
         mask=4,
         eod=5,
-        special=~ones,
+        special=np.broadcast_to(np.False_, vocab_size),
         starts_word=ones,
-        log_frequency=np.full(vocab_size, -np.log(vocab_size), np.float32),
+        log_frequency=np.broadcast_to(np.float32(-np.log(vocab_size)), vocab_size),
     )
     where = "config.objective"
-    cls = resolve_type(objective, where)
-    if not issubclass(cls, Objective):
-        raise ConfigError(
-            f"{where}.type: '{objective['type']}' is no lmjax.objectives.base.Objective"
-        )
+    cls = resolve_type(objective, where, Objective)
     model_type = typing.get_type_hints(cls)["model"]
     if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
         raise ConfigError(

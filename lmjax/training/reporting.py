@@ -1,5 +1,6 @@
 """What a run leaves behind and shows: its directory, metrics, progress, plots."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +20,11 @@ import ml_collections
 import rich.console
 import rich.progress
 
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.locking import held
 
+_LOCK = ".lock"
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -37,12 +41,11 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class RunDirectory:
-    """A directory that belongs to one config.
+    """A directory that belongs to one config, and to one process at a time.
 
     Attributes:
       path: the directory.
       checkpoints: where its checkpoints go; made by whoever writes them.
-      continued: whether the directory held this run already.
     """
 
     def __init__(
@@ -51,45 +54,90 @@ class RunDirectory:
         config: ml_collections.ConfigDict,
         may_change: Sequence[str] = (),
     ):
-        """Takes the directory for `config`, or finds that it is its own already.
-
-        Writes config.json (the resolved config) and versions.json. With several processes
-        only the first writes.
+        """Finds that the directory is free, or that it is this run's already; writes nothing.
 
         Args:
-          path: made when missing.
+          path: of the directory.
           config: plain values.
           may_change: dotted fields such as `training.steps` that may differ from those the
             run was begun with.
 
         Raises:
           ConfigError: the directory belongs to another config, or cannot be written to.
-            Nothing is touched then.
         """
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         # Through JSON, so that it compares equal to what is read back.
-        resolved = json.loads(json.dumps(config.to_dict()))
-        self._refuse_unusable()
-        begun_with = self._read_config()
-        self.continued = begun_with is not None
-        if begun_with is not None:
-            self._refuse_other_config(_dotted(begun_with), _dotted(resolved), may_change)
-        if jax.process_index() == 0:
-            self._write("config.json", resolved)
-            self._write("versions.json", versions())
+        try:
+            self._config = json.loads(json.dumps(config.to_dict()))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config: holds what is no plain data ({error})") from error
+        self._may_change = may_change
+        self._check()
 
-    def _refuse_unusable(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--workdir: '{self.path}' is a file; give a directory")
+    @contextlib.contextmanager
+    def alone(self, wait: bool = False) -> Iterator[None]:
+        """Within it, no other process has the directory; of a run's processes the first holds it.
+
+        The directory is made, and removed again if nothing was written to it.
+
+        Args:
+          wait: until another process leaves it.
+
+        Raises:
+          ConfigError: another process has it; or it has become that of another config.
+        """
+        if jax.process_index() != 0:
+            yield
+            return
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self._make()
+        lock = self.path / _LOCK
+        with held(lock, wait) as holder:
+            if holder:
+                raise ConfigError(
+                    f"--workdir: '{self.path}' is in use by {holder}; wait until that ends, or use"
+                    " another --workdir"
+                )
+            self._check()  # again: another process may have begun a run here meanwhile
+            try:
+                yield
+            finally:
+                if made and [child.name for child in self.path.iterdir()] == [_LOCK]:
+                    lock.unlink()
+                    with contextlib.suppress(OSError):  # someone else has put something there
+                        for place in made:
+                            place.rmdir()
+
+    def claim(self, tokenizer: Tokenizer | None = None) -> None:
+        """Writes the run's config.json, versions.json and tokenizer.json, from the first process.
+
+        To be called once all that can be checked was: from now on the directory is this run's.
+        """
+        self._make()
+        if jax.process_index() == 0:
+            if tokenizer is not None:
+                tokenizer.save(self.path / "tokenizer.json")
+            write_json(self.path / "versions.json", versions())
+            write_json(self.path / "config.json", self._config)
+
+    def _check(self) -> None:
+        here = next(place for place in (self.path, *self.path.parents) if place.exists())
+        if not here.is_dir():
+            raise ConfigError(f"--workdir: '{here}' is a file; give a directory")
+        if not os.access(here, os.W_OK | os.X_OK):
+            raise ConfigError(f"--workdir: '{here}' is not writable; use another --workdir")
+        begun_with = self._read_config()
+        if begun_with is not None and self._has_work():
+            self._refuse_other_config(begun_with)
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"--workdir: cannot make '{self.path}' ({error.strerror}); use another --workdir"
             ) from error
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise ConfigError(f"--workdir: '{self.path}' is not writable; use another --workdir")
 
     def _read_config(self) -> dict[str, Any] | None:
         file = self.path / "config.json"
@@ -108,14 +156,21 @@ class RunDirectory:
                 f"--workdir: '{file}' is no JSON ({error}); use another --workdir"
             ) from error
 
-    def _refuse_other_config(
-        self, old: Mapping[str, Any], new: Mapping[str, Any], may_change: Sequence[str]
-    ) -> None:
-        missing = "(absent)"
+    def _has_work(self) -> bool:
+        """Whether anything would be lost: a run that failed at its first step leaves nothing."""
+        metrics = self.path / "metrics.jsonl"
+        return (
+            any(self.path.glob("checkpoints/*"))
+            or (metrics.exists() and any(x.get("split") == "train" for x in read_metrics(metrics)))
+            or any((self.path / name).exists() for name in ("events.jsonl", "cells", "study.log"))
+        )
+
+    def _refuse_other_config(self, begun_with: Mapping[str, Any]) -> None:
+        old, new, missing = _dotted(begun_with), _dotted(self._config), "(absent)"
         differing = [
             name
             for name in sorted({*old, *new})
-            if old.get(name, missing) != new.get(name, missing) and name not in may_change
+            if old.get(name, missing) != new.get(name, missing) and name not in self._may_change
         ]
         if differing:
             shown = ", ".join(
@@ -127,10 +182,6 @@ class RunDirectory:
                 f"{shown}{more}: '{self.path}' belongs to a run of another config; "
                 "use another --workdir"
             )
-
-    def _write(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-        _write_atomically(self.path / name, text)
 
 
 def versions() -> dict[str, Any]:
@@ -218,10 +269,10 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
-            raise
+            raise ConfigError(f"{path}:{number}: no JSON; is it the file of a run?") from None
         found.append({name: math.nan if v is None else v for name, v in values.items()})
     return found
 
@@ -354,8 +405,13 @@ def _encode(line: Mapping[str, Any]) -> str:
     return json.dumps(plain, allow_nan=False) + "\n"
 
 
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    _write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
 def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write it
     temporary.write_text(text)
     temporary.replace(path)
 

@@ -58,7 +58,9 @@ def make_schedule(
     Raises:
       ConfigError: unknown name, or numbers that do not fit together.
     """
-    check_schedule(name, learning_rate, warmup_steps, final_ratio, decay_fraction)
+    names = typing.get_args(ScheduleName)
+    if name not in names:
+        raise ConfigError(f"config.optimizer.schedule: '{name}' is not one of {', '.join(names)}")
     if steps < 1:
         raise ConfigError(f"config.training.steps: {steps} is not positive")
     if steps < warmup_steps and name not in ("constant", "inverse_sqrt"):
@@ -96,24 +98,3 @@ def make_schedule(
         return learning_rate * multiplier
 
     return schedule
-
-
-def check_schedule(
-    name: str,
-    learning_rate: float,
-    warmup_steps: int,
-    final_ratio: float,
-    decay_fraction: float,
-) -> None:
-    """Raises ConfigError, naming the field of `config.optimizer`, for values no run can use."""
-    names = typing.get_args(ScheduleName)
-    if name not in names:
-        raise ConfigError(f"schedule: '{name}' is not one of {', '.join(names)}")
-    if not learning_rate > 0:
-        raise ConfigError(f"learning_rate: {learning_rate} is not positive")
-    if warmup_steps < 0:
-        raise ConfigError(f"warmup_steps: {warmup_steps} is negative; 0 means no warmup")
-    if not 0 <= final_ratio <= 1:
-        raise ConfigError(f"final_ratio: {final_ratio} is not between 0 and 1")
-    if not 0 < decay_fraction <= 1:
-        raise ConfigError(f"decay_fraction: {decay_fraction} is not in (0, 1]")

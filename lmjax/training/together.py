@@ -19,7 +19,7 @@ import numpy as np
 from lmjax.data.store import check_data, prepare
 from lmjax.errors import ConfigError
 from lmjax.training.loop import Run, opened
-from lmjax.training.memory import predict
+from lmjax.training.memory import check_model_fits, predict
 from lmjax.training.mesh import replicated
 from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
 from lmjax.training.program import Program
@@ -50,7 +50,8 @@ def pretrain_together(
       begin: as `pretrain` takes it.
 
     Raises:
-      ConfigError: before anything is compiled or written, for what cannot work.
+      ConfigError: before anything is compiled or written, for what cannot work; or another
+        process is training in one of `workdirs`.
       DivergedError: of one seed, which the message names. All stop; without it the others go
         on from their last checkpoint, and alone it goes back config.training.max_rewinds times.
       PreemptedError: SIGTERM came; all are saved at the step they had reached.
@@ -61,20 +62,23 @@ def pretrain_together(
     plans = {seed: make_plan(own) for seed, own in configs.items()}
     plan = next(iter(plans.values()))
     _refuse_several_devices(plan)
+    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directories = {
         seed: RunDirectory(workdir, configs[seed], MAY_CHANGE) for seed, workdir in workdirs.items()
     }
-    tokenizer, stores = prepare(plan.data, ("train", "validation"))
-    for directory in directories.values():
-        tokenizer.save(directory.path / "tokenizer.json")
-    objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
     with jax.set_mesh(plan.mesh), contextlib.ExitStack() as stack:
+        for directory in directories.values():
+            stack.enter_context(directory.alone())
+        tokenizer, stores = prepare(plan.data, ("train", "validation"))
+        objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
         runs: list[Run] = []
         for seed, own in plans.items():
             program = runs[0].program if runs else None
             run = opened(own, objective, stores, directories[seed], begin, program)
             runs.append(stack.enter_context(run))
+        for directory in directories.values():
+            directory.claim(tokenizer)
         for group in _unfinished(runs):
             if len(group) == 1:
                 group[0].train(name)

@@ -1,10 +1,13 @@
 """Runs of lmjax are opened as published models are, and become ones."""
 
+import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -18,6 +21,7 @@ from lmjax.convert.adapting import Given, adapted, put_in
 from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
 from lmjax.training.loop import Result, pretrain
+from tests.runs import changed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LENGTH = 16
@@ -161,6 +165,150 @@ def test_a_damaged_run_is_one_clear_error(
     damage(copy)
     with pytest.raises(ConfigError, match=message):
         lmjax.load(copy)
+
+
+def refusal(path: pathlib.Path, **keywords: Any) -> str:
+    """The one line that opening a run ends in, within seconds."""
+    began = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        lmjax.load(path, **keywords)
+    assert time.monotonic() - began < 20
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", "bert", "'model' is no block"),
+        ("model", ["bert"], "'model' is no block"),
+        ("model", 3, "'model' is no block"),
+        ("model", None, "'model' is no block"),
+        ("training", [], "'training' is no block"),
+        ("training.ema_decay", "x", "config.training.ema_decay: expected float"),
+        ("training.ema_decay", math.nan, "config.training.ema_decay: must be a finite number"),
+        ("training.ema_decay", 0.0, ""),  # the parameters that are not averaged are there, too
+        ("objective", "x", "config.objective: expected a block"),
+        ("objective.type", ["x"], "config.objective.type: .* is no import path"),
+        ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is no lmjax"),
+        ("objective.type", "lmjax.models.bert.BertConfig", "is no lmjax.objectives.base.Objective"),
+        ("objective.type", "lmjax.training.reporting.os.system", "cannot import"),
+        ("objective.max_predictions", 2**40, "config.objective.max_predictions: must lie in"),
+        ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),
+        ("model.vocab_size", "a", "config.model.vocab_size: expected int"),
+        ("model.vocab_size", 10**12, "config.model.vocab_size: must lie in"),
+        ("model.vocab_size", 2**24, "makes 'embeddings/token/embedding' float32\\[16777216, 8\\]"),
+        ("model.trunk", None, "config.model.trunk: expected a block"),
+        ("model.trunk.layers", 10**6, "config.model.trunk.layers: must lie in"),
+        ("model.trunk.layers", 900, "makes '.*' float32\\[900, .*the checkpoint holds"),
+        ("model.trunk.scan_layers", False, "the checkpoint has no '.*layer_0/"),
+        (
+            "model.trunk.hidden_size",
+            10**6,
+            "config.model.generator_size: .* makes no generator",
+        ),
+        ("model.trunk.hidden_size", 10**5, "makes '.*' float32\\[.*100000"),
+        ("model.trunk.hidden_size", 10**7, "config.model.trunk.hidden_size: must lie in"),
+        ("model.trunk.intermediate_size", 33, "makes '.*' float32"),
+        ("model.max_length", 2**20, "makes 'embeddings/position/embedding' float32"),
+        ("model.generator_size", 1e-9, "config.model.generator_size: .* makes no generator"),
+        (
+            "model.share_embeddings",
+            False,
+            "the checkpoint has no 'discriminator/encoder/embeddings",
+        ),
+    ],
+)
+def test_a_malformed_run_is_one_clear_error(
+    field: str,
+    value: Any,
+    message: str,
+    run: tuple[pathlib.Path, Result],
+    tmp_path: pathlib.Path,
+) -> None:
+    copy = changed(run[0], tmp_path, "config.json", field, value)
+    if not message:
+        lmjax.load(copy)
+        return
+    found = refusal(copy)
+    assert re.search(message, found), found
+    assert found.startswith(str(copy))
+
+
+STRANGER = """
+import pathlib
+pathlib.Path("executed").touch()
+from lmjax.objectives.replaced import ReplacedTokenDetection
+class Own(ReplacedTokenDetection): pass
+"""
+
+
+def test_opening_a_run_executes_nothing_of_it(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Beside the run, and in a working directory that Python imports from.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "lmjax").mkdir()
+    (tmp_path / "lmjax" / "stranger.py").write_text(STRANGER)
+    for number, path in enumerate(
+        ("stranger.Own", "antigravity.x", "this.s", "lmjaxer.Own", "builtins.object", "os.path")
+    ):
+        copy = changed(run[0], tmp_path / str(number), "config.json", "objective.type", path)
+        package = path.split(".")[0]
+        found = refusal(copy)
+        assert f"config.objective.type: '{path}' is not of lmjax" in found
+        assert f"allow_modules=['{package}']" in found
+        assert f"--allow_modules={package}" in found
+    copy = changed(
+        run[0], tmp_path / "inner", "config.json", "objective.type", "lmjax.stranger.Own"
+    )
+    assert "cannot import 'lmjax.stranger'" in refusal(copy)
+    assert not (tmp_path / "executed").exists()
+    # Whoever trusts it says so; a package stands for all that is in it, and for nothing else.
+    stranger = tmp_path / "0" / "copy"
+    assert "is not of lmjax" in refusal(stranger, allow_modules=["strange"])
+    opened = lmjax.load(stranger, allow_modules=["stranger"])
+    assert (tmp_path / "executed").exists()
+    assert isinstance(opened.network, Electra)
+    assert "is not of lmjax" in refusal(stranger)
+
+
+def test_programs_open_a_strangers_run_where_a_flag_says_so(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    copy = changed(run[0], tmp_path, "config.json", "objective.type", "stranger.Own")
+
+    def program(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", *flags],
+            cwd=tmp_path,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    convert = "convert", f"--from={copy}", "--to=hf"
+    for command in (convert, ("show_batch", f"--workdir={copy}", "--batch=0")):
+        refused = program(*command)
+        assert refused.returncode == 2
+        (line,) = refused.stderr.splitlines()
+        assert "--allow_modules=stranger" in line
+        assert not (tmp_path / "executed").exists()
+    done = program(*convert, "--allow_modules=stranger")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "executed").exists()
+
+
+def test_what_another_run_names_is_not_what_a_config_names(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
+) -> None:
+    own = "tests.objectives.outside.PrefixLM"  # a user may name it in a config
+    copy = changed(run[0], tmp_path, "config.json", "objective.type", own)
+    with pytest.raises(ConfigError, match=r"config\.init: .*'tests.* is not of lmjax"):
+        adapted(adapting(copy, tmp_path))
 
 
 def test_a_place_without_a_model_is_said_to_be_one(tmp_path: pathlib.Path) -> None:

@@ -359,13 +359,18 @@ def test_config_errors_name_the_field():
     path = "lmjax.data.examples.SegmentPairs"
     form = build_typed({"type": path, "length": 64, "duplicates": 2}, "config.data.examples")
     assert form == SegmentPairs(64, duplicates=2)
-    with pytest.raises(ConfigError, match=r"^config\.data\.examples\.length: 4 is too short"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.data\.examples\.length: must be at least 5, got 4"
+    ):
         build(SegmentPairs, {"length": 4}, "config.data.examples")
-    with pytest.raises(ConfigError, match=r"^config\.data\.examples\.short_probability: 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^config\.data\.examples\.short_probability: must lie in \[0, 1\], got 2",
+    ):
         build(ElectraPairs, {"length": 9, "short_probability": 2.0}, "config.data.examples")
     with pytest.raises(ConfigError, match=r"^config\.data\.examples\.duplicates"):
         build(SegmentPairs, {"length": 9, "duplicates": 0}, "config.data.examples")
-    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the corpus has 1 "):
+    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the train split has 1 "):
         source_of(SegmentPairs(16, duplicates=1), make_store([[5]]), rows=2)
-    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the corpus has 0 "):
+    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the train split has 0 "):
         source_of(SegmentPairs(16), make_store([]), rows=2)

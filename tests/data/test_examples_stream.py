@@ -238,10 +238,12 @@ def test_config_errors_name_the_field():
     for reuse in (0, 16, 12):
         with pytest.raises(ConfigError, match=r"^config\.data\.examples\.reuse_length: "):
             build(SegmentStream, {"length": 16, "reuse_length": reuse}, where)
-    with pytest.raises(ConfigError, match=r"^config\.data\.examples\.length: 1 is too short"):
+    with pytest.raises(
+        ConfigError, match=r"^config\.data\.examples\.length: must be at least 2, got 1"
+    ):
         build(Packed, {"length": 1}, where)
     store = random_store()
     with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: 3 is odd"):
         SegmentStream(16, 8, True).source(store, VOCABULARY, seed=0, split="train", rows=3)
-    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the corpus has 0 "):
+    with pytest.raises(ConfigError, match=r"^config\.training\.batch_size: the train split has 0 "):
         Packed(16).source(make_store([[3]]), VOCABULARY, seed=0, split="train", rows=1)

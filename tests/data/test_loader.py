@@ -151,7 +151,7 @@ def test_config_errors_name_the_field():
             batch_size=6, process_count=4
         ),
         r"config\.training\.batch_size: 0 is not positive": dict(batch_size=0),
-        r"config\.training\.batch_size: the corpus has": dict(batch_size=10**6),
+        r"config\.training\.batch_size: the train split has": dict(batch_size=10**6),
         r"config\.seed: -1": dict(seed=-1),
     }.items():
         with pytest.raises(ConfigError, match="^" + problem):

@@ -62,6 +62,33 @@ def test_a_mistake_is_one_line_and_nothing_on_disk(tmp_path: pathlib.Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_a_second_command_is_refused_while_the_first_lives(tmp_path: pathlib.Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    first = (
+        "import fcntl, time; f = open('.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('me')"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{first}; f.flush(); print(flush=True); time.sleep(600)"],
+        cwd=place,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    arguments = [*files(tmp_path), *SMALL, "--config.seeds=2", f"--workdir={place}"]
+    child = begin(*arguments)
+    _, error = child.communicate(timeout=120)
+    assert child.returncode == 2
+    assert error.startswith(f"error: --workdir: '{place}' is in use by me; wait until that ends")
+    assert [path.name for path in place.iterdir()] == [".lock"]
+    holder.kill()
+    holder.communicate()
+    # The lock of a killed process holds nobody up.
+    again = begin(*arguments[:-2], "--config.task.label=tag", f"--workdir={place}")
+    _, error = again.communicate(timeout=120)
+    assert "no column 'tag'" in error
+
+
 @pytest.mark.slow
 def test_a_killed_command_continues_and_prints_one_table(tmp_path: pathlib.Path) -> None:
     arguments = [*files(tmp_path), *SMALL]

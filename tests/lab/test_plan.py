@@ -63,8 +63,8 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
     ("field", "value", "message"),
     [
         ("base", "cause", r"config\.base: 'cause' is none of the variants \(causal, prefix\)"),
-        ("seeds", 0, r"config\.seeds: must be an integer >= 1"),
-        ("budget.amount", 0.0, r"config\.budget\.amount: must be above 0"),
+        ("seeds", 0, r"config\.seeds: must be at least 1"),
+        ("budget.amount", 0.0, r"config\.budget\.amount: must be positive"),
         ("budget.unit", "hours", r"config\.budget\.unit: 'hours' is not one of"),
         ("variants.prefix.changes", {"training": {"stpes": 3}}, r"variants\.prefix, .*stpes"),
         ("variants.prefix.changes", 3, r"variants\.prefix\.changes: expected a block"),

@@ -1,6 +1,7 @@
 """Searches: what is drawn, that a killed one goes on to the same, and what is refused."""
 
 import csv
+import fcntl
 import json
 import pathlib
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.searches import optimizer
 from lmjax.errors import ConfigError
 from lmjax.lab import search as module
-from lmjax.lab.search import Found, flags, search
+from lmjax.lab.search import Found, flags, read_search, search
 from lmjax.training.watch import DivergedError
 from tests.lab import small
 
@@ -109,12 +110,10 @@ def test_two_processes_do_not_search_in_one_directory(
 ) -> None:
     monkeypatch.setattr(module, "_run", valued)
     (tmp_path / "run").mkdir()
-    with (
-        module.claimed(tmp_path / "run") as mine,
-        pytest.raises(ConfigError, match=r"--workdir: another process is searching in"),
-    ):
-        assert mine
-        search(config(base), tmp_path / "run", "")
+    with (tmp_path / "run" / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"--workdir: '.*run' is in use by another process"):
+            search(config(base), tmp_path / "run", "")
     assert len(search(config(base), tmp_path / "run", "")) == 3
 
 
@@ -140,10 +139,10 @@ def test_trials_are_trained(base: dict[str, Any], tmp_path: pathlib.Path) -> Non
         ({"space": {"a": {"low": 1}}}, r"config\.space\.a: 'high'"),
         ({"space": {"a": {"low": 2.0, "high": 1.0}}}, r"config\.space\.a: "),
         ({"space": {"optimizer": {"rate": {"choices": [1.0]}}}}, r"rate"),
-        ({"sampler": "bayes"}, r"config\.sampler: 'bayes' is not one of grid, random, tpe"),
+        ({"sampler": "bayes"}, r"config\.sampler: 'bayes' is not one of 'grid', 'random', 'tpe'"),
         ({"sampler": "grid"}, r"config\.space\.optimizer\.learning_rate: a grid takes choices"),
         ({"measure": "blimp"}, r"config\.measure: 'blimp' is none of loss"),
-        ({"trials": 0}, r"config\.trials: must be an integer >= 1"),
+        ({"trials": 0}, r"config\.trials: must be at least 1"),
         ({"trails": 3}, r"trails"),
     ],
 )
@@ -157,9 +156,10 @@ def test_what_cannot_be_searched_is_refused(
 
 @pytest.mark.parametrize("objective", ["bert", "gpt", "xlnet", "electra"])
 def test_shipped_searches_can_work(objective: str) -> None:
-    values = optimizer.get_config(objective).to_dict()
-    space = dict(module._leaves(values["space"]))
-    assert module._check(values, space) == "lower"
+    ablation = read_search(optimizer.get_config(objective))
+    assert ablation.measures["loss"].better == "lower"
+    # Each end of two ranges, and each of three choices.
+    assert len(ablation.variants) == 1 + 1 + 1 + 2
 
 
 def test_what_is_found_can_be_trained() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -21,11 +22,12 @@ from lmjax.models.heads import Headed
 from lmjax.nn.masks import causal
 from lmjax.tasks import finetuning
 from lmjax.tasks.batches import Collator, Epochs
-from lmjax.tasks.plan import Prepared, prepare, tests_by_name
+from lmjax.tasks.plan import Prepared, named_tests, prepare
 from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import Run
 from lmjax.training.reporting import read_metrics
+from tests.runs import changed
 from tests.tasks import small
 
 CLASSIFICATION = {"type": "lmjax.tasks.classification.Classification"}
@@ -374,12 +376,90 @@ def test_epochs_show_everything_once_in_an_order_of_their_own(tmp_path: pathlib.
     assert rows(5) == read[5]["row"][read[5]["weight"] > 0].tolist()
 
 
+NETWORK = [
+    ("", [], "holds no JSON object"),
+    ("model", "bert", "network.json.model: expected a block"),
+    ("model", [1], "network.json.model: expected a block"),
+    ("model", None, "network.json.model: expected a block"),
+    ("model.type", "lmjax.training.plan.TrainingConfig", "is no lmjax.models.bert.BertConfig or"),
+    ("model.type", "tests.tasks.small.Config", "network.json.model.type: .* is not of lmjax"),
+    ("model.vocab_size", -1, "network.json.model.vocab_size: must not be negative"),
+    ("model.vocab_size", 10**12, "network.json.model.vocab_size: must lie in"),
+    ("model.vocab_size", "a", "network.json.model.vocab_size: expected int"),
+    ("model.trunk.layers", 10**6, "network.json.model.trunk.layers: must lie in"),
+    ("model.trunk.layers", 900, "network.json: 900 layers, and the checkpoint holds only"),
+    ("model.trunk.layers", 2, "the checkpoint has no 'encoder/stack/blocks/layer_1/"),
+    ("model.trunk.hidden_size", 10**6, "makes 'encoder/.*' float32"),
+    ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
+    ("task", "no_such_task", "network.json.task: 'no_such_task' is not one of"),
+    ("task", "token_classification", "network.json: "),
+    ("task", "language_model", "network.json.task: 'language_model' is of a GPT"),
+    ("classes", -1, "network.json.classes: must not be negative"),
+    ("classes", "x", "network.json.classes: expected int"),
+    ("classes", 10**9, "network.json.classes: must lie in"),
+    ("classes", 3, "network.json.labels: 2 for 3 classes"),
+    ("dropout", "x", "network.json.dropout: expected float"),
+    ("dropout", 1.0, "network.json.dropout: must lie in"),
+    ("adapter_scale", "q", "network.json.adapter_scale: expected float"),
+    ("adapter_scale", math.nan, "network.json.adapter_scale: must be a finite number"),
+    ("adapter_scale", math.inf, "network.json.adapter_scale: must be a finite number"),
+    ("labels", "no", "network.json.labels: expected a tuple"),
+    ("labels", [1, 2], r"network.json.labels\[0\]: expected str"),
+    ("labels", ["no", "yes", "maybe"], "network.json.labels: 3 for 2 classes"),
+    ("more", 1, "network.json.more: unknown field"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), NETWORK)
+def test_a_malformed_network_is_one_clear_error(
+    field: str,
+    value: Any,
+    message: str,
+    whole: tuple[ConfigDict, pathlib.Path, Any],
+    tmp_path: pathlib.Path,
+) -> None:
+    copy = changed(whole[1], tmp_path, "network.json", field, value)
+    with pytest.raises(ConfigError, match=message) as caught:
+        lmjax.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("task", "x", "task.json: task: expected a block"),
+        ("task", {}, "task.json: task.type: missing"),
+        ("task.type", "os.path", "task.json: task.type: 'os.path' is not of lmjax"),
+        ("task.type", "lmjax.models.gpt.GptConfig", "is no lmjax.tasks.base.Task"),
+        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network is one of"),
+        ("task.labels", ["no", "yes", "maybe"], "the network is one of another task"),
+        ("task.head_dropout", math.nan, "task.head_dropout: must be a finite number"),
+        ("task.length", 10**9, "task.length: must lie in"),
+        ("data", None, "task.json: data: expected a block"),
+        ("data.train_rows", -1, "data.train_rows: must not be negative"),
+    ],
+)
+def test_the_task_of_a_malformed_run_is_one_clear_error(
+    field: str,
+    value: Any,
+    message: str,
+    whole: tuple[ConfigDict, pathlib.Path, Any],
+    tmp_path: pathlib.Path,
+) -> None:
+    copy = changed(whole[1], tmp_path, "task.json", field, value)
+    with pytest.raises(ConfigError, match=message):
+        lmjax.load(copy)
+    # An earlier version left no task.json: the config says what the task was.
+    (copy / "task.json").unlink()
+    assert lmjax.load(copy).task is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"task.length": 65}, "config.task.length: 65 is longer than the model's position table"),
         ({"task.freeze": "head"}, "config.task.freeze: 'head' is not one of"),
-        ({"task.type": "lmjax.objectives.causal.CausalLM"}, "is no lmjax.tasks Task"),
+        ({"task.type": "lmjax.objectives.causal.CausalLM"}, "is no lmjax.tasks.base.Task"),
         ({"task.lm_weight": 0.5}, "config.task.lm_weight: the auxiliary loss"),
         ({"task.label": "tag"}, r"no column 'tag' \(config.task.label; the row has: text, label\)"),
         ({"task.labels": ("no", "maybe")}, "label 'yes' is none of the set"),
@@ -387,7 +467,7 @@ def test_epochs_show_everything_once_in_an_order_of_their_own(tmp_path: pathlib.
         ({"data.train": "missing.csv"}, "config.data.train: no such file"),
         ({"optimizer.warmup_steps": 5}, "set one of them to 0"),
         ({"training.batch_size": 0}, "config.training.batch_size: must be at least 1"),
-        ({"seeds": 0}, "config.seeds: must be an integer >= 1"),
+        ({"seeds": 0}, "config.seeds: must be at least 1"),
         ({"dropout": 1.0}, "config.dropout: must lie in"),
         ({"init": "nowhere"}, "config.init: nowhere/config.json: cannot be read"),
         ({"model.trunk.heads": 3}, "config.model.trunk.heads: 3 heads"),
@@ -456,7 +536,7 @@ def test_several_test_sets_have_scores_and_files_of_their_own(tmp_path: pathlib.
 
 def test_test_sets_are_named_in_a_block_or_a_line(tmp_path: pathlib.Path) -> None:
     def named(test: Any) -> dict[str, str]:
-        return tests_by_name(RowsConfig(train="a.jsonl", test=test))
+        return named_tests(RowsConfig(train="a.jsonl", test=test))
 
     assert named("") == {}
     assert named("b.jsonl") == {"test": "b.jsonl"}

@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -135,15 +138,71 @@ def latest_step(workdir: pathlib.Path) -> int:
         return checkpoints.latest_step() or 0
 
 
-def test_a_killed_run_is_the_same_run_bit_for_bit(
+def test_a_directory_belongs_to_one_process_until_it_is_killed(
     whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
-    child = begin(config(text), tmp_path)
-    signal_after(child, workdir / "checkpoints" / "30", signal.SIGKILL)
+    first = begin(config(text), tmp_path)
+    while not (workdir / "checkpoints" / "30").exists():
+        assert first.poll() is None, first.stderr and first.stderr.read()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    before = contents(workdir)
+    second = begin(config(text), tmp_path)
+    said = second.communicate()[1]
+    assert second.returncode == 2, said
+    (line,) = said.splitlines()
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    assert line.startswith(f"error: --workdir: '{workdir}' is in use by {holder}; ")
+    assert contents(workdir) == before
+    first.kill()
+    first.communicate()
+    # What it was killed at goes on to the same end, bit for bit.
     assert 30 <= latest_step(workdir) < STEPS
     pretrain(ConfigDict(config(text)), workdir, "xlnet")
     assert_same_run(workdir, whole[0])
+
+
+def test_a_run_that_cannot_begin_leaves_its_directory_to_the_next(
+    text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text(" ".join(["abc"] * 80))
+    made = config(text)
+    made["objective"] = {"type": "lmjax.objectives.causal.CausalLM"}
+    made["model"] = {"trunk": made["model"]["trunk"], "max_length": 16}
+    made["data"]["validation_corpus"] = str(held_out)
+    made["data"]["examples"] = {"type": "lmjax.data.examples.Packed", "length": 16}
+    made["training"] = {"steps": 2, "batch_size": 64}
+    workdir = tmp_path / "made" / "run"
+    with pytest.raises(ConfigError) as caught:
+        pretrain(ConfigDict(made), workdir, "")
+    found = re.fullmatch(
+        r"config\.training\.batch_size: the validation split has (\d+) examples of"
+        r" config\.data\.examples\.length, fewer than a batch of 64; give a batch_size of at most"
+        r" (\d+), or more text as config\.data\.validation_corpus",
+        str(caught.value),
+    )
+    assert found and found[1] == found[2]
+    assert not (tmp_path / "made").exists()
+    made["training"]["batch_size"] = int(found[1])  # as advised
+    pretrain(ConfigDict(made), workdir, "")
+    made["training"]["batch_size"] = 10**6
+    with pytest.raises(ConfigError, match=r"the train split has .* as config\.data\.corpus"):
+        pretrain(ConfigDict(made), tmp_path / "other", "")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_model_that_no_device_can_hold_is_refused_before_it_is_traced(
+    text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    made = config(text)
+    made["model"]["trunk"] |= {"hidden_size": 2**20, "heads": 2**10, "layers": 1000}
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"config\.model: needs at least .* TiB"):
+        pretrain(ConfigDict(made), tmp_path / "run", "")
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_told_to_stop_saves_where_it_is(

@@ -1,6 +1,7 @@
 """Every config that cannot work is refused in one line that names the field."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,7 @@ GOOD: dict[str, Any] = {
     "training": {"steps": 100, "batch_size": 16, "accumulation": 2, "ema_decay": 0.0},
     "mesh": {"data": 8},
 }
+STREAM = "lmjax.data.examples.SegmentStream"
 XLNET = {
     "objective.type": "lmjax.objectives.permuted.PermutedLM",
     "objective.mask_rate": None,
@@ -117,16 +119,33 @@ def test_a_config_becomes_typed_parts() -> None:
         ({"training.step": 4}, "training.step", "did you mean 'steps'"),
         ({"objective.vocabulary": 4}, "objective.vocabulary", "unknown"),
         ({"data.examples.lenght": 4}, "data.examples.lenght", "did you mean 'length'"),
-        ({"seed": -1}, "seed", ">= 0"),
+        ({"seed": -1}, "seed", "not be negative"),
         ({"model": 3}, "model", "block"),
         ({"data": "pydocs"}, "data", "block"),
         ({"model.trunk": 3}, "model.trunk", "block"),
         ({"model.trunk.heads": 5}, "model.trunk.heads", "hidden_size=32"),
         ({"model.trunk.dropout": 1.0}, "model.trunk.dropout", "[0, 1)"),
-        ({"model.vocab_size": -5}, "model.vocab_size", "0 takes"),
+        ({"model.vocab_size": -5}, "model.vocab_size", "not be negative"),
         ({"training.batch_size": 12}, "training.batch_size", "use 16"),
         ({"mesh.data": 9}, "mesh.data", "8 available"),
         ({"data.examples.length": 256}, "data.examples.length", "config.model.max_length=128"),
+        ({"model.vocab_size": 2**31}, "model.vocab_size", "lie in [0, 2**24]"),
+        ({"data.tokenizer.vocab_size": 2**40}, "data.tokenizer.vocab_size", "lie in [100, 2**24]"),
+        ({"model.segment_types": -1}, "model.segment_types", "at least 1"),
+        ({"model.segment_types": 1}, "model.segment_types", "type=SegmentPairs have 2 segments"),
+        (
+            {"data.examples": {"type": STREAM, "length": 128, "reuse_length": 64}},
+            "model.segment_types",
+            "set it to 3",
+        ),
+        ({"model.trunk.initial_std": math.nan}, "model.trunk.initial_std", "finite"),
+        ({"model.trunk.initial_std": -0.1}, "model.trunk.initial_std", "lie in [0, 10]"),
+        ({"model.trunk.layer_norm_epsilon": 0.0}, "model.trunk.layer_norm_epsilon", "lie in"),
+        ({"objective.mask_rate": math.nan}, "objective.mask_rate", "finite"),
+        ({"optimizer.learning_rate": math.inf}, "optimizer.learning_rate", "finite"),
+        ({"training.max_loss_rise": math.nan}, "training.max_loss_rise", "finite"),
+        ({"training.max_loss_rise": 0.5}, "training.max_loss_rise", "less than it"),
+        ({"init": 3}, "init", "expected str"),
         ({"optimizer.warmup_steps": 101}, "optimizer.warmup_steps", "config.training.steps=100"),
         ({"objective.type": None}, "objective.type", "missing"),
         ({"objective.type": "lmjax.models.bert.BertConfig"}, "objective.type", "Objective"),

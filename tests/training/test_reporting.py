@@ -36,18 +36,43 @@ def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
-def test_writes_config_and_versions(tmp_path):
+def begin(path, config, work="checkpoints/1", may_change=()):
+    """What a run leaves that has begun, and saved or written something."""
+    run = RunDirectory(path, config, may_change)
+    run.claim()
+    if work:
+        (run.path / work).mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def test_writes_config_and_versions_once_all_is_checked(tmp_path):
     run = RunDirectory(tmp_path / "a" / "run", make_config())
-    assert not run.continued
+    assert not (tmp_path / "a").exists()
+    run.claim()
     config = json.loads((run.path / "config.json").read_text())
     assert config["model"]["trunk"] == {"layers": 2, "sizes": [1, 2]}
     versions = json.loads((run.path / "versions.json").read_text())
     assert versions["jax"] and versions["device_count"] >= 1 and "git_commit" in versions
 
 
+def test_a_directory_is_made_for_a_run_that_begins_alone(tmp_path):
+    run = RunDirectory(tmp_path / "a" / "run", make_config())
+    with pytest.raises(ZeroDivisionError), run.alone():
+        assert run.path.is_dir()
+        raise ZeroDivisionError
+    assert not (tmp_path / "a").exists()
+    with run.alone():
+        run.claim()
+    assert (run.path / "config.json").exists()
+    (tmp_path / "mine").mkdir()
+    with RunDirectory(tmp_path / "mine" / "run", make_config()).alone():
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_continues_its_own_config_only(tmp_path):
+    begin(tmp_path, make_config())
     RunDirectory(tmp_path, make_config())
-    assert RunDirectory(tmp_path, make_config()).continued
     before = contents(tmp_path)
     other = make_config(**{"model.trunk.layers": 3, "objective.rate": 0.2, "seed": 1})
     with pytest.raises(ConfigError) as caught:
@@ -59,12 +84,27 @@ def test_continues_its_own_config_only(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.training\.steps: 20, was 10"):
         RunDirectory(tmp_path, make_config(**{"training.steps": 20}))
     longer = make_config(**{"training.steps": 20})
-    assert RunDirectory(tmp_path, longer, may_change=("training.steps",)).continued
+    RunDirectory(tmp_path, longer, may_change=("training.steps",)).claim()
     assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 20
 
 
+def test_a_run_that_failed_before_its_first_step_keeps_no_directory(tmp_path):
+    other = make_config(seed=1)
+    begin(tmp_path, make_config(), work="checkpoints")
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 0, "split": "validation", "loss": 1.0}\n')
+    RunDirectory(tmp_path, other)
+    with metrics.open("a") as file:
+        file.write('{"step": 1, "split": "train", "loss": 1.0}\n')
+    with pytest.raises(ConfigError, match=r"config\.seed: 1, was 0"):
+        RunDirectory(tmp_path, other)
+    metrics.write_text("lost\n" + metrics.read_text())
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:1: no JSON"):
+        RunDirectory(tmp_path, other)
+
+
 def test_names_three_of_many_differences(tmp_path):
-    RunDirectory(tmp_path, ml_collections.ConfigDict({"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}))
+    begin(tmp_path, ml_collections.ConfigDict({"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}))
     with pytest.raises(ConfigError, match=r"config\.c: 2, was 1 and 2 more") as caught:
         RunDirectory(tmp_path, ml_collections.ConfigDict({"a": 2, "b": 2, "c": 2, "d": 2}))
     assert "config.d" not in str(caught.value)

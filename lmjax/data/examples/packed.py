@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from typing import Annotated
 
 import numpy as np
 
+from lmjax.configuration import Interval, check_ranges
 from lmjax.data.examples.concatenated import Concatenation, stream_length
-from lmjax.data.examples.source import Row, Specials, Store, check_length, check_rows
+from lmjax.data.examples.source import Row, Specials, Store, check_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Packed:
         appendix B); else documents are numbered from 1 and positions restart in each.
     """
 
-    length: int
+    length: Annotated[int, Interval("[2, 2**20]")]  # a token and its successor
     across_documents: bool = False
 
     def __post_init__(self) -> None:
-        check_length(self.length, 2, "a token and its successor")
+        check_ranges(self)
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
@@ -39,7 +41,7 @@ class Packed:
           ConfigError: the corpus gives fewer rows than `rows`.
         """
         source = PackedSource(self, store, vocabulary, seed, split)
-        check_rows(len(source), rows)
+        check_rows(len(source), rows, split)
         return source
 
 

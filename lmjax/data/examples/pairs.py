@@ -8,23 +8,21 @@ after ten tries, be the current one; one target length is drawn per document and
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from lmjax.configuration import Interval, Probability, check_ranges
 from lmjax.data.examples import draws
 from lmjax.data.examples.source import (
     Row,
     Specials,
     Store,
-    check_length,
-    check_probability,
     check_rows,
     chunk_ends,
     pair_row,
     sentences,
 )
-from lmjax.errors import ConfigError
 
 # Numbers of a chunk's draws.
 _SPLIT, _COIN, _CUT, _START, _CUT_FIRST, _CUT_SECOND, _OTHER = range(7)
@@ -48,16 +46,15 @@ class SegmentPairs:
         uniform from 2 up.
     """
 
-    length: int
+    segment_types: ClassVar[int] = 2
+
+    length: Annotated[int, Interval("[5, 2**20]")]  # [CLS] A [SEP] B [SEP]
     next_sentence: Literal["nsp", "sop", "none"] = "nsp"
-    duplicates: int = 10
-    short_probability: float = 0.1
+    duplicates: Annotated[int, Interval("[1, 1000]")] = 10
+    short_probability: Probability = 0.1
 
     def __post_init__(self) -> None:
-        check_length(self.length, 5, "[CLS] A [SEP] B [SEP]")
-        check_probability("short_probability", self.short_probability)
-        if self.duplicates < 1:
-            raise ConfigError(f"duplicates: {self.duplicates} passes make no data; give 1 or more")
+        check_ranges(self)
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
@@ -68,7 +65,7 @@ class SegmentPairs:
           ConfigError: the corpus gives fewer pairs than `rows`.
         """
         table = pair_table(self, store, draws.root(seed, split))
-        check_rows(len(table.label), rows)
+        check_rows(len(table.label), rows, split)
         return PairSource(self, store, vocabulary, table)
 
 

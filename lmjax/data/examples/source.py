@@ -57,7 +57,10 @@ class Source(Protocol):
 
 
 class Examples(Protocol):
-    """A form of examples: a frozen dataclass of settings that makes a source."""
+    """A form of examples: a frozen dataclass of settings that makes a source.
+
+    Where its rows have other segments than 0, it says how many as `segment_types`.
+    """
 
     length: int
 
@@ -97,22 +100,14 @@ def chunk_ends(
     return np.minimum(np.searchsorted(bounds, bounds[first] + target), limit)
 
 
-def check_length(length: int, least: int, why: str) -> None:
-    if length < least:
-        raise ConfigError(f"length: {length} is too short; {why} needs at least {least}")
-
-
-def check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}: {value} is no probability; give a number from 0 to 1")
-
-
-def check_rows(have: int, rows: int) -> None:
-    """Raises a ConfigError unless the corpus gives one batch."""
+def check_rows(have: int, rows: int, split: str) -> None:
+    """Raises a ConfigError unless the split gives one batch."""
     if have < rows:
+        field = "validation_corpus" if split == "validation" else "corpus"
         raise ConfigError(
-            f"config.training.batch_size: the corpus has {have} examples of this length, fewer "
-            f"than a batch of {rows}; give a smaller batch_size or a larger corpus"
+            f"config.training.batch_size: the {split} split has {have} examples of"
+            f" config.data.examples.length, fewer than a batch of {rows}; give a batch_size of at"
+            f" most {max(have, 1)}, or more text as config.data.{field}"
         )
 
 

@@ -6,13 +6,15 @@ The algorithm is that of zihangdai/xlnet, data_utils.py (`create_tfrecords` and
 
 import dataclasses
 import functools
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from lmjax.configuration import Interval, PositiveInt, check_ranges
 from lmjax.data.examples import draws
 from lmjax.data.examples.concatenated import Concatenation, stream_length
 from lmjax.data.examples.pairs import kept_lengths
-from lmjax.data.examples.source import Row, Specials, Store, check_length, check_rows
+from lmjax.data.examples.source import Row, Specials, Store, check_rows
 from lmjax.errors import ConfigError
 
 
@@ -33,14 +35,14 @@ class SegmentStream:
       bidirectional: the second half of the batch is the first half's text reversed.
     """
 
-    length: int
-    reuse_length: int
+    segment_types: ClassVar[int] = 3
+
+    length: Annotated[int, Interval("[6, 2**20]")]  # running text and A [SEP] B [SEP] [CLS]
+    reuse_length: PositiveInt
     bidirectional: bool = False
 
     def __post_init__(self) -> None:
-        check_length(self.length, 6, "running text and A [SEP] B [SEP] [CLS]")
-        if self.reuse_length < 1:
-            raise ConfigError(f"reuse_length: {self.reuse_length} is no stride; give 1 or more")
+        check_ranges(self)
         if self.reuse_length >= self.length:
             raise ConfigError(
                 f"reuse_length: {self.reuse_length} is not below length {self.length}; "
@@ -67,7 +69,7 @@ class SegmentStream:
                 f"pairs of rows; give an even batch_size"
             )
         source = StreamSource(self, store, vocabulary, seed, split, rows)
-        check_rows(len(source), rows)
+        check_rows(len(source), rows, split)
         return source
 
 

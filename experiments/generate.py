@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import command_line
 from experiments.model_flag import one_model
-from lmjax.data.files import fault_of, lines_of, read_texts
+from lmjax.data.files import lines_of, read_texts
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
@@ -90,11 +90,9 @@ def main() -> None:
 
 def _prompts(values: dict[str, Any]) -> list[str]:
     given = list(values["prompt"])
-    if fault := fault_of(given):
-        raise ConfigError(f"--prompt: {fault}; give UTF-8")
     if values["prompts"] == "-":
-        with open(0, "rb", closefd=False) as file:
-            given += [line for _, line in lines_of(file, "standard input", "--prompts")]
+        lines = lines_of(sys.stdin.buffer, "standard input", "--prompts")
+        given += [line for _, line in lines]
     elif values["prompts"]:
         given += read_texts(values["prompts"], "--prompts", column="prompt")
     if not given:

@@ -144,7 +144,9 @@ def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
         if not whole:
             lines.pop()
         numbered = enumerate(lines, start=1)
-        empty = not any(_texts_of_lines(numbered, path, where, text_feature))
+        # All of them, not only as far as the first that is not empty.
+        texts = list(_texts_of_lines(numbered, path, where, text_feature))
+        empty = not any(map(str.strip, texts))
     else:
         empty = not text.strip()
     if empty and whole:

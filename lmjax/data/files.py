@@ -159,13 +159,14 @@ def _globs(directory: str, reads: Reads) -> str:
 def _instead(spec: str, reads: Reads) -> str:
     """What to give instead of a path or glob that matches nothing."""
     directory, name = os.path.split(spec)
-    if os.path.isdir(directory or ".") and any(c in name for c in _GLOB):
-        return _globs(directory, reads)
+    found = [directory or "."] if os.path.isdir(directory or ".") else glob.glob(directory)
+    if any(c in name for c in _GLOB) and len(found) == 1 and os.path.isdir(found[0]):
+        return _globs(found[0], reads)
     with contextlib.suppress(OSError):
         close = difflib.get_close_matches(name, os.listdir(directory or "."), n=1)
         if close:
             return f"is '{os.path.join(directory, close[0])}' meant?"
-    return "give a path, a glob or a TFDS name"
+    return "give a path or a glob"
 
 
 def open_file(path: pathlib.Path) -> BinaryIO:

@@ -78,6 +78,9 @@ class QuestionAnswering(Task):
         found: list[Row | BadRowError] = []
         try:
             for paragraph in values["paragraphs"]:
+                if isinstance(paragraph, BadRowError):
+                    found.append(paragraph)
+                    continue
                 for question in paragraph["qas"]:
                     try:
                         if isinstance(question, BadRowError):

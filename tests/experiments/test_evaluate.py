@@ -76,7 +76,7 @@ def test_minimal_pairs(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     columns = ["gpt (causal)", "unigram, tokens of gpt", "trigram, tokens of gpt"]
     columns += ["xlnet (pseudo)", "xlnet (left_to_right)"]
     found = lines(place)
-    assert list(found[0])[4:] == columns
+    assert list(found[0])[5:] == columns
     expected = judge(lmjax.load(place / "gpt"), read_pairs(place / "pairs.jsonl"))
     assert [line["gpt (causal)"] for line in found] == expected.tolist()
     table = (place / "out/found.md").read_text()

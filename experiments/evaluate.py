@@ -332,8 +332,8 @@ def _write(tables: Sequence[Sequence[Sequence[str]]], lines: Iterable[Mapping[st
     for header, *rows in tables:
         marked = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
         texts.append("".join(f"| {' | '.join(row)} |\n" for row in marked))
-    place.with_name(f"{place.name}.md").write_text("\n".join(texts))
-    with place.with_name(f"{place.name}.jsonl").open("w") as file:
+    place.with_name(f"{place.name}.md").write_text("\n".join(texts), encoding="utf-8")
+    with place.with_name(f"{place.name}.jsonl").open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

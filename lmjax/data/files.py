@@ -53,7 +53,7 @@ def form_of(path: str | pathlib.Path) -> str:
 
 
 def _unpacked(path: str | pathlib.Path) -> str:
-    return str(path).removesuffix(".gz").removesuffix(".xz")
+    return str(path)[:-3] if str(path).lower().endswith(_PACKED) else str(path)
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -171,9 +171,9 @@ def _instead(spec: str, reads: Reads) -> str:
 
 def open_file(path: pathlib.Path) -> BinaryIO:
     """The bytes of a file, unpacked where its name ends in .gz or .xz."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
+    if path.suffix.lower() == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
     return path.open("rb")
 

@@ -22,7 +22,7 @@ from lmjax.errors import ConfigError
 OnBadRows = Literal["refuse", "skip"]
 SPLITS = ("train", "validation", "test")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # messages have one line
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HELD_OUT_PERCENT = 10
 _REMEDY = "config.data.on_bad_rows='skip' leaves them out"
 _NAMED = 3  # bad rows that a message quotes
@@ -111,17 +111,19 @@ def read_split(
         if not found:
             raise ConfigError(f"{where}: no docstring here gives a row of this task")
         return found
-    raw = list(raw_rows(spec, split, config, where))
-    if part:
-        held_out = _held_out([values for _, values in raw])
-        own = [row for row, held in zip(raw, held_out, strict=True) if held == (part != "train")]
-        if raw and not own:
-            raise ConfigError(
-                f"{where}: none of the {len(raw)} rows of '{spec}' falls to {part}; name a file"
-                " with rows for it as config.data.validation"
-            )
-        raw = own
-    return parse_rows(raw, parse, config.on_bad_rows, spec, where, notes)
+    raw = raw_rows(spec, split, config, where)
+    if not part:
+        return parse_rows(raw, parse, config.on_bad_rows, spec, where, notes)
+    every = list(raw)
+    held_out = _held_out([values for _, values in every])
+    own = [row for row, held in zip(every, held_out, strict=True) if held == (part != "train")]
+    if every and not own:
+        raise ConfigError(
+            f"{where}: none of the {len(every)} rows of '{spec}' falls to {part}; name a file with"
+            " rows for it as config.data.validation"
+        )
+    others = len(every) - len(own)
+    return parse_rows(own, parse, config.on_bad_rows, spec, where, notes, others=others)
 
 
 def parse_rows(
@@ -132,12 +134,14 @@ def parse_rows(
     where: str,
     notes: Notes,
     remedy: str = _REMEDY,
+    others: int = 0,
 ) -> list[Row]:
     """The usable ones of `raw_rows`, as `read_split` gives them.
 
     Args:
       spec: what was read, for messages.
       where: the config field or flag that named it.
+      others: how many rows more there are, which fall to another part.
 
     Raises:
       ConfigError: see `read_split`.
@@ -152,13 +156,14 @@ def parse_rows(
             else:
                 document = values.document if isinstance(values, Sentence) else ""
                 rows.append(row | {"where": place} | ({"document": document} if document else {}))
-    total = len(bad) + len(rows)
+    total = len(bad) + len(rows) + others
     if not total:
         raise ConfigError(f"{where}: '{spec}' holds no rows; give a file with some")
     settle(bad, rule, where, total, notes, remedy)
     if not rows:
         raise ConfigError(
-            f"{where}: none of the {total} rows of '{spec}' can be used; {bad[0][0]}: {bad[0][1]}"
+            f"{where}: none of the {len(bad)} rows of '{spec}' can be used: {bad[0][0]}:"
+            f" {_one_line(bad[0][1])}"
         )
     return rows
 
@@ -212,7 +217,7 @@ def settle(
     """
     if not bad:
         return
-    bad = [(place, _CONTROL.sub(lambda found: repr(found[0])[1:-1], why)) for place, why in bad]
+    bad = [(place, _one_line(why)) for place, why in bad]
     if rule == "refuse":
         named = "; ".join(f"{place}: {why}" for place, why in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -222,6 +227,11 @@ def settle(
         )
     for place, why in bad:
         notes.add(f"skipped: {why.split(' (')[0]}", place)
+
+
+def _one_line(text: str) -> str:
+    """A message that may quote a row."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def draw(rows: list[Row], count: int, seed: int) -> list[Row]:

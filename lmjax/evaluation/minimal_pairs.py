@@ -72,7 +72,8 @@ class Share:
     def interval(self) -> tuple[float, float]:
         z, n, p = 1.96, self.count, self.accuracy
         middle, wide = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
+        low, high = (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
+        return max(0.0, low), min(1.0, high)  # rounding may leave these
 
 
 def read_pairs(

@@ -99,7 +99,7 @@ class MinimalPairs(Measure):
         model = load(run)
         if type(model.network) not in METHODS:
             return None
-        return float(judge(model, read_pairs(self.data, self.per_paradigm)).mean())
+        return float(judge(model, read_pairs(self.data, self.per_paradigm, "data")).mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

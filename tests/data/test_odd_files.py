@@ -191,7 +191,7 @@ def test_line_ends_marks_and_packing_are_no_text(reader: str, tmp_path: pathlib.
         assert read(reader, tmp_path, odd) == texts
     assert read(reader, tmp_path, gzip.compress(bom + crlf), ".gz") == texts
     assert read(reader, tmp_path, gzip.compress(data[:9]) + gzip.compress(data[9:]), ".gz") == texts
-    assert read(reader, tmp_path, lzma.compress(data), ".xz") == texts
+    assert read(reader, tmp_path, lzma.compress(data), ".XZ") == texts
 
 
 def spoilt(data: bytes) -> bytes:
@@ -233,7 +233,7 @@ def test_a_damaged_file_is_refused_by_name(odd: str, reader: str, tmp_path: path
     if (odd, reader) in MAY_BE_NOTHING:
         return
     ending, spoil, says = DAMAGE[odd]
-    noise = [f"x{i * 7919 % 10007}y" for i in range(1000)]
+    noise = [f"x{i * 7919 % 10007}y" for i in range(1000)] + ["x7y"]
     with pytest.raises(ConfigError, match=says) as caught:
         read(reader, tmp_path, spoil(written(reader, noise)), ending)
     assert re.search(rf"f\.\w+{ending}", str(caught.value))

@@ -96,10 +96,10 @@ def minimal_pairs() -> None:
             continue
         tokenizers.add(model.tokenizer.fingerprint)
         if UNIGRAM.value:
-            counts = _store(UNIGRAM.value, path).counts
+            counts = _store(UNIGRAM.value, path, "--unigram").counts
             columns[f"unigram, tokens of {name}"] = unigram(model, pairs, counts)
         if TRIGRAM.value:
-            ngrams = _trigrams(_store(TRIGRAM.value, path), model.tokenizer.size)
+            ngrams = _trigrams(_store(TRIGRAM.value, path, "--trigram"), model.tokenizer.size)
             columns[f"trigram, tokens of {name}"] = by_ngrams(model.tokenizer, pairs, ngrams)
     tables = []
     files = len({pair.file for pair in pairs})
@@ -277,11 +277,13 @@ def _methods(model: Any) -> Sequence[Any]:
     return chosen or known[:1]
 
 
-def _store(corpus: str, path: str) -> Any:
-    """The corpus in the tokens of the model in `path`."""
+def _store(corpus: str, path: str, flag: str) -> Any:
+    """The corpus that a flag names, in the tokens of the model in `path`."""
+    from lmjax.data.corpora import check_corpus
     from lmjax.data.store import DataConfig, prepare
     from lmjax.data.tokenizers import TokenizerConfig
 
+    check_corpus(corpus, flag, text_feature=TEXT_FEATURE.value)
     source = DataConfig(
         corpus, text_feature=TEXT_FEATURE.value, tokenizer=TokenizerConfig(path=path)
     )

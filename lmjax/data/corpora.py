@@ -28,6 +28,7 @@ from lmjax.data.files import (
     is_path,
     is_prepared_directory,
     is_text,
+    json_row,
     json_texts,
     open_file,
     read_lines,
@@ -149,6 +150,12 @@ def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
         empty = not any(map(str.strip, texts))
     else:
         empty = not text.strip()
+        first = text.lstrip().partition("\n")[0]
+        if form_of(path) != ".txt" and first[:1] == "{" and isinstance(json_row(first), dict):
+            raise ConfigError(
+                f"{where}: '{path}' begins with an object of JSON; rename it to .jsonl if it holds"
+                " JSON lines, or to .txt if that is its text"
+            )
     if empty and whole:
         raise ConfigError(f"{where}: '{path}' is empty; give a file with text")
 
@@ -209,11 +216,10 @@ def _text_corpus(spec: str, split: str, text_feature: str, where: str) -> Corpus
         digest.update(b"\0")
         if form_of(path) == ".jsonl":
             digest.update(f"jsonl {text_feature}\0".encode())
-        else:  # what earlier versions took for text has another fingerprint than theirs
-            head = _head(path, where)[0]
-            digest.update(
-                b"BOM\0" * head.startswith(codecs.BOM_UTF8) + b"CRLF\0" * (b"\r\n" in head)
-            )
+        else:  # tokens may be kept of what earlier versions made of these bytes
+            head, _ = _head(path, where)
+            digest.update(b"BOM\0" if head.startswith(codecs.BOM_UTF8) else b"")
+            digest.update(b"CRLF\0" if b"\r\n" in head else b"")
 
     def documents() -> Iterator[str]:
         every = (text for path in paths for text in _documents(path, where, text_feature))

@@ -94,10 +94,10 @@ def check_is_text(path: pathlib.Path, where: str) -> None:
             f"{where}: '{path}': a '{form}' archive is not unpacked here; unpack it, or pack each"
             " file in it as .gz or .xz"
         )
-    raise ConfigError(
-        f"{where}: '{path}': a '{form}' file holds rows, not plain text; write its texts to a"
-        """ .jsonl file, one {"text": "..."} a line"""
-    )
+    remedy = """write its texts to a .jsonl file, one {"text": "..."} a line"""
+    if form in (".json", ".ndjson"):
+        remedy = f"if each line is an object, rename it to .jsonl; if not, {remedy}"
+    raise ConfigError(f"{where}: '{path}': a '{form}' file holds rows, not plain text; {remedy}")
 
 
 def find_files(
@@ -146,9 +146,11 @@ def _globs(directory: str, reads: Reads) -> str:
                 ending = path.name.removeprefix(stem)
                 endings[ending] += reads(path)
                 others.add(ending)
+        if len(others) > 1:
+            del endings[""]  # a glob that matches them matches the others, too
         if +endings:
             found = [
-                f"'{pattern}{ending}' ({n:,} file{'s' if n > 1 else ''})"
+                f"'{pattern}{glob.escape(ending)}' ({n:,} file{'s' if n > 1 else ''})"
                 for ending, n in (+endings).most_common(3)
             ]
             return f"give a glob such as {' or '.join(found)}"

@@ -97,11 +97,22 @@ def test_a_late_line_that_holds_no_document_is_named_when_it_is_read(
         check_corpus(str(path), "--data", text_feature="body")
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.json", "a.conllu.xz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv.gz", "a.json", "a.ndjson", "a.conllu.xz", "a.parquet"]
+)
 def test_rows_are_no_text(name: str, tmp_path: pathlib.Path) -> None:
     path = write(tmp_path / name, b"a b")
     with pytest.raises(ConfigError, match=r"a '\.\w+' file holds rows, .* \.jsonl"):
         check_corpus(str(path))
+
+
+@pytest.mark.parametrize("name", ["wiki_00", "a.gz", "a.jsonlines"])
+def test_json_lines_by_another_name_are_no_text(name: str, tmp_path: pathlib.Path) -> None:
+    data = b'{"text": "a"}\n{"text": "b"}\n'
+    write(tmp_path / name, gzip.compress(data) if name == "a.gz" else data)
+    with pytest.raises(ConfigError, match=rf"{name}' begins with an object of JSON; rename it"):
+        check_corpus(str(tmp_path / name))
+    assert read(write(tmp_path / "a.txt", data)) == [data.decode().strip()]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tgz", "a.txt.zst", "a.txt.bz2"])

@@ -136,7 +136,7 @@ def read_items(model: "Opened") -> Iterator["Item"]:
 
 def standard_input() -> Iterator[tuple[str, Any]]:
     """(place, columns) of JSON lines, as soon as each has come."""
-    from lmjax.data.rows import BadRowError, json_row
+    from lmjax.data.files import BadRowError, json_row
 
     # Not sys.stdin, which a thread that waits for it would keep from being closed at the end.
     with open(0, "rb", closefd=False) as file:
@@ -245,9 +245,9 @@ def output(path: str) -> Iterator[BinaryIO]:
 def encoded(values: dict[str, Any]) -> bytes:
     """A line of JSON."""
     try:
-        return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(values, ensure_ascii=False, default=str) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair
-        return (json.dumps(values) + "\n").encode()
+        return (json.dumps(values, default=str) + "\n").encode()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from lmjax.configuration import allowing, build, build_typed, opening
 from lmjax.convert import runs
 from lmjax.convert.huggingface import read_json
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig
+from lmjax.data.formats import Sentence
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, place_of, sound
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
@@ -95,7 +96,7 @@ class Opened(Pretrained):
             found = self.read(values)
             for item in found:
                 if isinstance(item.row, BadRowError):
-                    raise ConfigError(f"rows[{i}]: {item.row}")
+                    raise ConfigError(f"{place_of(item.row, f'rows[{i}]')}: {item.row}")
             items += found
         told = self.told(items, whole=True)
         return [line(item, found) for item, found in zip(items, told, strict=True)]
@@ -124,18 +125,29 @@ class Opened(Pretrained):
           ConfigError: there is no task.
         """
         task = self._with_task()
-        own = {task.reads: values} if isinstance(values, str) else values
-        if not isinstance(own, Mapping):
-            bad = own if isinstance(own, BadRowError) else BadRowError("neither a text nor a dict")
-            return [Item({}, bad, where)]
-        own, place = dict(own), {"where": where} if where else {}
+        own: Row = {}
+        parsed: Any
         try:
+            if isinstance(values, BadRowError):
+                raise values
+            if not isinstance(values, str | Mapping):
+                raise BadRowError("neither a text nor a dict")
+            own = {task.reads: values} if isinstance(values, str) else dict(values)
             parsed = task.parse(own, gold)
         except BadRowError as error:
-            return [Item(own, error, where)]
-        several = parsed if isinstance(parsed, list) else [parsed]
-        own = {} if isinstance(parsed, list) else own
-        return [Item(own, r | place if isinstance(r, dict) else r, where) for r in several]
+            parsed = error
+        if isinstance(parsed, list):
+            own = {}
+        more = {"where": where} if where else {}
+        if isinstance(values, Sentence) and values.document:
+            more["document"] = values.document
+        items = []
+        for row in map(sound, parsed if isinstance(parsed, list) else [parsed]):
+            if isinstance(row, BadRowError):
+                items.append(Item(own, row, where and place_of(row, where, values)))
+            else:
+                items.append(Item(own, row | more, where))
+        return items
 
     def told(
         self, items: Sequence[Item], notes: Notes | None = None, whole: bool = False

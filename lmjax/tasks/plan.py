@@ -21,7 +21,7 @@ from lmjax.configuration import (
     resolve_type,
 )
 from lmjax.convert.configs import ModelConfig
-from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
@@ -323,7 +323,7 @@ def _checked(
             task.check(row)
             good.append(row)
         except BadRowError as error:
-            bad.append((row["where"], str(error)))
+            bad.append((place_of(error, row["where"]), str(error)))
     settle(bad, data.on_bad_rows, _field(split), len(rows), notes)
     if rows and not good:
         raise ConfigError(

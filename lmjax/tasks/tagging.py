@@ -65,17 +65,21 @@ class Tagging(Task):
             row["offsets"] = [list(word.span()) for word in found]
         else:
             row = {"words": _strings(values, self.words, "words")}
-        if not row["words"] or not all(word.strip() for word in row["words"]):
-            raise BadRowError("an empty word" if row["words"] else "no words")
+        if not row["words"]:
+            raise BadRowError("no words")
+        for i, word in enumerate(row["words"]):
+            if not word.strip():
+                raise BadRowError("an empty word", i)
         return row
 
     def parse_gold(self, values: Row, row: Row) -> Row:
         tags, words = _strings(values, self.tags, "tags"), row["words"]
         if len(words) != len(tags):
             raise BadRowError(f"not as many tags as words ({len(tags)}, {len(words)})")
-        for tag in tags:
+        for i, tag in enumerate(tags):
             if self.score == "spans" and not _BIO.fullmatch(tag):
-                raise BadRowError(f"'{tag}' is no BIO tag (config.task.score='words' takes any)")
+                why = f"{tag!r} is no BIO tag (config.task.score='words' takes any)"
+                raise BadRowError(why, i)
         return {"gold": tags}
 
     def has_gold(self, values: Row) -> bool:
@@ -95,9 +99,10 @@ class Tagging(Task):
         return dataclasses.replace(self, labels=found)
 
     def check(self, row: Row) -> None:
-        for tag in row.get("gold", ()):
+        for i, tag in enumerate(row.get("gold", ())):
             if tag not in self.labels:
-                raise BadRowError(f"tag '{tag}' is none of the set ({', '.join(self.labels[:12])})")
+                known = ", ".join(self.labels[:12])
+                raise BadRowError(f"tag {tag!r} is none of the set ({known})", i)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import flax.traverse_util
 import ml_collections
 
-from lmjax.configuration import PositiveInt, Seed, check_fields, convert
+from lmjax.configuration import PositiveInt, Seed, check_fields, convert, quoted
 from lmjax.errors import ConfigError
 from lmjax.lab.cells import check_variants, run_cells
 from lmjax.lab.plan import Ablation, read_ablation
@@ -202,7 +202,7 @@ def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
         if not isinstance(inner, Mapping):
             raise ConfigError(
                 f"config.space.{where}: expected {{'low', 'high', 'log'}} or {{'choices'}}, got"
-                f" {inner!r}"
+                f" {quoted(inner)}"
             )
         if {"low", "high", "choices"} & set(inner):
             yield where, inner

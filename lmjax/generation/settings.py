@@ -1,6 +1,7 @@
 """What `lmjax.generate` can be asked for."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from lmjax.errors import ConfigError
@@ -88,10 +89,12 @@ class GenerationConfig:
         return bool(self.choices or self.regex or self.json_schema)
 
     def _check_ranges(self) -> None:
-        positive = ("max_new_tokens", "num_beams", "num_return_sequences", "draft_tokens")
-        for name in (*positive, "iterations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in (
+            *("max_new_tokens", "num_beams", "num_return_sequences", "draft_tokens"),
+            "iterations",
+        ):
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ConfigError(f"{name}: must lie in [1, 2**31), got {getattr(self, name)}")
         for name in ("top_k", "no_repeat_ngram_size", "temperature", "seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(f"{name}: must lie in [0, 2**32), got {getattr(self, name)}")
@@ -101,13 +104,21 @@ class GenerationConfig:
         for name in ("min_p", "penalty_alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.repetition_penalty < float("inf"):
+        # Within these, logits stay finite in float32.
+        for name, low, high in (
+            ("repetition_penalty", 1e-3, 1e3),
+            ("presence_penalty", -1e6, 1e6),
+            ("length_penalty", -100.0, 100.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"{name}: must lie in [{low:g}, {high:g}], got {getattr(self, name)}"
+                )
+        if abs(self.length_penalty) * math.log10(self.max_new_tokens) > 30:
             raise ConfigError(
-                f"repetition_penalty: must be above 0, got {self.repetition_penalty}; 1 = none"
+                f"length_penalty: max_new_tokens={self.max_new_tokens} to the power of"
+                f" {self.length_penalty} overflows; give one nearer to 0"
             )
-        for name in ("presence_penalty", "length_penalty"):
-            if not abs(getattr(self, name)) < float("inf"):
-                raise ConfigError(f"{name}: must be finite, got {getattr(self, name)}")
         if "" in self.stop:
             raise ConfigError("stop: an empty string would end every text at once")
         if "" in self.choices:

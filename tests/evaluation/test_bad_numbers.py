@@ -85,7 +85,7 @@ def methods(model: Pretrained) -> list[Any]:
 def test_scores_of_texts(damaged: tuple[str, Pretrained]) -> None:
     _, model = damaged
     for method in methods(model):
-        with pytest.raises(NonFiniteError, match="scores of text 'w6 w7'.* not finite"):
+        with pytest.raises(NonFiniteError, match=r"scores of text 'w6 w7'.* not finite"):
             token_scores(model, ["w6 w7"], method)
         with pytest.raises(NonFiniteError):
             judge(model, [Pair("w6 w7", "w6 w8")], method)
@@ -117,7 +117,7 @@ def test_the_discriminator() -> None:
 def test_generation(damaged: tuple[str, Pretrained]) -> None:
     name, model = damaged
     for settings in GENERATIONS[name]:
-        with pytest.raises(NonFiniteError, match="generate: .* not finite"):
+        with pytest.raises(NonFiniteError, match=r"generate: .* not finite"):
             lmjax.generate(model, "w6 w7", max_new_tokens=3, **settings)
 
 

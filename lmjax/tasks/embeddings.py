@@ -14,7 +14,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 from lmjax.models import heads
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
@@ -202,7 +202,8 @@ def embed(model: Pretrained, texts: Sequence[str], length: int = 128) -> np.ndar
       length: in tokens; longer texts are cut.
 
     Raises:
-      ConfigError: it is no such model.
+      ConfigError: it is no such model, or a text has ids that its token table has no row for.
+      NonFiniteError: a vector is not finite.
     """
     network = model.network
     if not isinstance(network, Headed) or not network.task.endswith("_embedding"):
@@ -211,6 +212,8 @@ def embed(model: Pretrained, texts: Sequence[str], length: int = 128) -> np.ndar
     encoder: Any = network.encoder
     form = Form(encoder.config, model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)))
     encoded = model.tokenizer.encode_batch(texts)
+    for ids in encoded:
+        model.check_ids(ids, "texts")
     found = np.zeros((len(texts), encoder.config.trunk.hidden_size), np.float32)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     for start in range(0, len(order), 32):
@@ -219,13 +222,15 @@ def embed(model: Pretrained, texts: Sequence[str], length: int = 128) -> np.ndar
         # Few lengths: each is a program of its own.
         needed = arrays["tokens"].shape[1]
         padded = min(-(-needed // 32) * 32, max(length, needed))
-        fill = {"tokens": form.vocabulary.pad}
+        fill = {"tokens": model.pad_id}
         tokens, segments, real = (
             pad(arrays[n], padded, fill.get(n, 0), form.left_padded)
             for n in ("tokens", "segments", "documents")
         )
         vectors = np.asarray(model(tokens, segments, real > 0), np.float32)
-        found[chosen] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        require_finite(vectors, f"embeddings of texts such as {texts[chosen[0]][:60]!r}")
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        found[chosen] = vectors / np.maximum(lengths, 1e-12)
     return found
 
 

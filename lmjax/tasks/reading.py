@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import require_finite
 from lmjax.tasks.base import Example, Outputs, Task
 from lmjax.tasks.batches import Collator, by_length
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
@@ -50,7 +52,11 @@ class Reader:
     def predict(
         self, params: Any, rows: Sequence[Row], examples: Sequence[Example]
     ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows, and the means of what the loss is made of."""
+        """Predictions for all rows, and the means of what the loss is made of.
+
+        Raises:
+          NonFiniteError: the model's outputs are NaN or infinite.
+        """
         outputs: list[Outputs] = [{} for _ in examples]
         sums = []
         for indices, batch in by_length(examples, self._collate):
@@ -59,6 +65,10 @@ class Reader:
             sums.append(counted)
             for place, index in enumerate(indices):
                 row = {name: array[place] for name, array in found.items()}
+                source = rows[int(examples[index]["row"])]
+                for name, array in row.items():
+                    if np.issubdtype(array.dtype, np.floating):
+                        require_finite(array, f"{source.get('where', 'a row')}: {name}")
                 outputs[index] = self._task.unpadded(examples[index], row)
         written = self._task.write(self._pick(params), self._tokenizer, examples)
         for output, more in zip(outputs, written, strict=True):

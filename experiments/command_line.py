@@ -1,9 +1,9 @@
 """What every program does around its work: flags, errors in one line, exit codes.
 
-Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged, 4 the disk is
-full or not to be written to, or a checkpoint on it damaged, 75 told to stop by SIGTERM and
-saved, or another process of the run is gone (sysexits.h: "temporary failure, try again
-later"), 130 interrupted.
+Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged or a score is
+not finite, 4 the disk is full or not to be written to, or a checkpoint on it damaged, 75 told to
+stop by SIGTERM and saved, or another process of the run is gone (sysexits.h: "temporary
+failure, try again later"), 130 interrupted.
 """
 
 import errno
@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from lmjax.configuration import allowing
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.training.devices import tune_host_memory
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -71,7 +71,7 @@ def _guarded(main: Callable[[], None]) -> None:
         if error.errno not in _DISK:
             raise
         _fail_at_once(f"{error.filename or WORKDIR.value}: {error.strerror}", 4)
-    except DivergedError as error:
+    except (DivergedError, NonFiniteError) as error:
         _fail(str(error), 3)
     except PreemptedError as error:
         _fail(str(error), 75)

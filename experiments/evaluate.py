@@ -196,7 +196,7 @@ def prompting() -> None:
             rows.append((f"{name} ({method})", *cells, f"{found.cut:,}", f"{found.unanswered:,}"))
             lines += [
                 {"model": name, "method": method, "where": row["where"], "gold": row["gold"]}
-                | {n: _numbers(found.scores[n][i]) for n in NORMALISATIONS}
+                | {n: _listed(found.scores[n][i]) for n in NORMALISATIONS}
                 for i, row in enumerate(asked.rows)
             ]
     rows.append(("commonest in train", _percent(majority(asked), True), *[""] * 5))
@@ -301,9 +301,9 @@ def _trigrams(store: Any, vocab_size: int) -> Any:
     return model
 
 
-def _numbers(values: Any) -> list[float | None]:
-    """For JSON, which has no NaN."""
-    return [None if value != value else float(value) for value in values]
+def _listed(scores: Any) -> list[float] | None:
+    """For JSON; None of a row without scores."""
+    return None if scores is None else [float(score) for score in scores]
 
 
 def _percent(share: Any, with_interval: bool) -> str:

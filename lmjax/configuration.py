@@ -46,7 +46,7 @@ class Interval:
         else:
             number, low, high = (_float32(x) for x in (value, *_ends(text)))
             if not math.isfinite(number):
-                raise ConfigError(f"{where}: must be a finite number, got {value}")
+                raise ConfigError(f"{where}: must be a finite number, got {quoted(value)}")
         above = number > low or (number == low and text[0] == "[")
         below = number < high or (number == high and text[-1] == "]")
         if above and below:
@@ -55,7 +55,7 @@ class Interval:
         if not above and (isinstance(value, int) or high == math.inf):
             least = "positive" if text[0] == "(" else f"at least {low:g}"
             told = "must not be negative" if text.startswith("[0") else f"must be {least}"
-        raise ConfigError(f"{where}: {told}, got {value}")
+        raise ConfigError(f"{where}: {told}, got {quoted(value)}")
 
 
 def _ends(text: str) -> tuple[float, float]:
@@ -122,7 +122,8 @@ def allowing(modules: Collection[str]) -> Iterator[None]:
     Args:
       modules: names; a package stands for all that is in it.
     """
-    token = _ALLOWED.set((*_ALLOWED.get(), *modules))
+    named = [modules] if isinstance(modules, str) else modules
+    token = _ALLOWED.set((*_ALLOWED.get(), *named))
     try:
         yield
     finally:
@@ -152,7 +153,7 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
         opened names a module that is not allowed.
     """
     if not isinstance(path, str) or not re.fullmatch(r"\w+(\.\w+)+", path):
-        raise ConfigError(f"{where}: {path!r} is no import path; write 'package.module.Name'")
+        raise ConfigError(f"{where}: {quoted(path)} is no import path; write 'package.module.Name'")
     module_name, _, name = path.rpartition(".")
     _check_allowed(module_name, path, where)
     try:
@@ -237,7 +238,7 @@ def build_typed(mapping: Mapping[str, Any], where: str, kind: Any = object, **gi
 
 def _check_block(value: Any, where: str) -> None:
     if not isinstance(value, Mapping | ml_collections.ConfigDict):
-        raise ConfigError(f"{where}: expected a block of fields, got {value!r}")
+        raise ConfigError(f"{where}: expected a block of fields, got {quoted(value)}")
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -270,11 +271,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             known = ", ".join(map(repr, arguments))
-            raise ConfigError(f"{where}: {value!r} is not one of {known}")
+            raise ConfigError(f"{where}: {quoted(value)} is not one of {known}")
         return value
     if origin is tuple:
         if not isinstance(value, tuple | list):
-            raise ConfigError(f"{where}: expected a tuple, got {value!r}")
+            raise ConfigError(f"{where}: expected a tuple, got {quoted(value)}")
         return tuple(convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is Mapping:
         _check_block(value, where)
@@ -283,7 +284,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole if hint is int else isinstance(value, hint) or (hint is float and whole)):
             raise ConfigError(
-                f"{where}: expected {hint.__name__}, got {value!r} ({type(value).__name__})"
+                f"{where}: expected {hint.__name__}, got {quoted(value)} ({type(value).__name__})"
             )
         if hint is float and whole:
             value = float(value) if abs(value) < 2**1023 else math.inf
@@ -312,10 +313,21 @@ def check_fields(
         if name not in values:
             raise ConfigError(f"config.{name}: missing; a config has {', '.join(fields)}")
         if name not in plain and not isinstance(values[name], Mapping):
-            raise ConfigError(f"config.{name}: expected a block of fields, got {values[name]!r}")
+            raise ConfigError(
+                f"config.{name}: expected a block of fields, got {quoted(values[name])}"
+            )
     for name in values:
         if name not in fields and name not in optional:
             raise ConfigError(f"config.{name}: unknown; a config has {', '.join(fields)}")
+
+
+def quoted(value: Any) -> str:
+    """A value for a message of one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of many digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _hints(cls: Any) -> dict[str, Any]:

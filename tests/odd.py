@@ -15,8 +15,9 @@ from lmjax.errors import ConfigError
 
 VALUES: list[Any] = [
     *(math.nan, math.inf, -math.inf, -1.0, 0.0, 0.5, 1.0, 1e-300, 1e-30, 1e30, 1e300),
-    *(-(2**31) - 1, -1, 0, 1, 3, 2**15, 2**31 - 1, 2**31, 2**40, 10**400),
-    *("", "x", "lmjax.errors.ConfigError", None, True, False, [], [1], [math.nan], {}, {"x": 1}),
+    *(-(2**31) - 1, -1, 0, 1, 3, 2**15, 2**31 - 1, 2**31, 2**40, 10**400, 10**5000),
+    *("", "x", "x\n" * 50, "lmjax.errors.ConfigError", None, True, False),
+    *([], [1], [math.nan], {}, {"x": 1}),
 ]
 SECONDS = 5.0  # that reading a config may take
 GROWTH = 400 << 20  # bytes that reading all of them may take

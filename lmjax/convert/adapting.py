@@ -5,6 +5,7 @@ Domain- and task-adaptive pretraining (Gururangan et al. 2020).
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import ml_collections
 from lmjax.configuration import check_fields, convert
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.training.plan import FIELDS, OPTIONAL
 
@@ -58,7 +60,7 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
         raise ConfigError("config.data.tokenizer: expected a block of fields")
     with filled.unlocked():
         filled.model = _over(model, config.model.to_dict())
-        # Tokens that were added for roles get rows of their own.
+        tell_new_rows(pretrained.tokenizer, filled.model.vocab_size)
         filled.model.vocab_size = max(filled.model.vocab_size, pretrained.tokenizer.size)
         if filled.data.tokenizer.get("path", "") not in ("", config.init):
             raise ConfigError(
@@ -83,6 +85,19 @@ def open_init(path: str) -> Pretrained:
     if pretrained.tokenizer is None:
         raise ConfigError(f"config.init: '{path}' has no tokenizer.json; put its own beside it")
     return pretrained
+
+
+def tell_new_rows(tokenizer: Tokenizer, rows: int) -> None:
+    """Says on stderr which tokens a table of so many rows has none for: theirs begin random."""
+    new = [tokenizer.token(index) for index in range(rows, tokenizer.size)]
+    if new:
+        more = ", ..." if len(new) > 8 else ""
+        print(
+            f"config.init: {len(new)} tokens get new rows in the token table, which begin random:"
+            f" {', '.join(new[:8])}{more}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:

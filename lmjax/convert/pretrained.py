@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
 from lmjax.models.bert import BertForPreTraining
 from lmjax.models.electra import Electra, ElectraGenerator, ElectraWithLM
 from lmjax.models.gpt import Gpt, GptEncoder
@@ -65,6 +66,80 @@ class Pretrained:
         """
         return _hidden_states(self.network, self.params, *self._arrays(tokens, segments, real))
 
+    @property
+    def config(self) -> Any:
+        """The config of the network's family, such as a `BertConfig`."""
+        network: Any = self.network
+        return (network.encoder if isinstance(network, Headed) else network).config
+
+    @property
+    def pad_id(self) -> int:
+        """An id that fills up rows where nothing is read: the pad token, if it has a row."""
+        pad = self.token_ids.get("pad_token_id", -1)
+        if self.tokenizer is not None:
+            pad = self.tokenizer.roles["pad"]
+        return pad if 0 <= pad < self.config.vocab_size else 0
+
+    @property
+    def begin_id(self) -> int:
+        """The id of the token that begins a document.
+
+        Raises:
+          ConfigError: the model has no such token.
+        """
+        begin = self.token_ids.get("bos_token_id")
+        if begin is None:
+            return self.role_id("eod")
+        return self._with_row(begin, "the token that begins a document (bos_token_id)")
+
+    def role_id(self, role: str) -> int:
+        """The id of a special token by its role, such as 'mask' or 'cls'.
+
+        Raises:
+          ConfigError: the tokenizer was loaded without this token, so that the model has no row
+            for it.
+        """
+        assert self.tokenizer is not None
+        return self._with_row(self.tokenizer.roles[role], f"a {role} token")
+
+    def _with_row(self, index: int, what: str) -> int:
+        rows = self.config.vocab_size
+        if not 0 <= index < rows:
+            raise ConfigError(
+                f"model: it has no {what.removeprefix('a ')}: id {index} is outside of its token"
+                f" table of {rows} rows; does the tokenizer belong to this model?"
+            )
+        return index
+
+    def check_ids(self, ids: np.ndarray, where: str) -> None:
+        """Refuses ids of a text that the token table has no row for.
+
+        Args:
+          ids: [tokens] int.
+          where: begins the message, such as '--data'.
+
+        Raises:
+          ConfigError: names the text, the first such id and its token.
+        """
+        rows = self.config.vocab_size
+        outside = np.flatnonzero((ids < 0) | (ids >= rows))
+        if not len(outside):
+            return
+        index = int(ids[outside[0]])
+        token = "" if self.tokenizer is None else self.tokenizer.token(index)
+        raise ConfigError(
+            f"{where}: {self.named(ids)}: id {index}{f' ({token!r})' if token else ''} is outside"
+            f" of the model's token table of {rows} rows; does the tokenizer belong to this model?"
+            " For tokens that were added to it, resize the table and train the new rows first"
+        )
+
+    def named(self, ids: np.ndarray) -> str:
+        """The beginning of a text, for messages."""
+        if self.tokenizer is None:
+            return f"ids {', '.join(map(str, ids[:8]))}"
+        text = self.tokenizer.decode(np.maximum(ids[:40], 0))
+        return f"text {text if len(text) <= 60 else text[:57] + '...'!r}"
+
     def _arrays(self, tokens: Any, segments: Any, real: Any) -> tuple[np.ndarray, ...]:
         """The three arrays, filled in and checked."""
         tokens = np.asarray(tokens)
@@ -75,23 +150,27 @@ class Pretrained:
                 f"tokens {tokens.shape}, segments {segments.shape}, real {real.shape}: all are"
                 " [batch, length]"
             )
-        model: Any = self.network.encoder if isinstance(self.network, Headed) else self.network
-        longest = getattr(model.config, "max_length", None)
+        config = self.config
+        longest = getattr(config, "max_length", None)
         if longest is not None and tokens.shape[1] > longest:
             raise ValueError(
                 f"tokens: {tokens.shape[1]} are more than the {longest} rows of the position"
                 " table (config.model.max_length); cut the text"
             )
-        for name, ids, rows in (
-            ("tokens", tokens, model.config.vocab_size),
-            ("segments", segments, getattr(model.config, "segment_types", None)),
-        ):
-            if ids.size and (ids.min() < 0 or (rows is not None and ids.max() >= rows)):
-                raise ValueError(
-                    f"{name}: ids from {ids.min()} to {ids.max()}, and the table has {rows} rows;"
-                    " does the tokenizer belong to this model?"
-                )
+        tokens = _in_table("tokens", tokens, real, config.vocab_size)
+        segments = _in_table("segments", segments, real, getattr(config, "segment_types", None))
         return tokens.astype(np.int32), segments.astype(np.int32), real.astype(bool)
+
+
+def _in_table(name: str, ids: np.ndarray, real: np.ndarray, rows: int | None) -> np.ndarray:
+    """The ids, checked where they are read; at padding those without a row become 0."""
+    outside = (ids < 0) | (ids >= rows) if rows is not None else ids < 0
+    if (outside & real).any():
+        raise ValueError(
+            f"{name}: ids from {ids[real].min()} to {ids[real].max()}, and the table has {rows}"
+            " rows; does the tokenizer belong to this model?"
+        )
+    return np.where(outside, 0, ids)
 
 
 def inputs(network: nn.Module, tokens: Any, segments: Any, real: Any) -> tuple[Any, ...]:

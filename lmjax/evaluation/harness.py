@@ -131,7 +131,7 @@ def register() -> type:
                     f"max_gen_toks: {settings['max_new_tokens']} leave no room for a prompt in"
                     f" the {network.config.max_length} positions; give fewer"
                 )
-            begin = self.model.token_ids.get("bos_token_id", tokenizer.roles["eod"])
+            begin = self.model.begin_id
             ids = tokenizer.encode_batch(prompts)
             cut = sum(len(i) > fits for i in ids)
             if cut:

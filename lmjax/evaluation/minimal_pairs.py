@@ -24,7 +24,7 @@ from lmjax.data.files import (
     read_lines,
 )
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import Method, token_scores
 from lmjax.models.ngram import NgramModel
 
@@ -133,7 +133,12 @@ def judge(model: Pretrained, pairs: Sequence[Pair], method: Method | None = None
 
 
 def judged(sums: np.ndarray) -> np.ndarray:
-    """As `judge`, of sums [2 * pairs] of good and bad by turns."""
+    """As `judge`, of sums [2 * pairs] of good and bad by turns.
+
+    Raises:
+      NonFiniteError: a sum is NaN or infinite.
+    """
+    require_finite(sums, "scores of sentences")
     good, bad = sums[::2], sums[1::2]
     return np.where(good == bad, 0.5, (good > bad).astype(float))
 

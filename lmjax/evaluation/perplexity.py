@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import causal_scores
 from lmjax.models.gpt import Gpt
 from lmjax.progress import track
@@ -37,15 +37,20 @@ class Perplexity:
 
     @property
     def per_token(self) -> float:
-        return math.exp(self.nats / self.tokens)
+        return _exp(self.nats / self.tokens)
 
     @property
     def per_word(self) -> float:
-        return math.exp(self.nats / self.words)
+        return _exp(self.nats / self.words)
 
     @property
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2) / self.bytes
+
+
+def _exp(nats: float) -> float:
+    """Infinite where a float has no room: a 'word' may be a page without white space."""
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 class Window(NamedTuple):
@@ -97,7 +102,7 @@ def perplexity(
         raise ConfigError(f"--length: {length} is not between 2 and the {limit} positions")
     if not 1 <= stride < length:
         raise ConfigError(f"--stride: {stride} is not between 1 and --length={length}")
-    first = model.token_ids.get("bos_token_id", model.tokenizer.roles["eod"])
+    first = model.begin_id
     nats, tokens, words, size, unknown = 0.0, 0, 0, 0, 0
     rows: list[tuple[np.ndarray, int]] = []
 
@@ -110,10 +115,14 @@ def perplexity(
             scored[i, start : len(ids)] = True
         real[:, 0] = True
         found = causal_scores(network, model.params, jnp.asarray(batch), jnp.asarray(real))
-        return -float(np.asarray(found, np.float64)[scored].sum())
+        logs = np.asarray(found, np.float64)[scored]
+        if not np.isfinite(logs).all():
+            require_finite(logs, f"--data: scores in or near {model.named(rows[0][0])}")
+        return -float(logs.sum())
 
     for document in track(documents, "reading"):
         ids = np.concatenate([[first], model.tokenizer.encode_batch([document])[0]])
+        model.check_ids(ids, "--data")
         tokens += len(ids) - 1
         unknown += int((ids == model.tokenizer.roles["unk"]).sum())
         words += len(document.split())

@@ -194,21 +194,21 @@ class Answers:
     """What a model answers.
 
     Attributes:
-      scores: by normalisation, [rows][choices] float64: the highest is the answer.
-      right: by normalisation, [rows]: 1 where the right choice has the highest score; 1 / n where
-        n choices have the highest and it is one of them; else 0.
+      scores: by normalisation, [rows][choices] float64: the highest is the answer; None for a row
+        with a choice that does not fit the position table by itself.
+      right: by normalisation, [answered rows]: 1 where the right choice has the highest score;
+        1 / n where n choices have the highest and it is one of them; else 0.
       cut: rows whose context did not fit and lost its beginning.
-      unanswered: rows with a choice that does not fit by itself: scores are NaN, and no choice
-        is right.
+      unanswered: rows without scores, which no share counts.
     """
 
-    scores: Mapping[str, list[np.ndarray]]
+    scores: Mapping[str, list[np.ndarray | None]]
     right: Mapping[str, np.ndarray]
     cut: int
     unanswered: int
 
     def share(self, normalisation: str) -> Share:
-        """How many rows are right by a normalisation."""
+        """How many of the answered rows are right by a normalisation."""
         right = self.right[normalisation]
         return Share(float(right.sum()), len(right))
 
@@ -219,7 +219,9 @@ def answer(model: Pretrained, questions: Questions, method: Method | None = None
     Shots are drawn for each row by (seed, its index) without replacement, never itself.
 
     Raises:
-      ConfigError: fewer examples than shots, or a choice without a token.
+      ConfigError: fewer examples than shots, a choice without a token, or no row whose choices
+        fit the position table.
+      NonFiniteError: a score is NaN or infinite.
     """
     template, rows = questions.template, questions.rows
     contexts = [template.context(row, draw_shots(questions, i)) for i, row in enumerate(rows)]
@@ -235,27 +237,36 @@ def answer(model: Pretrained, questions: Questions, method: Method | None = None
     prior = {
         following: scores.logs.sum() for (_, following), scores in zip(alone, baseline, strict=True)
     }
-    by_name: dict[str, list[np.ndarray]] = {name: [] for name in NORMALISATIONS}
+    by_name: dict[str, list[np.ndarray | None]] = {name: [] for name in NORMALISATIONS}
     cut_rows = unanswered = at = 0
     for row in rows:
         here = slice(at, at + len(row["choices"]))
         at = here.stop
         cut_rows += bool(cut[here].any())
-        unanswered += bool(too_long[here].any())
+        if too_long[here].any():
+            unanswered += 1
+            for scores in by_name.values():
+                scores.append(None)
+            continue
         sums = np.array([scores.logs.sum() for scores in found[here]])
-        sums = np.where(too_long[here].any(), np.nan, sums)
         by_name["sum"].append(sums)
-        by_name["token"].append(sums / [max(1, len(scores.logs)) for scores in found[here]])
+        by_name["token"].append(sums / [len(scores.logs) for scores in found[here]])
         by_name["byte"].append(sums / [len(choice.encode()) for choice in row["choices"]])
         by_name["unconditional"].append(sums - [prior[f] for _, f in asked[here]])
+    if unanswered == len(rows):
+        raise ConfigError(
+            "config.template.choices: in every row a choice is longer than the position table"
+        )
     gold = [row["gold"] for row in rows]
     right = {name: _right(scores, gold) for name, scores in by_name.items()}
     return Answers(by_name, right, cut_rows, unanswered)
 
 
-def _right(scores: Sequence[np.ndarray], gold: Sequence[int]) -> np.ndarray:
-    best = [row == row.max() for row in scores]  # of NaN, none
-    return np.array([row[g] / max(1, row.sum()) for row, g in zip(best, gold, strict=True)])
+def _right(scores: Sequence[np.ndarray | None], gold: Sequence[int]) -> np.ndarray:
+    answered = [
+        (row == row.max(), g) for row, g in zip(scores, gold, strict=True) if row is not None
+    ]
+    return np.array([best[g] / best.sum() for best, g in answered])
 
 
 def draw_shots(questions: Questions, index: int) -> list[Row]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lmjax.convert.huggingface import single_network
 from lmjax.convert.pretrained import Pretrained, inputs
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 from lmjax.models.bert import BertForPreTraining
 from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
 from lmjax.models.gpt import Gpt
@@ -132,7 +132,12 @@ def passage_scores(
             " table"
         )
     assert model.tokenizer is not None
-    roles, one_by_one = model.tokenizer.roles, method in _ONE_BY_ONE
+    for passage in passages:
+        model.check_ids(passage.ids, "model")
+    one_by_one = method in _ONE_BY_ONE
+    # Only these two write the mask token into a text.
+    hides = one_by_one and not isinstance(network, Xlnet)
+    mask = model.role_id("mask") if hides else 0
     starts_word = None
     if method == "pseudo_within_word":
         starts_word = model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)).starts_word
@@ -148,10 +153,10 @@ def passage_scores(
     ]
     read = _READERS[method]
     all_positions = not one_by_one and method != "discriminator"
-    batches = _batches(listed, roles["pad"], network.config.vocab_size if all_positions else 1)
+    batches = _batches(listed, model.pad_id, network.config.vocab_size if all_positions else 1)
     for make in track(batches, f"scoring by {method}", len(batches)):
         chosen, arrays = make()
-        logs, greedy = jax.device_get(read(network, roles["mask"], params, *arrays))
+        logs, greedy = jax.device_get(read(network, mask, params, *arrays))
         for row, values, best in zip(chosen, logs, greedy, strict=False):
             passage, scores = passages[row.text], found[row.text]
             if one_by_one:
@@ -160,6 +165,9 @@ def passage_scores(
             else:
                 here = slice(len(begins) + passage.first, len(begins) + len(passage.ids))
                 scores.logs[:], scores.greedy[:] = values[here], best[here]
+    for passage, scores in zip(passages, found, strict=True):
+        if not np.isfinite(scores.logs).all():
+            require_finite(scores.logs, f"scores of {model.named(passage.ids)}")
     return found
 
 
@@ -178,13 +186,11 @@ def _framed(model: Pretrained, method: Method) -> tuple[nn.Module, Any, list[int
     """The network with its parameters, and the ids that stand before and behind a passage."""
     part = "discriminator" if method == "discriminator" else "generator"
     network, params = single_network(model.network, model.params, part)
-    assert model.tokenizer is not None
-    roles = model.tokenizer.roles
     if isinstance(network, Gpt):
-        return network, params, [model.token_ids.get("bos_token_id", roles["eod"])], []
+        return network, params, [model.begin_id], []
     if isinstance(network, Xlnet):
         return network, params, [], []
-    return network, params, [roles["cls"]], [roles["sep"]]
+    return network, params, [model.role_id("cls")], [model.role_id("sep")]
 
 
 def _rows(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
-from lmjax.generation.generated import Generated, finish
+from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.readers import read_prompt, read_token
@@ -138,6 +138,7 @@ def _search(
         chosen = jnp.take_along_axis(
             _take(log_p.reshape(rows, beams, vocab), parent), token[..., None], 2
         )
+        chosen = jnp.where(jnp.isneginf(best)[..., None], RULED_OUT, chosen)
         old = state.running.take(parent)
         candidates = Beams(
             jax.lax.dynamic_update_slice(old.tokens, token[..., None], (0, 0, width + state.new)),

@@ -41,6 +41,8 @@ def make_constraint(model: Pretrained, config: GenerationConfig, rows: int) -> C
     vocab = network.config.vocab_size
     if config.choices:
         encoded = model.tokenizer.encode_batch(config.choices)
+        for ids in encoded:
+            model.check_ids(ids, "choices")
         return Choices([ids.tolist() for ids in encoded], eos, vocab, rows)
     return Grammar(model.tokenizer, name, getattr(config, name), eos, vocab, rows)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
-from lmjax.generation.generated import Generated, finish
+from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.readers import read_prompt, read_token
@@ -194,6 +194,8 @@ def _choose(
     chosen = jnp.where(state.done, 0, chosen)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     mine = jnp.take_along_axis(log_p, chosen[:, None], axis=1)
+    ruled_out = jnp.isneginf(jnp.take_along_axis(shaped, chosen[:, None], axis=1))
+    mine = jnp.where(ruled_out, RULED_OUT, mine)
     return state.replace(  # type: ignore[attr-defined]
         tokens=jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.slot)),
         log_probs=jax.lax.dynamic_update_slice(state.log_probs, mine, (0, state.slot - width)),

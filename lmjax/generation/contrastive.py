@@ -17,7 +17,7 @@ import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
-from lmjax.generation.generated import Generated, finish
+from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.readers import decode, read_slots
@@ -128,6 +128,7 @@ def _search(
         chosen = jnp.where(state.done, 0, candidates[row, best].astype(jnp.int32))
         hidden = read[row, best]
         log_p = jax.nn.log_softmax(state.logits, axis=-1)[row, chosen]
+        log_p = jnp.where(jnp.isneginf(shaped[row, chosen]), RULED_OUT, log_p)
         return State(
             tokens=jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.slot)),
             log_probs=jax.lax.dynamic_update_slice(

@@ -7,9 +7,11 @@ from typing import Literal
 import numpy as np
 
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.prompts import Prompt
 
 Ended = Literal["eos", "stop", "length"]
+RULED_OUT = -np.inf  # the log-probability of a token that was taken for want of another
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,15 +71,26 @@ def finish(
     """Cuts new ids, as many as were generated, at the first of what ends them.
 
     Args:
-      ids: [new tokens] int; log_probs: [new tokens] float.
+      ids: [new tokens] int; log_probs: [new tokens] float, `RULED_OUT` where every token was.
       eos: what ends a document, -1 = nothing.
       score, accepted: of `Generated`.
+
+    Raises:
+      NonFiniteError: the model's logits were not finite.
+      ConfigError: the settings left no token to choose.
     """
     ended: Ended = "length"
     ends = np.flatnonzero(ids == eos)
     count = shown = len(ids)
     if len(ends):
         count, shown, ended = int(ends[0]) + 1, int(ends[0]), "eos"
+    if not count or (log_probs[:count] == RULED_OUT).any():
+        raise ConfigError(
+            "generate: the settings rule out every token of the vocabulary; raise"
+            " no_repeat_ngram_size, or ask for fewer max_new_tokens"
+        )
+    require_finite(log_probs[:count], "generate: log-probabilities of the new tokens")
+    require_finite(0.0 if score is None else score, "generate: the score of a beam")
     text = continuation(tokenizer, prompt, ids[:shown])
     if first_stop(text, stop) is not None:
         # The fewest tokens whose text has a stop string: what came later in a chunk is as if

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmjax.convert.pretrained import Pretrained, inputs
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.generated import Generated
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, bucket
@@ -41,16 +41,15 @@ def infill(
       ConfigError: no tokenizer, settings of left-to-right text, a text longer than the
         position table.
     """
-    tokenizer, network = model.tokenizer, model.network
+    network = model.network
     _check(model, config)
-    assert tokenizer is not None
-    roles = tokenizer.roles
+    begin, end, mask = (model.role_id(role) for role in ("cls", "sep", "mask"))
     rows = []
     for prompt in prompts:
         ids = prompt.ids
-        if not (ids == roles["mask"]).any():
-            ids = np.append(ids, [roles["mask"]] * config.max_new_tokens)
-        rows.append(np.concatenate([[roles["cls"]], ids, [roles["sep"]]]).astype(np.int32))
+        if not (ids == mask).any():
+            ids = np.append(ids, [mask] * config.max_new_tokens)
+        rows.append(np.concatenate([[begin], ids, [end]]).astype(np.int32))
     longest, room = max(map(len, rows)), network.config.max_length
     if longest > room:
         raise ConfigError(
@@ -78,8 +77,8 @@ def _infill_rows(
     """Up to `count` rows at once, each with its key."""
     tokenizer, network = model.tokenizer, model.network
     assert tokenizer is not None
-    roles = tokenizer.roles
-    tokens = np.full((count, length), roles["pad"], np.int32)
+    mask = model.role_id("mask")
+    tokens = np.full((count, length), model.pad_id, np.int32)
     real = np.zeros((count, length), bool)
     real[:, 0] = True
     for row, ids in enumerate(rows):
@@ -89,13 +88,14 @@ def _infill_rows(
         model.params,
         Filters.of(config),
         *(tokens, real, jnp.stack([*keys, *[keys[0]] * (count - len(keys))])),
-        *(np.int32(roles["mask"]), _forbidden(tokenizer, network), np.int32(config.iterations)),
+        *(np.int32(mask), _forbidden(tokenizer, network), np.int32(config.iterations)),
         how=config.infill,
     )
     filled, log_probs = np.asarray(filled), np.asarray(log_probs)
     texts = []
     for row, ids in enumerate(rows):
-        at = np.flatnonzero(ids == roles["mask"])
+        at = np.flatnonzero(ids == mask)
+        require_finite(log_probs[row, at], f"generate: log-probabilities in {model.named(ids)}")
         text = tokenizer.decode(filled[row, 1 : len(ids) - 1])
         made = Generated(text, filled[row, at], log_probs[row, at], "length", follows=False)
         texts.append(made)

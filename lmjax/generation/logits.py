@@ -5,6 +5,8 @@ that is ruled out has the logit -inf. Of the rows' texts, `tokens` [batch, slots
 slots count where `valid` [batch, slots] is True; they stand side by side.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -44,8 +46,14 @@ def no_repeat_ngram(logits: jax.Array, tokens: jax.Array, valid: jax.Array, size
 
 
 def temperature(logits: jax.Array, value: jax.Array | float) -> jax.Array:
-    """Flatter above 1, sharper below."""
-    return logits / value
+    """Flatter above 1, sharper below.
+
+    The largest logit becomes 0, so that a temperature near 0 overflows to -inf alone, which
+    leaves the most probable token.
+    """
+    largest = logits.max(-1, keepdims=True)
+    # Where all tokens are ruled out, the largest is -inf, and -inf - -inf no number.
+    return (logits - jnp.where(jnp.isneginf(largest), 0.0, largest)) / value
 
 
 def top_k(logits: jax.Array, k: int) -> jax.Array:
@@ -125,14 +133,15 @@ class Filters:
         """Those that the settings turn on."""
         neutral = GenerationConfig()
 
-        def on(name: str) -> jax.Array | None:
+        def on(name: str, least: float = -math.inf) -> jax.Array | None:
             value = getattr(config, name)
-            return None if value == getattr(neutral, name) else jnp.float32(value)
+            return None if value == getattr(neutral, name) else jnp.float32(max(value, least))
 
         return cls(
             repetition_penalty=on("repetition_penalty"),
             presence_penalty=on("presence_penalty"),
-            temperature=on("temperature"),
+            # As float32, a smaller one would be 0, which divides by nothing.
+            temperature=on("temperature", least=1e-30),
             top_p=on("top_p"),
             min_p=on("min_p"),
             typical_p=on("typical_p"),

@@ -62,9 +62,11 @@ def end_of_text(model: Pretrained, config: GenerationConfig) -> int:
     """The id that ends a document, -1 where none does."""
     if config.ignore_eos:
         return -1
-    if "eos_token_id" in model.token_ids:
-        return model.token_ids["eos_token_id"]
-    return -1 if model.tokenizer is None else model.tokenizer.roles["eod"]
+    end = model.token_ids.get("eos_token_id", -1)
+    if "eos_token_id" not in model.token_ids and model.tokenizer is not None:
+        end = model.tokenizer.roles["eod"]
+    # What has no row in the table is never generated.
+    return end if end < model.config.vocab_size else -1
 
 
 def read_prompts(model: Pretrained, prompts: Prompts, config: GenerationConfig) -> list[Prompt]:
@@ -84,7 +86,11 @@ def read_prompts(model: Pretrained, prompts: Prompts, config: GenerationConfig) 
     made = []
     for place, prompt in enumerate(listed):
         ids, hidden = _ids(model, prompt, config)
-        _check_ids(model, ids, place)
+        if not ids.size:
+            raise ConfigError(
+                f"prompts: number {place} is empty, and there is nothing to go on from"
+            )
+        model.check_ids(ids, f"prompts: number {place}")
         name = hashlib.blake2b(ids.tobytes(), digest_size=4).digest()
         mine = jax.random.fold_in(base, int.from_bytes(name, "little"))
         for _ in range(copies):
@@ -103,20 +109,7 @@ def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.n
     ids = model.tokenizer.encode_batch([prompt])[0]
     if not (config.add_bos and isinstance(model.network, Gpt)):
         return ids, 0
-    bos = model.token_ids.get("bos_token_id", model.tokenizer.roles["eod"])
-    return np.concatenate([[bos], ids]).astype(np.int32), 1
-
-
-def _check_ids(model: Pretrained, ids: np.ndarray, place: int) -> None:
-    network: Any = model.network
-    if not ids.size:
-        raise ConfigError(f"prompts: number {place} is empty, and there is nothing to go on from")
-    rows = network.config.vocab_size
-    if ids.min() < 0 or ids.max() >= rows:
-        raise ConfigError(
-            f"prompts: number {place} has ids from {ids.min()} to {ids.max()}, and the model's"
-            f" table has {rows} rows; does the tokenizer belong to this model?"
-        )
+    return np.concatenate([[model.begin_id], ids]).astype(np.int32), 1
 
 
 def check_room(model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig) -> None:

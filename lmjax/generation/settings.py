@@ -1,10 +1,10 @@
 """What `lmjax.generate` can be asked for."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from lmjax.configuration import (
-    Finite,
     Interval,
     NonNegativeInt,
     PositiveInt,
@@ -63,8 +63,9 @@ class GenerationConfig:
     """
 
     max_new_tokens: PositiveInt = 64
-    repetition_penalty: Annotated[float, Interval("(0, inf)")] = 1.0
-    presence_penalty: Finite = 0.0
+    # Within these penalties logits stay finite in float32.
+    repetition_penalty: Annotated[float, Interval("[1e-3, 1e3]")] = 1.0
+    presence_penalty: Annotated[float, Interval("[-1e6, 1e6]")] = 0.0
     no_repeat_ngram_size: NonNegativeInt = 0
     temperature: Annotated[float, Interval("[0, inf)")] = 0.0
     top_k: NonNegativeInt = 0
@@ -72,7 +73,7 @@ class GenerationConfig:
     min_p: Probability = 0.0
     typical_p: Annotated[float, Interval("(0, 1]")] = 1.0
     num_beams: PositiveInt = 1
-    length_penalty: Finite = 1.0
+    length_penalty: Annotated[float, Interval("[-100, 100]")] = 1.0
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: PositiveInt = 1
     penalty_alpha: Probability = 0.0
@@ -89,6 +90,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if abs(self.length_penalty) * math.log10(self.max_new_tokens) > 30:
+            raise ConfigError(
+                f"length_penalty: max_new_tokens={self.max_new_tokens} to the power of"
+                f" {self.length_penalty} overflows; give one nearer to 0"
+            )
         if "" in self.stop:
             raise ConfigError("stop: an empty string would end every text at once")
         if "" in self.choices:

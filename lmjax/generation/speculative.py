@@ -135,7 +135,8 @@ def _speculate(
         """[n, vocab] logits -> log-probabilities that tokens are drawn with."""
         if filters.temperature is None:
             best = jnp.argmax(logits, axis=-1)
-            return jnp.where(jnp.arange(logits.shape[-1]) == best[:, None], 0.0, -jnp.inf)
+            one_hot = jnp.where(jnp.arange(logits.shape[-1]) == best[:, None], 0.0, -jnp.inf)
+            return jnp.where(jnp.isnan(logits).any(-1, keepdims=True), jnp.nan, one_hot)
         return jax.nn.log_softmax(filters.shape(logits), axis=-1)
 
     def round_of(state: State) -> State:
@@ -178,6 +179,8 @@ def _speculate(
         tokens = jax.lax.dynamic_update_slice(tokens, last[None, None], (0, state.slot + accepted))
         written = jax.lax.dynamic_slice_in_dim(tokens, state.slot, count + 1, axis=1)[0]
         scored = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(count + 1), written]
+        # Drafts of a damaged model would all be refused without a word.
+        scored = jnp.where(jnp.isnan(log_q).any(), jnp.nan, scored)
         ended = ((written == eos) & (jnp.arange(count + 1) <= accepted)).any()
         return State(
             tokens=tokens,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from lmjax.configuration import Finite, Interval, build, build_typed, check_fields, convert
+from lmjax.configuration import Finite, Interval, build, build_typed, check_fields, convert, quoted
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
@@ -200,7 +200,7 @@ def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
     if not isinstance(block, Mapping) or set(block) != {"says", "changes"}:
         raise ConfigError(f"{where}: a variant has the fields says and changes")
     if not isinstance(block["changes"], Mapping):
-        raise ConfigError(f"{where}.changes: expected a block, got {block['changes']!r}")
+        raise ConfigError(f"{where}.changes: expected a block, got {quoted(block['changes'])}")
     config = ml_collections.ConfigDict(overlaid(pretraining, block["changes"]))
     try:
         make_plan(config)

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import flax.traverse_util
 import ml_collections
 
-from lmjax.configuration import PositiveInt, Seed, check_fields, convert
-from lmjax.errors import ConfigError
+from lmjax.configuration import PositiveInt, Seed, check_fields, convert, quoted
+from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.lab.cells import check_variants, run_cells
 from lmjax.lab.plan import Ablation, read_ablation
 from lmjax.lab.results import read_results
@@ -114,8 +114,8 @@ def search(
                 trial = study.ask(distributions)
             try:
                 value = _run(values, trial.number, trial.params, place, command)
-            except DivergedError as error:
-                print(f"trial {trial.number}: {error.reason}", file=sys.stderr, flush=True)
+            except (DivergedError, NonFiniteError) as error:
+                print(f"trial {trial.number}: {error}", file=sys.stderr, flush=True)
                 study.tell(trial, state=states.FAIL)
             else:
                 study.tell(trial, value)
@@ -202,7 +202,7 @@ def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
         if not isinstance(inner, Mapping):
             raise ConfigError(
                 f"config.space.{where}: expected {{'low', 'high', 'log'}} or {{'choices'}}, got"
-                f" {inner!r}"
+                f" {quoted(inner)}"
             )
         if {"low", "high", "choices"} & set(inner):
             yield where, inner

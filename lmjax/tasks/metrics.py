@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, require_finite
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -49,11 +49,11 @@ def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str,
     """
     from scipy import stats
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant input
-        pearson = float(stats.pearsonr(gold, predicted).statistic) if len(gold) > 1 else 0.0
-        spearman = float(stats.spearmanr(gold, predicted).statistic) if len(gold) > 1 else 0.0
-    pearson, spearman = (0.0 if np.isnan(x) else x for x in (pearson, spearman))
+    require_finite([*gold, *predicted], "numbers to be correlated")
+    if min(np.ptp(gold), np.ptp(predicted)) == 0:
+        return dict.fromkeys(("correlation", "pearson", "spearman"), 0.0)
+    pearson = float(stats.pearsonr(gold, predicted).statistic)
+    spearman = float(stats.spearmanr(gold, predicted).statistic)
     return {"correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

@@ -87,7 +87,9 @@ class Opened(Pretrained):
           where the task has one. A row with a label is given what depends on it, too.
 
         Raises:
-          ConfigError: there is no task, or a row cannot be used.
+          ConfigError: there is no task, a row cannot be used, or a text has ids that the token
+            table has no row for.
+          NonFiniteError: the model gives NaN or infinity.
         """
         if isinstance(rows, str | Mapping):
             raise ConfigError("rows: one row alone; give a list of texts or dicts")
@@ -165,6 +167,8 @@ class Opened(Pretrained):
         predictor, params, mesh = self._predictor
         with jax.set_mesh(mesh):
             examples = task.encode(rows, self.tokenizer, notes or Notes(), False)
+            for example in examples:
+                self.check_ids(example["tokens"].reshape(-1), "rows")
             outputs, _ = predictor.outputs(params, rows, examples)
         found = iter(task.predict(rows, examples, outputs, whole))
         return [next(found) if isinstance(item.row, dict) else None for item in items]

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
+from lmjax.errors import require_finite
 from lmjax.tasks.base import Example, Outputs, Task
 from lmjax.tasks.batches import Collator, by_length
 from lmjax.training.mesh import batch_sharding, global_batch, replicated
@@ -55,7 +55,7 @@ class Predictor:
         """What `Task.predict` reads of each example, and the means of what the loss is made of.
 
         Raises:
-          ConfigError: an output is not finite.
+          NonFiniteError: the model's outputs are NaN or infinite.
         """
         outputs: list[Outputs] = [{} for _ in examples]
         sums = []
@@ -67,13 +67,10 @@ class Predictor:
                 example = examples[index]
                 own = {name: array[place] for name, array in found.items()}
                 outputs[index] = self._task.unpadded(example, own)
+                source = rows[int(example["row"])]
                 for name, array in outputs[index].items():
-                    if not np.isfinite(array).all():
-                        where = rows[int(example["row"])].get("where", f"row {example['row']}")
-                        raise ConfigError(
-                            f"{where}: the model's '{name}' is not finite; its parameters, or an"
-                            " id outside of its tables, make it so"
-                        )
+                    if np.issubdtype(array.dtype, np.floating):
+                        require_finite(array, f"{source.get('where', 'a row')}: {name}")
         written = self._task.write(self._pick(params), self._tokenizer, examples)
         for output, more in zip(outputs, written, strict=True):
             output |= more

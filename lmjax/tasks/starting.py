@@ -7,7 +7,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from lmjax.convert.adapting import in_place_of, open_init
+from lmjax.convert.adapting import in_place_of, open_init, tell_new_rows
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.huggingface import single_network
 from lmjax.data.tokenizer_training import train_tokenizer
@@ -76,6 +76,7 @@ def start_from(path: str, dropout: float) -> Start:
     if tokenizer.size > model.vocab_size:
         # Tokens were added for roles that it lacks (GPT-2 has no delimiter). They get rows of
         # their own (GPT-1 §3.3), and belong to the tokenizer that is saved.
+        tell_new_rows(tokenizer, model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.size)
         tokenizer = tokenizer.with_tokens(())
     pooler = params.get("pooler", {}).get("dense")

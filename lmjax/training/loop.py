@@ -216,7 +216,7 @@ class Run(Stepping):
                     return self._advance(state, done, checkpoints, name)
                 except DivergedError as error:
                     good = checkpoints.latest_step()
-                    if rewinds == t.max_rewinds or good is None:
+                    if rewinds == t.max_rewinds or good is None or not error.batches:
                         raise
                     rewinds += 1
                     # The batches are passed over from now on, in later lives of the run too.
@@ -300,6 +300,10 @@ class Run(Stepping):
         held_out = {}
         if evaluate:
             held_out = self.evaluate(state)
+            bad = [name for name, value in held_out.items() if not math.isfinite(value)]
+            if bad:
+                reason = f"on held-out data '{bad[0]}' is {held_out[bad[0]]}"
+                raise DivergedError(step, [], reason, self._advice(self.checkpoints.latest_step()))
             self.writer.write(step, held_out, "validation")
         if save:
             self.checkpoints.save(step, state, self.train_data.get_state(), held_out)

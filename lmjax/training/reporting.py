@@ -103,9 +103,9 @@ class RunDirectory:
             try:
                 yield
             finally:
-                if made and [child.name for child in self.path.iterdir()] == [_LOCK]:
-                    lock.unlink()
-                    with contextlib.suppress(OSError):  # someone else has put something there
+                with contextlib.suppress(OSError):  # someone else has put something there
+                    if made and [child.name for child in self.path.iterdir()] == [_LOCK]:
+                        lock.unlink()
                         for place in made:
                             place.rmdir()
 

@@ -22,7 +22,7 @@ class DivergedError(RuntimeError):
 
     Attributes:
       step: where it was seen.
-      batches: the batches of the data that did it.
+      batches: the batches of the data that did it; none where held-out data showed it.
       reason: what was seen, without the advice that the message ends with.
     """
 

@@ -125,11 +125,14 @@ def test_a_choice_that_does_not_fit_is_no_answer() -> None:
     rows = [{**row, "where": str(i)} for i, row in enumerate([short, long, short])]
     found = answer(MODELS["gpt"], Questions(template, rows, [], 0, Notes()))
     assert found.unanswered == 1 and found.cut == 0
-    assert np.isnan(found.scores["token"][1]).all()
+    assert found.scores["token"][1] is None
     alone = answer(MODELS["gpt"], Questions(template, rows[:1], [], 0, Notes()))
     for kind in NORMALISATIONS:
         expected = float(alone.right[kind][0])
-        assert found.right[kind].tolist() == [expected, 0.0, expected]
+        assert found.right[kind].tolist() == [expected, expected]
+        assert found.share(kind).count == 2
+    with pytest.raises(ConfigError, match="in every row a choice is longer"):
+        answer(MODELS["gpt"], Questions(template, rows[1:2], [], 0, Notes()))
 
 
 def test_simple_rules(files: dict[str, str]) -> None:

@@ -178,7 +178,7 @@ def test_a_stop_string_ends_the_text_before_it_whatever_the_chunks(writer: Pretr
         ([[3]], {"num_return_sequences": 2}, "greedy texts are all the same"),
         ([[3]], {"stop": ""}, "stop: expected a tuple"),
         ([[3]], {"stop": [""]}, "an empty string would end"),
-        ([[30]], {}, "ids from 30 to 30, and the model's table has 30 rows"),
+        ([[30]], {}, "id 30 is outside of the model's token table of 30 rows"),
         ([[]], {}, "number 0 is empty"),
         ([], {}, "none given"),
         ("text", {}, "the model has no tokenizer"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -170,4 +171,34 @@ def test_all_together_are_those_of_transformers_in_their_order(settings: dict[st
         expected = processors(torch.tensor(tokens).long(), torch.tensor(logits)).numpy()
         found = ours.shape(ours.penalise(jnp.asarray(logits), tokens, valid, valid))
         np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        # Up to what is the same for all tokens of a row.
+        found, expected = (jax.nn.log_softmax(x, axis=-1) for x in (found, expected))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e-30, 5e-324])
+def test_a_temperature_near_0_leaves_the_most_probable(value: float) -> None:
+    logits = np.array([[1.0, 900.0, 899.99, -5.0], [-3e4, -2.0, -1e5, -3.0]], np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    chosen = filters.Filters.of(GenerationConfig(temperature=value)).choose(keys, logits)
+    assert chosen.tolist() == [1, 1]
+
+
+@given(cases(), st.data())
+def test_no_admitted_setting_makes_a_number_that_is_none(case: Any, data: st.DataObject) -> None:
+    logits, tokens, valid = case
+    edges = {
+        "temperature": [5e-324, 1e-10, 2.0**32 - 1],
+        "repetition_penalty": [1e-3, 1.0, 1e3],
+        "presence_penalty": [-1e6, 0.0, 1e6],
+        "top_k": [0, 1, 2**32 - 1],
+        "top_p": [5e-324, 1e-9, 1.0 - 1e-12, 1.0],
+        "min_p": [0.0, 5e-324, 1.0],
+        "typical_p": [5e-324, 1e-9, 1.0],
+    }
+    settings = {name: data.draw(st.sampled_from(values)) for name, values in edges.items()}
+    ours = filters.Filters.of(GenerationConfig(**settings))
+    penalised = ours.penalise(jnp.asarray(logits), tokens, valid, valid)
+    assert np.isfinite(penalised).all()
+    shares = jax.nn.softmax(ours.shape(penalised), axis=-1)
+    np.testing.assert_allclose(np.asarray(shares).sum(-1), 1.0, rtol=1e-5)

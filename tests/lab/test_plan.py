@@ -108,7 +108,7 @@ def test_budgets_pay_for_steps(config: ConfigDict, tmp_path: pathlib.Path) -> No
     tokens, flops = tokens_per_step(run), flops_per_step(run)
     assert tokens == 4 * 32  # packed rows have no padding
     # By hand: 6 per weight of the layer and the table, and the two products of attention.
-    weights = 4 * 16 * 16 + 2 * 16 * 32 + 16 * run.model.get("vocab_size", 100)
+    weights = 4 * 16 * 16 + 2 * 16 * 32 + 16 * 100
     assert flops == pytest.approx(3 * 4 * 32 * (2 * weights + 4 * 32 * 16), rel=0.05)
     assert Budget("tokens", 1280.0).steps(run, tmp_path) == 10
     assert Budget("flops", 7 * flops).steps(run, tmp_path) == 7

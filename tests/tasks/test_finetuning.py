@@ -16,7 +16,7 @@ import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import RowsConfig
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.models.gpt import Gpt
 from lmjax.models.heads import Headed
 from lmjax.nn.masks import causal
@@ -248,7 +248,9 @@ def test_a_probe_trains_the_head_alone_from_a_pretrained_encoder(
     assert result.scores["accuracy"] > 0.8
 
 
-def test_a_gpt_without_delimiters_gets_them(tmp_path: pathlib.Path) -> None:
+def test_a_gpt_without_delimiters_gets_them(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tokens for roles that a tokenizer lacks have new rows; the rest of the table is kept."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -270,6 +272,9 @@ def test_a_gpt_without_delimiters_gets_them(tmp_path: pathlib.Path) -> None:
     config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
     config.init = str(tmp_path / "gpt")
     prepared = prepare(config)
+    assert "5 tokens get new rows in the token table, which begin random: [PAD], [UNK], [CLS]" in (
+        capsys.readouterr().err
+    )
     task = prepared.task
     assert task.model.vocab_size == prepared.start.tokenizer.size == published.size
     batch = Collator(task, 8)(prepared.examples["train"][:8])
@@ -559,6 +564,31 @@ def test_test_sets_are_named_in_a_block_or_a_line(tmp_path: pathlib.Path) -> Non
     files = data(tmp_path, 8) | {"test": "far=missing.jsonl"}
     with pytest.raises(ConfigError, match=r"config.data.test.far: no such file"):
         prepare(small.config(CLASSIFICATION, files))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_score_is_made_of_outputs_that_are_no_numbers(
+    split: str, tmp_path: pathlib.Path
+) -> None:
+    given = data(tmp_path)
+    # A sign that the tokenizer has no piece for, in one row.
+    rows = small.labelled(24, 3)
+    rows[5]["text"] += " Ω"
+    given[split] = small.write_rows(tmp_path / "odd.jsonl", rows)
+    config = small.config(CLASSIFICATION, given)
+    config.training.epochs = 1
+    prepared = prepare(config)
+    batch = Collator(prepared.task, 8, 1)(prepared.examples["train"][:8])
+    encoder = prepared.task.init(jax.random.key(0), batch)["encoder"]
+    tokens = encoder["embeddings"]["token"]
+    unknown = prepared.start.tokenizer.roles["unk"]
+    tokens["embedding"] = tokens["embedding"].at[unknown].set(np.nan)
+    prepared = dataclasses.replace(
+        prepared, start=dataclasses.replace(prepared.start, encoder=encoder)
+    )
+    with pytest.raises(NonFiniteError, match=r"odd\.jsonl:6: logits"):
+        finetuning.finetune(prepared, config, tmp_path / "run", "", seed=0)
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_gpts_auxiliary_loss(tmp_path: pathlib.Path) -> None:

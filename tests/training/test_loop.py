@@ -380,6 +380,17 @@ def test_a_number_that_is_none_stops_the_run_at_its_step(
     assert np.isfinite(saved(tmp_path, STEPS)["step"])
 
 
+def test_held_out_data_without_a_finite_loss_stops_the_run(
+    text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def damaged(params: Any) -> Any:
+        return {**params, "output_bias": params["output_bias"].at[-1].set(jnp.nan)}
+
+    with pytest.raises(DivergedError, match="step 0: on held-out data 'loss' is nan"):
+        pretrain(ConfigDict(config(text)), tmp_path / "run", "xlnet", begin=damaged)
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
 def test_a_rising_loss_stops_the_run(text: pathlib.Path, tmp_path: pathlib.Path) -> None:
     wild = ConfigDict(config(text))
     wild.optimizer.learning_rate = 300.0

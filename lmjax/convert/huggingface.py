@@ -112,7 +112,7 @@ def save_huggingface(
     ]
     texts = {"config.json": _json(values)}
     if (tokenizer := pretrained.tokenizer) is not None:
-        texts["tokenizer.json"] = tokenizer.as_loaded
+        texts["tokenizer.json"] = tokenizer.to_json(model.vocab_size)
         texts["tokenizer_config.json"] = _json(_tokenizer_values(tokenizer, model))
     try:
         target.mkdir(parents=True, exist_ok=True)

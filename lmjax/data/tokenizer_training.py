@@ -164,8 +164,12 @@ def _unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokeni
             " characters; give more, or kind 'bpe'"
         ) from error
     pieces = json.loads(inner.to_str())["model"]["vocab"]
-    inner.model = models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]"))
-    return inner
+    # Anew, since the trained one keeps the ids that special tokens had in the old order.
+    made = tokenizers.Tokenizer(models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]")))
+    made.normalizer, made.pre_tokenizer = inner.normalizer, inner.pre_tokenizer
+    made.decoder = inner.decoder
+    made.add_special_tokens(_SPECIALS)
+    return made
 
 
 def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:

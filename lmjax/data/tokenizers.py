@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import secrets
 import string
@@ -37,7 +38,8 @@ ROLES = {
 }
 _SPACE, _BYTE_SPACE, _CONTINUES = "▁", "Ġ", "##"
 _MOST_BYTES = 64 << 20  # of a file; published vocabularies of 260,000 tokens have 35 MB
-_MOST_IDS = 1 << 21  # published vocabularies end at a million
+_MOST_IDS = 1 << 20  # published vocabularies end at 900,000
+_MOST_ADDED = 1 << 16  # and have a few thousand added tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +94,14 @@ class Tokenizer:
             logging.getLogger(__name__).info("tokens added: %s", ", ".join(self._missing))
         self._inner = inner
         ids = inner.get_vocab(with_added_tokens=True)
-        self.roles = {role: ids[name or ROLES[role][0]] for role, name in found.items()}
+        names = {role: name or ROLES[role][0] for role, name in found.items()}
+        self.roles = {role: ids[name] for role, name in names.items()}
         self.size = 1 + max(ids.values())
+        # Those that say so, and those that play a role, by id.
+        tokens = inner.get_added_tokens_decoder().items()
+        self._special = {index: token.content for index, token in tokens if token.special}
+        self._special |= {ids[name]: name for name in names.values()}
         self.fingerprint = hashlib.blake2b(inner.to_str().encode(), digest_size=16).hexdigest()
-
-    @functools.cached_property
-    def _special(self) -> dict[int, str]:
-        """The special tokens by id: those that say so, and those that play a role."""
-        added = self._inner.get_added_tokens_decoder().items()
-        special = {index: token.content for index, token in added if token.special}
-        return special | {index: self.token(index) for index in self.roles.values()}
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:
@@ -110,7 +110,7 @@ class Tokenizer:
         The library's own `encode_special_tokens` leaves a special token to the model, and a
         model whose vocabulary has it (XLNet's '<mask>') makes the special id of it again.
         """
-        return _respelt(self._inner, set(self._special.values()))
+        return _respelt(self._inner, self._special.values())
 
     def to_json(self, rows: int) -> str:
         """The tokenizer.json of a model whose table has so many rows.
@@ -174,7 +174,7 @@ class Tokenizer:
 
     def token(self, index: int) -> str:
         """The piece with an id."""
-        return self._inner.id_to_token(int(index)) or ""
+        return self._special.get(int(index)) or self._inner.id_to_token(int(index)) or ""
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes a tokenizer.json that `load_tokenizer` and `transformers` read."""
@@ -218,7 +218,7 @@ def load_tokenizer(
       ConfigError: nothing there that can be read.
     """
     place = pathlib.Path(path)
-    if not place.exists():
+    if not os.path.exists(place):  # which is False, too, where one may not look
         raise ConfigError(f"{where}: no such file '{path}'; give a tokenizer.json or ''")
     if place.is_dir():
         found = [place / name for name in ("tokenizer.json", "vocab.txt", "vocab.json")]
@@ -231,7 +231,9 @@ def load_tokenizer(
         if place.name == "vocab.json":
             return Tokenizer(_from_gpt2(place))
         return Tokenizer(_from_json(_read(place)))
-    except Exception as error:
+    except BaseException as error:
+        if not _is_refusal(error):
+            raise
         raise ConfigError(f"{where}: '{place}' is no tokenizer ({first_line(error)})") from error
 
 
@@ -257,9 +259,18 @@ def _from_json(text: str) -> tokenizers.Tokenizer:
             text = json.dumps(values)
     elif not isinstance(model["vocab"], list) or len(model["vocab"]) > _MOST_IDS:
         raise ValueError(f"its 'vocab' is no map, and no list of at most {_MOST_IDS:,} pieces")
+    added = values.get("added_tokens") or []
+    if len(added) > _MOST_ADDED:
+        raise ValueError(f"it has more than {_MOST_ADDED:,} added tokens")
+    unknown = _unknown(model)
+    playing = [role for role, names in ROLES.items() if unknown in names and role != "unk"]
+    if playing and "ByteLevel" not in text:  # which knows every byte
+        raise ValueError(
+            f"its token for what is unknown is {unknown!r}, which is that for {playing[0]}"
+        )
     inner = tokenizers.Tokenizer.from_str(text)
     # The library gives added tokens the next ids, whatever the file says.
-    for token in values.get("added_tokens") or ():
+    for token in added:
         index = inner.token_to_id(token["content"])
         if index != token["id"]:
             raise ValueError(
@@ -274,6 +285,8 @@ def _whole(vocabulary: Mapping[str, int]) -> dict[str, int]:
 
     The library takes the number of tokens for the next id.
     """
+    if not vocabulary:
+        raise ValueError("no tokens in it")
     tokens: dict[int, str] = {}
     for token, index in vocabulary.items():
         if type(index) is not int or not 0 <= index < _MOST_IDS:
@@ -281,8 +294,20 @@ def _whole(vocabulary: Mapping[str, int]) -> dict[str, int]:
         if index in tokens:
             raise ValueError(f"the tokens {tokens[index]!r} and {token!r} both have id {index}")
         tokens[index] = token
-    gaps = [i for i in range(max(tokens, default=-1) + 1) if i not in tokens]
+    gaps = [i for i in range(max(tokens) + 1) if i not in tokens]
+    if len(gaps) > len(tokens):
+        raise ValueError(
+            f"of its {len(gaps) + len(tokens):,} ids only {len(tokens):,} have a token"
+        )
     return {**vocabulary, **{f"[no token {i}]": i for i in gaps}}
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    """The token that a model puts where it knows none, of the 'model' in a tokenizer.json."""
+    if isinstance(model["vocab"], dict):
+        return model.get("unk_token")
+    index = model.get("unk_id")
+    return None if index is None else model["vocab"][index][0]
 
 
 def _respelt(inner: tokenizers.Tokenizer, special: Collection[str]) -> tokenizers.Tokenizer:
@@ -315,12 +340,19 @@ def _named(texts: Sequence[str]) -> Iterator[None]:
     """Names the text that a tokenizer does not take."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not _is_refusal(error):
+            raise
         for place, text in enumerate(texts):
             check_text(text, f"text {place}")
         raise ConfigError(
             f"a text that the tokenizer does not take ({first_line(error)})"
         ) from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the library raised it; a panic of Rust's is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def check_text(text: Any, where: str) -> None:

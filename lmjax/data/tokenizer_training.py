@@ -53,8 +53,8 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
         yield shorter
     if words:
         print(
-            f"tokenizer: words of more than {_LONGEST_WORD:,} characters are learnt from as far as"
-            f" these; {left_out:,} characters of {words:,} words were left out",
+            f"tokenizer training left out {left_out:,} characters: the ends of words of more than"
+            f" {_LONGEST_WORD:,} characters (words: {words:,})",
             file=sys.stderr,
             flush=True,
         )

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, check_text, wordpiece
+from lmjax.data.plain_text import check_text
+from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, wordpiece
 from lmjax.errors import ConfigError
 
 TRAINING_VERSION = 3  # trained tokenizers are kept under it

@@ -4,7 +4,6 @@ On Hugging Face's `tokenizers`. Whatever objective reads them, ids have the role
 unk, cls, sep, mask and eod; a loaded tokenizer that lacks one gets a token for it.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,15 +11,15 @@ import json
 import logging
 import os
 import pathlib
-import secrets
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from lmjax.data.plain_text import is_refusal, named, respelt
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError, first_line
 
@@ -110,7 +109,7 @@ class Tokenizer:
         The library's own `encode_special_tokens` leaves a special token to the model, and a
         model whose vocabulary has it (XLNet's '<mask>') makes the special id of it again.
         """
-        return _respelt(self._inner, self._special.values())
+        return respelt(self._inner, self._special.values())
 
     def to_json(self, rows: int) -> str:
         """The tokenizer.json of a model whose table has so many rows.
@@ -151,7 +150,7 @@ class Tokenizer:
           ConfigError: a text that cannot be read, named.
         """
         inner = self._inner if special_tokens else self._plain
-        with _named(texts):
+        with named(texts):
             encoded = inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
@@ -161,7 +160,7 @@ class Tokenizer:
         A token of byte-level BPE or SentencePiece may begin with the space before it. Special
         tokens and errors are as those of `encode_batch`.
         """
-        with _named(texts):
+        with named(texts):
             encoded = self._plain.encode_batch(list(texts), add_special_tokens=False)
         return [
             (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2))
@@ -232,7 +231,7 @@ def load_tokenizer(
             return Tokenizer(_from_gpt2(place))
         return Tokenizer(_from_json(_read(place)))
     except BaseException as error:
-        if not _is_refusal(error):
+        if not is_refusal(error):
             raise
         raise ConfigError(f"{where}: '{place}' is no tokenizer ({first_line(error)})") from error
 
@@ -308,69 +307,6 @@ def _unknown(model: Mapping[str, Any]) -> str | None:
         return model.get("unk_token")
     index = model.get("unk_id")
     return None if index is None else model["vocab"][index][0]
-
-
-def _respelt(inner: tokenizers.Tokenizer, special: Collection[str]) -> tokenizers.Tokenizer:
-    """A copy with the same ids in which no text can spell these tokens."""
-    secret = secrets.token_hex(16)
-    spelling = {token: f"{token}{secret}" for token in special}
-    values = json.loads(inner.to_str())
-    model = values["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {spelling.get(token, token): i for token, i in model["vocab"].items()}
-    else:
-        model["vocab"] = [[spelling.get(token, token), score] for token, score in model["vocab"]]
-    if model.get("unk_token") in spelling:
-        model["unk_token"] = spelling[model["unk_token"]]
-    if "merges" in model:
-        continues = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [
-            (first, second)
-            for first, second in model["merges"]
-            if spelling.keys().isdisjoint((first, second, first + second.removeprefix(continues)))
-        ]
-    for token in values["added_tokens"]:
-        token["content"] = spelling.get(token["content"], token["content"])
-    values["post_processor"] = None  # it names them, and adds nothing here
-    return tokenizers.Tokenizer.from_str(json.dumps(values))
-
-
-@contextlib.contextmanager
-def _named(texts: Sequence[str]) -> Iterator[None]:
-    """Names the text that a tokenizer does not take."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_refusal(error):
-            raise
-        for place, text in enumerate(texts):
-            check_text(text, f"text {place}")
-        raise ConfigError(
-            f"a text that the tokenizer does not take ({first_line(error)})"
-        ) from error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the library raised it; a panic of Rust's is no `Exception`."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def check_text(text: Any, where: str) -> None:
-    """Refuses what no tokenizer reads.
-
-    Raises:
-      ConfigError: no string, or one with half of a surrogate pair, which has no UTF-8.
-    """
-    if not isinstance(text, str):
-        raise ConfigError(f"{where}: a text is expected, not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        around = text[max(0, error.start - 20) : error.start + 20]
-        raise ConfigError(
-            f"{where}: half of a surrogate pair (U+{ord(text[error.start]):04X}) at character"
-            f" {error.start:,}, {around!r}; mend it, or put U+FFFD in its place"
-        ) from None
 
 
 def wordpiece(

@@ -233,17 +233,15 @@ def merged() -> tokenizers.Tokenizer:
     """BPE whose merges make a special token."""
     letters = sorted({*"".join(SPELT), " ", "\n"})
     vocabulary = {letter: i for i, letter in enumerate(letters)}
-    for i in range(3, 7):
-        vocabulary["<mask>"[:i] if i < 6 else "<mask>"] = len(vocabulary)
-    vocabulary.setdefault("<m", len(vocabulary))
+    for piece in ("<m", "<ma", "<mas", "<mask", "<mask>"):
+        vocabulary[piece] = len(vocabulary)
     merges = [("<", "m"), ("<m", "a"), ("<ma", "s"), ("<mas", "k"), ("<mask", ">")]
     return tokenizers.Tokenizer(models.BPE(vocabulary, merges))
 
 
 def normalised() -> tokenizers.Tokenizer:
     """A special token that is looked for in the normalized text."""
-    made = tokenizers.Tokenizer.from_str(json.dumps(values_of(trained("bpe"))))
-    values = json.loads(made.to_str())
+    values = values_of(trained("bpe"))
     values["added_tokens"][4]["normalized"] = True
     return tokenizers.Tokenizer.from_str(json.dumps(values))
 

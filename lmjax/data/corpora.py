@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import absl.logging
 
-from lmjax.data.cache import alone, cache_directory
+from lmjax.data.cache import cache_directory, prepared
 from lmjax.errors import ConfigError
 
 Open = Callable[[], BinaryIO]
@@ -271,21 +271,25 @@ def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
 
     tfds.disable_progress_bar()
     cache = cache_directory(cache_dir)
-    try:
-        with alone(cache / f"tfds-{spec.replace('/', '-')}"):
-            builder = _tfds_builder(spec, where, cache)
-            if not builder.is_prepared():
-                _check_reachable(builder, spec, where)
+
+    def read() -> Any:
+        builder = _tfds_builder(spec, where, cache)
+        return builder if builder.is_prepared() else None
+
+    def make() -> None:
+        builder = _tfds_builder(spec, where, cache)
+        _check_reachable(builder, spec, where)
+        try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
                 builder.download_and_prepare(file_format="array_record")
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: TFDS cannot prepare '{spec}' here ({_first_line(error)}); prepare it where"
-            " it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
-        ) from error
-    return builder
+        except Exception as error:
+            raise ConfigError(
+                f"{where}: TFDS cannot prepare '{spec}' here ({_first_line(error)}); prepare it"
+                " where it can be downloaded, with file_format='array_record', and set"
+                " TFDS_DATA_DIR"
+            ) from error
+
+    return prepared(cache / f"tfds-{spec.replace('/', '-')}", read, make)
 
 
 def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str) -> Corpus:

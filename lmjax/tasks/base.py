@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lmjax.convert.configs import ModelConfig
+from lmjax.convert.forms import Form
 from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import inputs
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -23,7 +24,6 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
-from lmjax.tasks.forms import Form
 
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]

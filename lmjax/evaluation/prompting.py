@@ -165,7 +165,7 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
     for name in ("seed", "rows"):
         whole_number(config, name, 0)
     data = build(RowsConfig, config["data"], "config.data")
-    template = build(Template, config["template"], "config.template.")
+    template = build(Template, config["template"], "config.template")
     notes = Notes()
 
     def embedded(split: str, cache_dir: str) -> Iterator[Row]:

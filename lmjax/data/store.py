@@ -33,9 +33,10 @@ class DataConfig:
     """Which text, in which tokens.
 
     Attributes:
-      corpus: 'pydocs', a path or glob of text files, or a TFDS name; see `open_corpus`.
+      corpus: 'pydocs', a path or glob of text files or JSON lines, or a TFDS name; see
+        `open_corpus`.
       validation_corpus: the same, read whole as held-out text; '' takes the corpus's own.
-      text_feature: the TFDS feature that holds the text.
+      text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
       tokenizer: trained on the training split, or loaded.
       cache_dir: where prepared data is kept; '' = $LMJAX_CACHE or ~/.cache/lmjax.
     """
@@ -118,10 +119,10 @@ def check_data(config: DataConfig) -> None:
     Raises:
       ConfigError: see `check_corpus` and `load_tokenizer`.
     """
-    check_corpus(config.corpus, cache_dir=config.cache_dir)
+    options = {"cache_dir": config.cache_dir, "text_feature": config.text_feature}
+    check_corpus(config.corpus, **options)
     if config.validation_corpus:
-        where = "config.data.validation_corpus"
-        check_corpus(config.validation_corpus, where, config.cache_dir)
+        check_corpus(config.validation_corpus, "config.data.validation_corpus", **options)
     if config.tokenizer.path:
         load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
 

@@ -8,7 +8,17 @@ import jax
 import ml_collections
 
 from lmjax.configuration import build, build_typed, check_fields, resolve_type, whole_number
-from lmjax.data.rows import SPLITS, BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
+from lmjax.data.rows import (
+    SPLITS,
+    BadRowError,
+    Notes,
+    Row,
+    RowsConfig,
+    draw,
+    place_of,
+    read_split,
+    settle,
+)
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
 from lmjax.tasks.starting import Start, start_from, start_random
@@ -199,7 +209,7 @@ def _checked(
             task.check(row)
             good.append(row)
         except BadRowError as error:
-            bad.append((row["where"], str(error)))
+            bad.append((place_of(error, row["where"]), str(error)))
     settle(bad, data.on_bad_rows, f"config.data.{split}", len(rows), notes)
     if rows and not good:
         raise ConfigError(

@@ -78,11 +78,17 @@ class QuestionAnswering(Task):
         found: list[Row | BadRowError] = []
         try:
             for paragraph in values["paragraphs"]:
+                if isinstance(paragraph, BadRowError):
+                    found.append(paragraph)
+                    continue
                 for question in paragraph["qas"]:
                     try:
+                        if isinstance(question, BadRowError):
+                            raise question
                         found.append(self._question(question, paragraph))
                     except BadRowError as error:
-                        found.append(error)
+                        name = question.get("id", "") if isinstance(question, dict) else ""
+                        found.append(BadRowError(str(error), f"question {name!r}" if name else ""))
         except (KeyError, TypeError) as error:
             raise BadRowError(f"no paragraphs of SQuAD's form ({error!r})") from error
         return found

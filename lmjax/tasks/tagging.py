@@ -57,11 +57,14 @@ class Tagging(Task):
                 raise BadRowError(f"no list of strings in column '{name}'")
         if len(words) != len(tags):
             raise BadRowError(f"not as many tags as words ({len(tags)}, {len(words)})")
-        if not words or not all(word.strip() for word in words):
-            raise BadRowError("an empty word" if words else "no words")
-        for tag in tags:
+        if not words:
+            raise BadRowError("no words")
+        for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
+            if not word.strip():
+                raise BadRowError("an empty word", i)
             if self.score == "spans" and not _BIO.fullmatch(tag):
-                raise BadRowError(f"'{tag}' is no BIO tag (config.task.score='words' takes any)")
+                why = f"{tag!r} is no BIO tag (config.task.score='words' takes any)"
+                raise BadRowError(why, i)
         return {"words": words, "gold": tags}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
@@ -76,9 +79,10 @@ class Tagging(Task):
         return dataclasses.replace(self, labels=found)
 
     def check(self, row: Row) -> None:
-        for tag in row["gold"]:
+        for i, tag in enumerate(row["gold"]):
             if tag not in self.labels:
-                raise BadRowError(f"tag '{tag}' is none of the set ({', '.join(self.labels[:12])})")
+                known = ", ".join(self.labels[:12])
+                raise BadRowError(f"tag {tag!r} is none of the set ({known})", i)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool

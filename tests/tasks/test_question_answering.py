@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmjax.data.rows import BadRowError, Notes
+from lmjax.data.rows import BadRowError, Notes, RowsConfig, read_split
+from lmjax.errors import ConfigError
 from lmjax.tasks.question_answering import (
     QuestionAnswering,
     best_spans,
@@ -35,6 +38,25 @@ def article(*questions: dict[str, Any]) -> dict[str, Any]:
 def question(text: str = "fem gil", start: int = 9, **more: Any) -> dict[str, Any]:
     answers = [{"text": text, "answer_start": start}] if text else []
     return {"id": "1", "question": "gil bak?", "answers": answers, **more}
+
+
+def test_a_bad_question_is_named_by_its_id(tmp_path: pathlib.Path) -> None:
+    good, bad = question(id="good"), question(text="nowhere", id="5f-a")
+    twice = json.dumps(question(id="twice")).replace('"question"', '"id": "x", "question"')
+    text = json.dumps({"data": [article(good, good), article(good, bad, {"TWICE": 0})]})
+    path = tmp_path / "s.json"
+    path.write_text(text.replace('{"TWICE": 0}', twice))
+    config = RowsConfig(train="none.csv", test=str(path))
+    with pytest.raises(ConfigError) as caught:
+        read_split(config, "test", task().parse, lambda *_: iter(()), Notes())
+    message = str(caught.value)
+    assert "2 of 5 rows" in message
+    assert "s.json[2], question '5f-a': the answer is not in the context" in message
+    assert "s.json[2]: two values are named 'id'" in message
+    config = dataclasses.replace(config, on_bad_rows="skip")
+    notes = Notes()
+    assert len(read_split(config, "test", task().parse, lambda *_: iter(()), notes)) == 3
+    assert sum(notes.counts.values()) == 2
 
 
 def test_nested_and_flat_rows_are_the_same() -> None:

@@ -1,12 +1,14 @@
 """Tags on first tokens: words and tokens matched, windows, predictions put together."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmjax.data.rows import BadRowError, Notes
+from lmjax.data.rows import BadRowError, Notes, RowsConfig, place_of, read_split
+from lmjax.errors import ConfigError
 from lmjax.tasks.tagging import Tagging, first_tokens, words_of_tokens
 from tests.tasks import small
 
@@ -17,6 +19,24 @@ def task(tokenizer: Any, family: str = "bert", **fields: Any) -> Tagging:
     vocabulary = small.vocabulary(tokenizer)
     model = small.model(family, vocabulary.size)
     return Tagging(vocabulary=vocabulary, model=model, length=16, **fields)
+
+
+def test_the_line_of_a_bad_tag_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "c.conll").write_text("a O\nb B-X\n\na O\nb O\nc X\n\na O\nb B-Y\n")
+    made = task(small.tokenizer(), words="0", tags="-1")
+    config = RowsConfig(train="none.csv", test=str(tmp_path / "c.conll"))
+    with pytest.raises(ConfigError, match=r"1 of 3 rows .* c\.conll:6: 'X' is no BIO tag"):
+        read_split(config, "test", made.parse, made.embedded, Notes())
+    # CoNLL-U has lines that are no word.
+    (tmp_path / "u.conllu").write_text("# x\n1-2\tab\tO\n1\ta\tO\n2\tb\tX\n")
+    made = task(small.tokenizer(), words="1", tags="-1")
+    config = RowsConfig(train="none.csv", test=str(tmp_path / "u.conllu"))
+    with pytest.raises(ConfigError, match=r"u\.conllu:4: 'X' is no BIO tag"):
+        read_split(config, "test", made.parse, made.embedded, Notes())
+    bound = made.bind([{"words": ["a"], "gold": ["O"]}])
+    with pytest.raises(BadRowError, match="'B-Y' is none of the set") as caught:
+        bound.check({"words": ["a", "b"], "gold": ["O", "B-Y"]})
+    assert place_of(caught.value, "c.conll:8") == "c.conll:8, word 2"
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])

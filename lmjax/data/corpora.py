@@ -327,8 +327,8 @@ def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
         except Exception as error:
             what = "it needs TensorFlow" if _needs_tensorflow(error, spec) else first_line(error)
             raise ConfigError(
-                f"{where}: TFDS cannot prepare '{spec}' here ({what}); prepare it where it can be downloaded, with file_format='array_record', and set"
-                " TFDS_DATA_DIR"
+                f"{where}: TFDS cannot prepare '{spec}' here ({what}); prepare it where it"
+                " can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
             ) from error
 
     return prepared(cache / f"tfds-{spec.replace('/', '-')}", read, make)

@@ -18,7 +18,7 @@ from typing import Any
 
 import absl.logging
 
-from lmjax.data.cache import alone, cache_directory
+from lmjax.data.cache import cache_directory, prepared
 from lmjax.data.files import (
     check_is_text,
     check_line_ends,
@@ -34,7 +34,7 @@ from lmjax.data.files import (
     read_lines,
     readable,
 )
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, first_line
 
 _CHECKED_BYTES = 1 << 20
 _HELD_OUT_PERCENT = 2
@@ -251,7 +251,7 @@ def _tfds_builder(spec: str, where: str, cache: pathlib.Path) -> Any:
                 " needs no TensorFlow), or give files"
             ) from error
         raise ConfigError(
-            f"{where}: '{spec}' is no file and TFDS cannot open it ({_first_line(error)}); give a"
+            f"{where}: '{spec}' is no file and TFDS cannot open it ({first_line(error)}); give a"
             " path, a glob, a TFDS name such as 'lm1b', or 'pydocs'"
         ) from error
 
@@ -274,10 +274,6 @@ def _needs_tensorflow(error: BaseException, spec: str) -> bool:
     code = pathlib.Path(tfds.__file__).parent
     places = (f"url_checksums/{name}.txt", f"*/{name}.py", f"*/{name}/__init__.py")
     return name.isidentifier() and any(any(code.glob(place)) for place in places)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_reachable(builder: Any, spec: str, where: str) -> None:
@@ -317,22 +313,25 @@ def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
 
     tfds.disable_progress_bar()
     cache = cache_directory(cache_dir)
-    try:
-        with alone(cache / f"tfds-{spec.replace('/', '-')}"):
-            builder = _tfds_builder(spec, where, cache)
-            if not builder.is_prepared():
-                _check_reachable(builder, spec, where)
+
+    def read() -> Any:
+        builder = _tfds_builder(spec, where, cache)
+        return builder if builder.is_prepared() else None
+
+    def make() -> None:
+        builder = _tfds_builder(spec, where, cache)
+        _check_reachable(builder, spec, where)
+        try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
                 builder.download_and_prepare(file_format="array_record")
-    except ConfigError:
-        raise
-    except Exception as error:
-        what = "it needs TensorFlow" if _needs_tensorflow(error, spec) else _first_line(error)
-        raise ConfigError(
-            f"{where}: TFDS cannot prepare '{spec}' here ({what}); prepare it where"
-            " it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
-        ) from error
-    return builder
+        except Exception as error:
+            what = "it needs TensorFlow" if _needs_tensorflow(error, spec) else first_line(error)
+            raise ConfigError(
+                f"{where}: TFDS cannot prepare '{spec}' here ({what}); prepare it where it"
+                " can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
+            ) from error
+
+    return prepared(cache / f"tfds-{spec.replace('/', '-')}", read, make)
 
 
 def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str) -> Corpus:

@@ -171,7 +171,7 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
     seed = convert(config["seed"], Seed, "config.seed")
     count = convert(config["rows"], NonNegativeInt, "config.rows")
     data = build(RowsConfig, config["data"], "config.data")
-    template = build(Template, config["template"], "config.template.")
+    template = build(Template, config["template"], "config.template")
     notes = Notes()
 
     def embedded(split: str, cache_dir: str) -> Iterator[Row]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lmjax.configuration import Interval, Rate
 from lmjax.convert.configs import ModelConfig
+from lmjax.convert.forms import Form
 from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import inputs
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -24,7 +25,6 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
-from lmjax.tasks.forms import Form
 
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]

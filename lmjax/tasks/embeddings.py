@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
+from lmjax.convert.forms import Form, pad
 from lmjax.convert.networks import headed
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -19,7 +20,6 @@ from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, number
-from lmjax.tasks.forms import Form, pad
 from lmjax.tasks.metrics import correlations
 
 _WORST = 10

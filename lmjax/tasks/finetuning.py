@@ -233,12 +233,14 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
     vocabulary = task.vocabulary
     network, kept = exported(task.saved_network, task.merged(params))
     labels = task.class_names if isinstance(network, Headed) else ()
-    ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
+    ids = {"pad_token_id": vocabulary.pad}
+    ids |= {"bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}
     model = Pretrained(network, kept, tokenizer, labels, ids)
     new, old = place / "model.tmp", place / "model"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        save_huggingface(model, new)
+        asks = task.head == "language_model"
+        save_huggingface(model, new, length=task.length, asks=asks)
     except ConfigError as error:
         return str(error)
     shutil.rmtree(old, ignore_errors=True)

@@ -108,7 +108,7 @@ class Generation(Task):
                 room = self.length - 2 - self.target_length
             notes.add("prompts cut at their end", count=int(len(prompt) > room))
             notes.add("targets cut at their end", count=int(cut))
-            before = [v.eod, *prompt[:room], v.sep]
+            before = self.form.ask(prompt[:room]).tokens
             tokens = np.array([*before, *target, *end], np.int32)[: self.length]
             # What each position is to say next.
             following = np.full(len(tokens), -1, np.int32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
+from lmjax.convert.forms import pad
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -16,7 +17,6 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, softmax
-from lmjax.tasks.forms import pad
 from lmjax.tasks.metrics import normalise_answer
 
 _WORST = 10

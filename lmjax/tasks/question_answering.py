@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Finite, Size
+from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -17,7 +18,6 @@ from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Gold, Outputs, Scores, Task
-from lmjax.tasks.forms import spans, widest_windows
 from lmjax.tasks.metrics import answer_scores, normalise_answer
 from lmjax.tasks.thresholds import best_threshold, threshold_table
 

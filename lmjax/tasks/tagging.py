@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import OptionalSize
+from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
 from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
-from lmjax.tasks.forms import spans, widest_windows
 from lmjax.tasks.metrics import check_seqeval, class_scores, confusion, span_scores
 
 _WORST = 10

@@ -292,6 +292,11 @@ def test_docstrings_are_prepared_where_nothing_was_before(
     monkeypatch.setattr(pydocs, "_roots", lambda *_: roots)
     corpus = open_corpus("pydocs", "validation", cache_dir=str(tmp_path))
     assert len(list(corpus.documents())) == corpus.size > 0
+    # What is there is read without a lock, which a read-only directory has no place for.
+    (lock,) = tmp_path.glob(".*.lock")
+    lock.unlink()
+    again = open_corpus("pydocs", "validation", cache_dir=str(tmp_path))
+    assert list(again.documents()) == list(corpus.documents()) and not lock.exists()
 
 
 def test_pydocs_splits_by_name(built: pydocs.Pydocs) -> None:

@@ -74,6 +74,12 @@ class Form:
             start + len(first) + 1,
         )
 
+    def ask(self, prompt: np.ndarray, answer: np.ndarray | None = None) -> Joined:
+        """A prompt and what a language model answers: start prompt delimiter answer."""
+        following = answer if answer is not None else np.zeros(0, np.int32)
+        tokens = np.array([self.vocabulary.eod, *prompt, self.vocabulary.sep, *following], np.int32)
+        return Joined(tokens, np.zeros_like(tokens), 1, len(prompt) + 2)
+
     def cut(
         self, first: np.ndarray, second: np.ndarray | None, length: int
     ) -> tuple[np.ndarray, np.ndarray | None, bool]:

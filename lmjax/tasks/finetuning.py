@@ -297,7 +297,7 @@ def _chosen_lines(chosen: Scores, count: int, split: str) -> list[str]:
     if not chosen:
         return []
     same = " They are the rows that are scored here." if split == "validation" else ""
-    header = f"Chosen on the {count:,} rows of validation by what they score:{same}"
+    header = f"Chosen on the {count:,} rows of validation, by their scores:{same}"
     return [header, "", *(f"- {name} {value:.4f}" for name, value in chosen.items()), ""]
 
 

@@ -33,7 +33,7 @@ from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.sharding import shardings
 
 _BATCH, _FEW = 32, 4
-_LONGEST = 512  # tokens that a published model without a position table reads
+_SHORTEST, _LONGEST = 16, 512  # tokens that a published model is given to read
 _TASK = "task.json"
 _HEADS: dict[str, type[Task]] = {
     "sequence_classification": Classification,
@@ -192,15 +192,17 @@ class Opened(Pretrained):
 
     def rows(self, split: str) -> list[Row]:
         """The usable rows of a split or test set of the data that a run was fine-tuned on."""
-        task, data = self._with_task(), self.data
-        assert data is not None
-        return read_rows(task, data, split, Notes())
+        return read_rows(self._with_task(), self._with_data(), split, Notes())
 
     def held_out(self) -> list[Row]:
         """The rows of the test sets, where there are some, else of validation."""
-        assert self.data is not None
-        names = tuple(named_tests(self.data)) or ("validation",)
+        names = tuple(named_tests(self._with_data())) or ("validation",)
         return [row for name in names for row in self.rows(name)]
+
+    def _with_data(self) -> RowsConfig:
+        if self.data is None:
+            raise ConfigError("the model comes without rows of its own; give texts, or a run")
+        return self.data
 
 
 def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opened:
@@ -228,8 +230,8 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opene
     """
     pretrained = runs.load(path, allow_modules)
     opened = Opened(**{f.name: getattr(pretrained, f.name) for f in fields(pretrained)})
-    found = [pathlib.Path(path) / name for name in (_TASK, "config.json")]
-    file = next(file for file in found if file.exists())
+    file = pathlib.Path(path) / _TASK
+    file = file if file.exists() else file.with_name("config.json")
     values = read_json(file)
     if "task" not in values:
         return dataclasses.replace(opened, task=_of_head(pretrained, values))
@@ -306,10 +308,14 @@ def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
         cls = Regression
     if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
         return None  # several labels of a text, or several numbers
-    longest = getattr(network.encoder.config, "max_length", _LONGEST)
-    values = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": min(longest, _LONGEST)}
+    length = min(getattr(network.encoder.config, "max_length", _LONGEST), _LONGEST)
+    if length < _SHORTEST:
+        return None
+    values: dict[str, Any] = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": length}
     if cls is Tagging:
         values["score"] = "words"
+    if cls is QuestionAnswering:
+        values |= {"question_length": min(64, length // 4), "stride": min(128, length // 4)}
     task = _built(pretrained, values, "task")
     nothing = np.zeros(0, np.int32)
     read = max(*task.form.join(nothing, nothing).tokens, task.vocabulary.pad)

@@ -249,7 +249,7 @@ class QuestionAnswering(Task):
     def tune(self, predictions: Sequence[Row]) -> tuple[Task, Scores]:
         """The threshold of the best F1, with evaluate-v2.0.py's figures on a scale from 0 to 1."""
         plain = self.scores(predictions)
-        found = {"f1": plain["f1"], "exact": plain["exact"]}
+        found = {"null_threshold": 0.0, "f1_at_0": plain["f1"], "exact_at_0": plain["exact"]}
         for i, name in enumerate(("exact", "f1")):
             found[f"best_{name}"], found[f"best_{name}_thresh"], chosen = best_threshold(
                 predictions, i

@@ -1,4 +1,4 @@
-"""`lmjax.load`: a run of lmjax or a Hugging Face directory, opened alike."""
+"""A run of lmjax or a Hugging Face directory, opened alike; `lmjax.load` adds its task."""
 
 import dataclasses
 import json
@@ -87,7 +87,9 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
         values = read_json(directory / "config.json")
         if isinstance(values.get("tasks"), Mapping):
             name = next(iter(values["tasks"]), "NAME")
-            raise ConfigError(f"{path}: a run of several tasks; open one, as {directory / name}")
+            raise ConfigError(
+                f"{path}: a run of several tasks; open one, such as {directory / name}"
+            )
         if "task" in values:
             return _load_finetuned(directory, None)
         if "objective" in values:

@@ -25,8 +25,8 @@ from lmjax.tasks.metrics import class_scores, confusion, correlations
 from lmjax.tasks.words import classes_by_words
 
 _WORST = 10  # mistakes that a report shows
-# Of the random output layer of a regression. Larger ones begin further from the mean, than which
-# few steps may then end worse; from 0 learning is slower.
+# Scales the initial output layer of a regression. At 1, training starts so far from the mean that
+# a few dozen steps may end worse than it; at 0, it is slower.
 _FIRST = 0.2
 
 
@@ -263,7 +263,9 @@ class Regression(Classification):
         return dataclasses.replace(self, mean=mean, scale=scale)
 
     def check(self, row: Row) -> None:
-        pass
+        with np.errstate(over="ignore"):
+            if not np.isfinite(self.target(row)):
+                raise BadRowError(f"{row['gold']:g} is too far from the mean of the training rows")
 
     @property
     def saved_network(self) -> nn.Module:

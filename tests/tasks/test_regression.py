@@ -11,7 +11,7 @@ import pytest
 import lmjax
 from lmjax.convert.networks import in_unit
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data.rows import Notes
+from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
@@ -121,6 +121,8 @@ def test_what_is_no_unit_is_refused() -> None:
     for numbers in ([1e39, -1e39], [1e-45, -1e-45], [1e300, -1e300]):
         with pytest.raises(ConfigError, match="do not fit into float32"):
             made().fit(rows(numbers))
+    with pytest.raises(BadRowError, match=r"1e\+300 is too far from the mean"):
+        made(mean=0.0, scale=1.0).check({"text": "bak", "gold": 1e300})
     for scale in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="scale: must be"):
             made(scale=scale)

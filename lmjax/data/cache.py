@@ -1,11 +1,12 @@
 """Where prepared data is kept, and how processes share it."""
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import sys
 from collections.abc import Iterator
+
+from lmjax.locking import acquire
 
 
 def cache_directory(cache_dir: str) -> pathlib.Path:
@@ -23,11 +24,7 @@ def alone(path: pathlib.Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not acquire(file, wait=False):
             print(f"waiting for another process to prepare {path}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+            acquire(file, wait=True)
         yield

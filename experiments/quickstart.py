@@ -22,12 +22,12 @@ from experiments import command_line
 from lmjax.convert.pretrained import Pretrained
 from lmjax.evaluation import samples as looks
 from lmjax.generation.generating import generate
+from lmjax.lab.plots import plot_curves
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.objectives.replaced import ReplacedTokenDetection
 from lmjax.training.loop import Result, pretrain
-from lmjax.training.reporting import plot_curves
 
 STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.", 1)
 COLUMNS = (

@@ -41,6 +41,7 @@ from lmjax.models.heads import Headed, MarkedHead
 from lmjax.models.xlnet import Xlnet
 from lmjax.progress import track
 
+_LARGEST_JSON = 1 << 24  # bytes; a config with a name for each of many labels has fewer
 _BASES = ("bert.", "electra.", "transformer.")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -144,6 +145,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       ConfigError: it is not there, or is no JSON object.
     """
     try:
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise ConfigError(f"{path}: {size:,} bytes are no config; is it another file?")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(

@@ -1,6 +1,5 @@
 """Where prepared data is kept, and how processes and users share it."""
 
-import fcntl
 import os
 import pathlib
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
 from lmjax.errors import ConfigError
+from lmjax.locking import acquire
 
 T = TypeVar("T")
 
@@ -44,13 +44,9 @@ def prepared(path: pathlib.Path, read: Callable[[], T | None], make: Callable[[]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open_lock(path.with_name(f".{path.name}.lock")) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not acquire(file, wait=False):
                 print(f"waiting for another process to prepare {path}", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass
+                acquire(file, wait=True)
             if (found := read()) is None:
                 make()
                 found = read()

@@ -1,7 +1,9 @@
-"""The plots of an ablation's report, as SVG whose bytes depend on the numbers alone."""
+"""Curves of runs as PNG; the plots of a report as SVG whose bytes depend on the numbers alone."""
 
 import io
-from collections.abc import Callable
+import pathlib
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,48 @@ from lmjax.lab.statistics import interval
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "lmjax", "font.size": 9, "axes.grid": True}
 _STYLE |= {"grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False}
 _BESIDE: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+
+
+def plot_curves(
+    path: str | pathlib.Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    baselines: Mapping[str, float] = types.MappingProxyType({}),
+) -> None:
+    """Draws named curves into a PNG file.
+
+    Args:
+      path: of the file.
+      curves: name -> (x, y), equally long.
+      xlabel: what x is, with its unit.
+      ylabel: what y is, with its unit.
+      baselines: name -> level, dashed; one named as a curve takes that curve's colour.
+    """
+    # Without pyplot, whose global figures would outlive the call. Slow to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colors = {}
+    for name, (x, y) in curves.items():
+        (line,) = axes.plot(x, y, label=name, linewidth=1.8)
+        colors[name] = line.get_color()
+    for name, level in baselines.items():
+        label = None if name in curves else name
+        color = colors.get(name, "0.4")
+        axes.axhline(level, linestyle="--", linewidth=1.1, color=color, label=label)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    figure.savefig(str(path), dpi=150)
 
 
 def curves(results: Results) -> str | None:

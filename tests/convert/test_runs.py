@@ -243,6 +243,20 @@ class Own(ReplacedTokenDetection): pass
 """
 
 
+def test_a_config_that_is_no_json_object_is_one_clear_error(
+    run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
+) -> None:
+    copy = pathlib.Path(shutil.copytree(run[0], tmp_path / "run"))
+    for text, message in (
+        ("[]", "holds no JSON object"),
+        ("[" * 100_000, "no JSON"),
+        ('{"model": ' + "1" * 5000 + "}", "no JSON"),
+        (" " * (17 << 20), "17,825,792 bytes are no config"),
+    ):
+        (copy / "config.json").write_text(text)
+        assert message in refusal(copy)
+
+
 def test_opening_a_run_executes_nothing_of_it(
     run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

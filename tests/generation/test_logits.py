@@ -191,10 +191,10 @@ def test_no_admitted_setting_makes_a_number_that_is_none(case: Any, data: st.Dat
         "temperature": [5e-324, 1e-10, 2.0**32 - 1],
         "repetition_penalty": [1e-3, 1.0, 1e3],
         "presence_penalty": [-1e6, 0.0, 1e6],
-        "top_k": [0, 1, 2**32 - 1],
-        "top_p": [5e-324, 1e-9, 1.0 - 1e-12, 1.0],
+        "top_k": [0, 1, 2**31 - 1],
+        "top_p": [2e-38, 1e-9, 1.0 - 1e-12, 1.0],
         "min_p": [0.0, 5e-324, 1.0],
-        "typical_p": [5e-324, 1e-9, 1.0],
+        "typical_p": [2e-38, 1e-9, 1.0],
     }
     settings = {name: data.draw(st.sampled_from(values)) for name, values in edges.items()}
     ours = filters.Filters.of(GenerationConfig(**settings))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lmjax.lab.plots import plot_curves
 from lmjax.lab.report import write_report
 from lmjax.lab.results import read_results
 
@@ -195,3 +196,15 @@ def test_what_is_not_done_is_counted(tmp_path: pathlib.Path) -> None:
     shutil.rmtree(place / "cells")
     write_report(place)
     assert "0 of 9 cells are done" in (place / "report.md").read_text()
+
+
+def test_curves_of_runs_are_drawn(tmp_path: pathlib.Path) -> None:
+    x = [0, 1, 2, 3]
+    plot_curves(
+        tmp_path / "curves.png",
+        {"masked": (x, [6, 5, 4, 3]), "causal": (x, [7, 5, 4, 4])},
+        "updates",
+        "loss (nats per token)",
+        baselines={"masked": 6.1, "unigram": 6.5},
+    )
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,6 @@ from lmjax.training.reporting import (
     MetricsWriter,
     RunDirectory,
     TrainingProgress,
-    plot_curves,
     read_metrics,
 )
 
@@ -193,15 +192,3 @@ def test_progress_on_a_terminal(capsys, monkeypatch):
         progress.update(4, loss=1.25, tokens_per_second=10.0)
     shown = capsys.readouterr().err
     assert "causal" in shown and "4/4" in shown and "loss 1.2500" in shown
-
-
-def test_plot(tmp_path):
-    x = [0, 1, 2, 3]
-    plot_curves(
-        tmp_path / "curves.png",
-        {"masked": (x, [6, 5, 4, 3]), "causal": (x, [7, 5, 4, 4])},
-        "updates",
-        "loss (nats per token)",
-        baselines={"masked": 6.1, "unigram": 6.5},
-    )
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -2,22 +2,25 @@
 
   python -m experiments.evaluate --data=blimp.jsonl --model=runs/gpt --model=runs/bert \
       --unigram=pydocs --trigram=pydocs --out=blimp
+  python -m experiments.evaluate --data=supplement/ --model=runs/gpt
   python -m experiments.evaluate --task=perplexity --data='texts/*.txt' --model=runs/gpt --stride=64
+  python -m experiments.evaluate --task=last_word --data=lambada.jsonl --model=runs/gpt
   python -m experiments.evaluate --task=prompting --config=configs/prompting.py:multiple_choice \
       --model=runs/gpt --model=runs/bert --config.template.shots=2
   python -m experiments.evaluate --task=harness --harness_tasks=lambada_openai --model=runs/gpt
 
 Minimal pairs: a column a model, scored in its family's own way (--method takes others), beside
-chance, token frequencies and a trigram model of a corpus. Perplexity: of causal models, each
-document by itself in overlapping windows. Prompting: which of several choices a model finds
-likeliest. Harness: tasks of EleutherAI's lm-evaluation-harness. --out leaves OUT.md with the
-table and OUT.jsonl with what it is made of.
+chance, token frequencies and a trigram model of a corpus; of several files also the mean of their
+accuracies. Perplexity: of causal models, each document by itself in overlapping windows. Last
+word: how often the last word of a text is what the model would write. Prompting: which of several
+choices a model finds likeliest. Harness: tasks of EleutherAI's lm-evaluation-harness. --out leaves
+OUT.md with the table and OUT.jsonl with what it is made of.
 """
 
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 from absl import flags
 from rich.console import Console
@@ -27,11 +30,22 @@ from experiments import command_line
 from experiments.model_flag import MODELS
 from lmjax.errors import ConfigError
 
-TASKS = ["minimal_pairs", "perplexity", "prompting", "harness"]
+TASKS = ["minimal_pairs", "perplexity", "last_word", "prompting", "harness"]
 TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
 LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.", 0)
 STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.", 0)
-DATA = flags.DEFINE_string("data", "", "Pairs: JSON lines, .gz or .xz too. Perplexity: a corpus.")
+DATA = flags.DEFINE_string(
+    "data",
+    "",
+    "Pairs: JSON lines, by path, glob or directory. Perplexity: a corpus. Last word: rows with a"
+    " text, or .txt with a text a line.",
+)
+TEXT_FEATURE = flags.DEFINE_string(
+    "text_feature", "text", "The column or TFDS feature that holds the text."
+)
+ON_BAD_ROWS = flags.DEFINE_enum(
+    "on_bad_rows", "refuse", ["refuse", "skip"], "Last word: of texts without two words."
+)
 METHOD = flags.DEFINE_list(
     "method",
     [],
@@ -50,11 +64,12 @@ OUT = flags.DEFINE_string("out", "", "Where to write, without the ending; '' = n
 def main() -> None:
     if not MODELS.value:
         raise ConfigError("--model: missing; give a run, such as runs/gpt")
-    if TASK.value in ("minimal_pairs", "perplexity") and not DATA.value:
+    if TASK.value in ("minimal_pairs", "perplexity", "last_word") and not DATA.value:
         raise ConfigError("--data: missing; give a file, such as blimp.jsonl")
     {
         "minimal_pairs": minimal_pairs,
         "perplexity": perplexities,
+        "last_word": last_word,
         "prompting": prompting,
         "harness": harness,
     }[TASK.value]()
@@ -62,7 +77,14 @@ def main() -> None:
 
 def minimal_pairs() -> None:
     """A table by phenomenon; OUT.md has one by paradigm, too, and OUT.jsonl every pair."""
-    from lmjax.evaluation.minimal_pairs import by_ngrams, judge, read_pairs, shares, unigram
+    from lmjax.evaluation.minimal_pairs import (
+        by_ngrams,
+        judge,
+        mean_of_files,
+        read_pairs,
+        shares,
+        unigram,
+    )
 
     pairs = read_pairs(DATA.value, PER_PARADIGM.value)
     columns = {}
@@ -74,18 +96,22 @@ def minimal_pairs() -> None:
             continue
         tokenizers.add(model.tokenizer.fingerprint)
         if UNIGRAM.value:
-            counts = _store(UNIGRAM.value, path).counts
+            counts = _store(UNIGRAM.value, path, "--unigram").counts
             columns[f"unigram, tokens of {name}"] = unigram(model, pairs, counts)
         if TRIGRAM.value:
-            ngrams = _trigrams(_store(TRIGRAM.value, path), model.tokenizer.size)
+            ngrams = _trigrams(_store(TRIGRAM.value, path, "--trigram"), model.tokenizer.size)
             columns[f"trigram, tokens of {name}"] = by_ngrams(model.tokenizer, pairs, ngrams)
     tables = []
+    files = len({pair.file for pair in pairs})
     for by in ("phenomenon", "paradigm"):
         found = {name: shares(pairs, right, by) for name, right in columns.items()}
         rows = []
         for group, share in next(iter(found.values())).items():
             cells = [_percent(table[group], group == "all") for table in found.values()]
             rows.append((group, f"{share.count:,}", *cells))
+        if files > 1:
+            means = [f"{mean_of_files(pairs, right):.1%}" for right in columns.values()]
+            rows.append((f"mean of {files} files", "", *means))
         tables.append([(by, "pairs", *found), *rows])
     _show("Good sentence preferred; chance is 50%", tables[0])
     told = ({name: float(right[i]) for name, right in columns.items()} for i in range(len(pairs)))
@@ -102,13 +128,41 @@ def perplexities() -> None:
     ]
     lines = []
     for path, _, model in _models():
-        documents = open_corpus(DATA.value, "all", where="--data").documents()
+        corpus = open_corpus(DATA.value, "all", text_feature=TEXT_FEATURE.value, where="--data")
+        documents = corpus.documents()
         found = perplexity(model, documents, LENGTH.value, STRIDE.value)
         numbers = f"{found.per_token:.2f}", f"{found.per_word:.2f}", f"{found.bits_per_byte:.4f}"
         counts = (f"{count:,}" for count in (found.tokens, found.unknown, found.words))
         rows.append((path, *counts, *numbers))
         lines.append({"model": path, **vars(found)})
     _show("Perplexity", rows)
+    _write([rows], lines)
+
+
+def last_word() -> None:
+    """A line a model and method; OUT.jsonl has every text's last word."""
+    from lmjax.data.rows import Notes
+    from lmjax.evaluation.continuations import last_words, read_last_words
+
+    notes, rule = Notes(), cast(Literal["refuse", "skip"], ON_BAD_ROWS.value)
+    asked = read_last_words(DATA.value, TEXT_FEATURE.value, rule, notes)
+    _print_notes(notes)
+    pairs = [(row["context"], row["word"]) for row in asked]
+    rows: list[Sequence[str]] = [
+        ("", "texts", "last word right", "perplexity a word", "contexts cut")
+    ]
+    lines: list[Mapping[str, Any]] = []
+    for _, name, model in _models():
+        for method in _methods(model):
+            found = last_words(model, pairs, method)
+            cells = f"{len(pairs):,}", _percent(found.share, True), f"{found.perplexity:,.2f}"
+            rows.append((f"{name} ({method})", *cells, f"{found.cut:,}"))
+            lines += [
+                {"model": name, "method": method, "where": row["where"], "word": row["word"]}
+                | {"right": bool(right), "nats": float(nats)}
+                for row, right, nats in zip(asked, found.right, found.nats, strict=True)
+            ]
+    _show("The last words of texts", rows)
     _write([rows], lines)
 
 
@@ -129,8 +183,7 @@ def prompting() -> None:
     )
 
     asked = read_questions(config.to_dict())
-    for kind, count in asked.notes.counts.items():
-        print(f"{kind}: {count} rows, such as {', '.join(asked.notes.named)}")
+    _print_notes(asked.notes)
     context = asked.template.context(asked.rows[0], draw_shots(asked, 0))
     right = f"{asked.template.before}[{asked.rows[0]['choices'][asked.rows[0]['gold']]}]"
     print(f"The first of {len(asked.rows):,} prompts, with its right answer:\n{context}{right}\n")
@@ -224,12 +277,16 @@ def _methods(model: Any) -> Sequence[Any]:
     return chosen or known[:1]
 
 
-def _store(corpus: str, path: str) -> Any:
-    """The corpus in the tokens of the model in `path`."""
+def _store(corpus: str, path: str, flag: str) -> Any:
+    """The corpus that a flag names, in the tokens of the model in `path`."""
+    from lmjax.data.corpora import check_corpus
     from lmjax.data.store import DataConfig, prepare
     from lmjax.data.tokenizers import TokenizerConfig
 
-    source = DataConfig(corpus, tokenizer=TokenizerConfig(path=path))
+    check_corpus(corpus, flag, text_feature=TEXT_FEATURE.value)
+    source = DataConfig(
+        corpus, text_feature=TEXT_FEATURE.value, tokenizer=TokenizerConfig(path=path)
+    )
     return prepare(source, ("train",))[1]["train"]
 
 
@@ -254,6 +311,11 @@ def _percent(share: Any, with_interval: bool) -> str:
     return f"{share.accuracy:.1%}" + (f" ({low:.1%} to {high:.1%})" if with_interval else "")
 
 
+def _print_notes(notes: Any) -> None:
+    for kind, count in notes.counts.items():
+        print(f"{kind}: {count} rows, such as {', '.join(notes.named)}")
+
+
 def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose first row is its header."""
     table = Table(*rows[0], title=title)
@@ -272,8 +334,8 @@ def _write(tables: Sequence[Sequence[Sequence[str]]], lines: Iterable[Mapping[st
     for header, *rows in tables:
         marked = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
         texts.append("".join(f"| {' | '.join(row)} |\n" for row in marked))
-    place.with_name(f"{place.name}.md").write_text("\n".join(texts))
-    with place.with_name(f"{place.name}.jsonl").open("w") as file:
+    place.with_name(f"{place.name}.md").write_text("\n".join(texts), encoding="utf-8")
+    with place.with_name(f"{place.name}.jsonl").open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

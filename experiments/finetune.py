@@ -9,6 +9,7 @@ shape beside it, `--config.seeds=N` takes N seeds of each. An interrupted comman
 """
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ def main() -> None:
 
 def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Fine-tunes with every seed, and from scratch if the config says so; shows the scores."""
-    from lmjax.tasks.finetuning import finetune, note_lines
+    from lmjax.tasks.finetuning import finetune, note_lines, suffix_of
     from lmjax.tasks.plan import prepare
 
     prepared = prepare(config)
@@ -43,9 +44,9 @@ def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
     kinds = [("pretrained", False)] if config.init else [("from scratch", True)]
     if config.compare_scratch and config.init:
         kinds.append(("from scratch", True))
-    scores = {}
+    results: dict[str, list[Any]] = {}
     for kind, scratch in kinds:
-        found = []
+        found = results[kind] = []
         for i in range(config.seeds):
             seed, parts = config.seed + i, []
             if (kind, scratch) != kinds[0]:
@@ -55,18 +56,22 @@ def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
             # The first run is the workdir's own; those beside it have directories in it.
             place = workdir / "-".join(parts) if parts else workdir
             title = f"{kind}, seed {seed}"
-            result = finetune(prepared, config, place, title, seed=seed, scratch=scratch)
-            found.append(result.scores)
-        scores[kind] = found
-    every = {**scores, **{name: [found] for name, found in prepared.baselines.items()}}
-    show_scores(console, prepared, every, workdir / "table.md")
+            found.append(finetune(prepared, config, place, title, seed=seed, scratch=scratch))
+    show_scores(console, prepared, results, workdir)
+    result = results[kinds[-1][0]][-1]
     exported = f"for transformers: {workdir / 'model'}"
     if result.not_exported:
         exported = f"none for transformers ({result.not_exported})"
+    files = [suffix_of(prepared, split) for split in prepared.scored]
+    predictions, reports = (
+        ", ".join(str(workdir / name.format(suffix)) for suffix in files)
+        for name in ("predictions{}.jsonl", "report{}.md")
+    )
     console.print(
         f"{result.trained:,} of {result.parameters:,} parameters were trained.\n"
-        f"Predictions: {workdir / 'predictions.jsonl'}   mistakes: {workdir / 'report.md'}\n"
-        f"Model: lmjax.load('{workdir}'); {exported}",
+        f"Predictions: {predictions}   mistakes: {reports}\n"
+        f"Model: lmjax.load('{workdir}'), python -m experiments.predict --model={workdir};"
+        f" {exported}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -74,20 +79,39 @@ def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def show_scores(
-    console: Console, prepared: Any, scores: Any, path: pathlib.Path, name: str = ""
+    console: Console,
+    prepared: Any,
+    results: Mapping[str, Sequence[Any]],
+    place: pathlib.Path,
+    name: str = "",
 ) -> None:
-    """Prints scores, as `table_rows` takes them, of a Prepared task, and writes them to `path`."""
-    from lmjax.tasks.finetuning import markdown_table, table_rows
+    """Prints the scores of each set beside those of the rules, and writes them to table.md.
 
-    header, *rows = table_rows(scores)
-    count = len(prepared.rows[prepared.scored])
-    table = Table(*header, title=f"{name}{count:,} rows of {prepared.scored}")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    path.write_text("\n".join(markdown_table(scores)) + "\n")
+    Args:
+      prepared: a Prepared.
+      results: by the name of their line, the Result of each seed.
+      name: stands before the title.
+    """
+    from lmjax.tasks.finetuning import markdown_table, suffix_of, table_rows
+
+    for split in prepared.scored:
+        scores = {line: [r.sets[split].scores for r in found] for line, found in results.items()}
+        scores |= {rule: [found] for rule, found in prepared.baselines[split].items()}
+        header, *rows = table_rows(scores)
+        count = len(prepared.rows[split])
+        table = Table(*header, title=f"{name}{count:,} rows of {split}")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        text = "\n".join(markdown_table(scores)) + "\n"
+        (place / f"table{suffix_of(prepared, split)}.md").write_text(text)
+    for line, found in results.items():
+        for result in found if prepared.task.tunes else ():
+            told = "  ".join(f"{key} {value:.4f}" for key, value in result.chosen.items())
+            same = ", the rows that are scored" if "validation" in prepared.scored else ""
+            console.print(f"{line}: chosen on validation{same}: {told}", highlight=False)
 
 
 if __name__ == "__main__":

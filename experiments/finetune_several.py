@@ -29,11 +29,10 @@ def main() -> None:
             console.print(line, markup=False, highlight=False)
     results = finetune_several(prepared, config, workdir)
     for name, one in prepared.items():
-        every = {"fine-tuned": [results[name].scores]}
-        every |= {rule: [found] for rule, found in one.baselines.items()}
-        show_scores(console, one, every, workdir / name / "table.md", f"{name}: ")
+        show_scores(console, one, {"fine-tuned": [results[name]]}, workdir / name, f"{name}: ")
     console.print(
-        f"Of each task a directory in {workdir}: predictions.jsonl, report.md, model/.",
+        f"Of each task a directory in {workdir}: predictions.jsonl, report.md, model/."
+        f" lmjax.load('{workdir / name}') opens it.",
         markup=False,
         highlight=False,
         soft_wrap=True,

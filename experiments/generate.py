@@ -20,12 +20,18 @@ from absl import flags
 
 from experiments import command_line
 from experiments.model_flag import one_model
+from lmjax.data.files import lines_of, read_texts
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
 flags.DEFINE_string("draft", None, "A smaller GPT of the same tokenizer, to draft with.")
 flags.DEFINE_multi_string("prompt", [], "A text to go on from; may be given several times.")
-flags.DEFINE_string("prompts", None, "A file with one prompt a line; - reads standard input.")
+flags.DEFINE_string(
+    "prompts",
+    None,
+    "A file with one prompt a line, or JSON lines (.jsonl) with a 'prompt'; - reads standard input,"
+    " one a line.",
+)
 flags.DEFINE_bool("jsonl", False, "Print a JSON object a text: text, token ids, log-probabilities.")
 
 
@@ -85,13 +91,10 @@ def main() -> None:
 def _prompts(values: dict[str, Any]) -> list[str]:
     given = list(values["prompt"])
     if values["prompts"] == "-":
-        given += sys.stdin.read().splitlines()
+        lines = lines_of(sys.stdin.buffer, "standard input", "--prompts")
+        given += [line for _, line in lines]
     elif values["prompts"]:
-        try:
-            with open(values["prompts"], encoding="utf-8") as file:
-                given += file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompts: cannot read '{values['prompts']}' ({error})") from error
+        given += read_texts(values["prompts"], "--prompts", column="prompt")
     if not given:
         raise ConfigError("--prompt: missing; give one, or a file of them as --prompts")
     return given

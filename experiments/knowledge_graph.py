@@ -20,11 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
+from lmjax.data.files import read_texts
 from lmjax.errors import ConfigError
 
 flags.DEFINE_string("entities", None, "A run of lmjax.tasks.tagging (its --workdir).")
 flags.DEFINE_string("relations", None, "A run of lmjax.tasks.relations (its --workdir).")
-flags.DEFINE_string("text", None, "A file with a text a line; or 'pydocs'.")
+flags.DEFINE_string(
+    "text", None, "A file with a text a line, or JSON lines (.jsonl) with a 'text'; or 'pydocs'."
+)
 flags.DEFINE_list("heads", [], "Types of entities that may be the head; all, where none is said.")
 flags.DEFINE_list("tails", [], "Types of entities that may be the tail.")
 flags.DEFINE_string("out", None, "graph.json or graph.csv.")
@@ -55,11 +58,7 @@ def main() -> None:
                 gold.add((number, head, row["label"], tail))
         texts = list(numbers)
     else:
-        try:
-            lines = pathlib.Path(given["text"]).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--text: cannot read '{given['text']}' ({error})") from error
-        texts = [line for line in lines if line.strip()]
+        texts = [text for text in read_texts(given["text"], "--text") if text.strip()]
         if not texts:
             raise ConfigError(f"--text: '{given['text']}' is empty")
     entities = find_entities(given["entities"], texts)

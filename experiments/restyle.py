@@ -65,7 +65,7 @@ def restyled(judge: Any, model: Any) -> None:
     to, train = flags.FLAGS.to, judge.rows("train")
     held_out = [row for row in judge.held_out() if row["gold"] != to][: flags.FLAGS.texts]
     if flags.FLAGS.text:
-        told = judge.predict([{"text": text, "gold": to} for text in flags.FLAGS.text])
+        told = judge.predict(flags.FLAGS.text)
         held_out = [{"text": p["text"], "gold": p["prediction"]} for p in told]
     made = [row["text"] for row in held_out]
     for style in sorted({row["gold"] for row in held_out} - {to}):

@@ -11,14 +11,19 @@ Without --question the desk is asked all held-out questions of the embedded defa
 each of its parts is, is printed. --sections names own ones: JSON lines with intent, source, text.
 """
 
-import json
-import pathlib
-
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
+from lmjax.data.files import (
+    BadRowError,
+    fault_of,
+    find_files,
+    form_of,
+    json_row,
+    read_lines,
+)
 from lmjax.errors import ConfigError
 
 flags.DEFINE_string("intents", None, "A run of configs/finetune/intents.py (its --workdir).")
@@ -69,17 +74,20 @@ def read_sections(path: str) -> list[dict[str, str]]:
     Raises:
       ConfigError: names the line that is none.
     """
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--sections: cannot read '{path}' ({error})") from error
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            found.append({name: str(values[name]) for name in ("intent", "source", "text")})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"--sections: {path}:{number} is no section ({error!r})") from error
+    where = "--sections"
+    for file in find_files(path, where, lambda file: form_of(file) == ".jsonl"):
+        for number, line in read_lines(file, where):
+            if not line.strip():
+                continue
+            row = json_row(line)
+            fault = fault_of(row)
+            if isinstance(row, BadRowError) or fault:
+                raise ConfigError(f"{where}: {file}:{number}: {fault}")
+            names = ("intent", "source", "text")
+            if missing := [name for name in names if row.get(name) is None]:
+                raise ConfigError(f"{where}: {file}:{number}: no '{missing[0]}'")
+            found.append({name: str(row[name]) for name in names})
     return found
 
 

@@ -5,13 +5,13 @@ import typing
 if typing.TYPE_CHECKING:
     from lmjax.convert.huggingface import save_huggingface
     from lmjax.convert.pretrained import Pretrained
-    from lmjax.convert.runs import load
     from lmjax.generation.generating import generate, stream
+    from lmjax.tasks.opened import load
 
 __all__ = ["Pretrained", "generate", "load", "save_huggingface", "stream"]
 
 _WHERE = {
-    "load": "convert.runs",
+    "load": "tasks.opened",
     "save_huggingface": "convert.huggingface",
     "Pretrained": "convert.pretrained",
     "generate": "generation.generating",

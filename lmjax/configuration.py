@@ -102,13 +102,12 @@ def check_ranges(config: Any) -> None:
 
 @functools.cache
 def _intervals(cls: type) -> dict[str, Any]:
-    """The fields that state an interval, or tuples of such numbers."""
+    """The fields that state an interval, tuples of such numbers, and those that may be None."""
 
     def states(hint: Any) -> bool:
         annotated = typing.get_origin(hint) is Annotated
-        return annotated or (
-            typing.get_origin(hint) is tuple and any(map(states, typing.get_args(hint)))
-        )
+        of_others = typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
+        return annotated or (of_others and any(map(states, typing.get_args(hint))))
 
     return {name: hint for name, hint in _hints(cls).items() if states(hint)}
 

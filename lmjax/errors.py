@@ -41,3 +41,8 @@ def require_finite(values: Any, what: str) -> None:
             f"{what}: {bad} of {array.size} numbers are not finite; the model is damaged, or it"
             " overflows on this input"
         )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as its first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

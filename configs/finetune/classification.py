@@ -3,8 +3,8 @@
 Nothing is downloaded: the rows are docstrings with the packages' names struck out. Own data:
 `--config.data.train=reviews.csv --config.data.test=test.csv --config.task.text=sentence
 --config.task.label=label`, and `--config.task.pair=...` for a second text. A number instead of
-classes: `--config.task.type=lmjax.tasks.classification.Regression`. About 2 minutes on two CPU
-cores with a model of configs/quickstart.py.
+classes, in any unit: `--config.task.type=lmjax.tasks.classification.Regression`. About 2 minutes on
+two CPU cores with a model of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict

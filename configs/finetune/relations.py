@@ -7,7 +7,7 @@ lines with 'text', 'head' and 'tail' ([begin, end] in characters) and 'label'. T
 SemEval's: macro-F1 over the relations in their right direction, without 'Other'. A type mostly
 stands right behind its name, which the baseline, a linear model of the words between, is told; a
 model of configs/quickstart.py does not beat it.
-model/ of the run is the encoder alone; `lmjax.tasks.relations.load_relations` opens all of it.
+model/ of the run is the encoder alone; `lmjax.load` opens the run with its task.
 About 4 minutes on two CPU cores with a model of configs/quickstart.py.
 """
 

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         "labels": (),
         "words": "words",
         "tags": "tags",
+        "stride": 0,
         "score": "spans",
     }
     data = {"test": "pydocs", "train_rows": 2000}

@@ -66,6 +66,8 @@ def check(prepared: Prepared, config: ml_collections.ConfigDict) -> None:
     task = prepared.task
     if type(task) is not Classification or not isinstance(task.model, BertConfig):
         raise ConfigError("config.task.type, config.init: only BERT's Classification is compared")
+    if len(prepared.scored) > 1:
+        raise ConfigError("config.data.test: one set alone is compared")
     if task.freeze or task.adapter.rank:
         raise ConfigError("config.task.freeze, .adapter.rank: only runs that train all of a model")
     if not (pathlib.Path(config.init) / "model.safetensors").is_file():
@@ -130,7 +132,8 @@ def published(prepared: Prepared, config: ml_collections.ConfigDict) -> Any:
 
 def predict(prepared: Prepared, model: Any) -> list[Row]:
     """Predictions for the rows that the run's score is of."""
-    rows, examples = prepared.rows[prepared.scored], prepared.examples[prepared.scored]
+    (scored,) = prepared.scored
+    rows, examples = prepared.rows[scored], prepared.examples[scored]
     outputs: list[dict[str, Any]] = [{} for _ in examples]
     model.eval()
     with torch.no_grad():

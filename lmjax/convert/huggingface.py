@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.configs import ModelConfig, read_config, write_config
+from lmjax.convert.forms import Form, Joined
 from lmjax.convert.names import Rule, rules
 from lmjax.convert.networks import (
     UNUSED,
@@ -22,6 +23,7 @@ from lmjax.convert.networks import (
     check_generator_activation,
     choose_network,
     labels_of,
+    without_unit,
 )
 from lmjax.convert.pretrained import Pretrained, inputs
 from lmjax.convert.tensors import SINGLE, TensorFiles, write_tensors
@@ -34,7 +36,9 @@ from lmjax.models.electra import (
     ElectraWithLM,
     standalone,
 )
+from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.models.heads import Headed, MarkedHead
+from lmjax.models.xlnet import Xlnet
 from lmjax.progress import track
 
 _LARGEST_JSON = 1 << 24  # bytes; a config with a name for each of many labels has fewer
@@ -69,14 +73,24 @@ def load_huggingface(directory: pathlib.Path) -> Pretrained:
 
 
 def save_huggingface(
-    pretrained: Pretrained, directory: str | pathlib.Path, part: str = "discriminator"
+    pretrained: Pretrained,
+    directory: str | pathlib.Path,
+    part: str = "discriminator",
+    length: int = 0,
+    asks: bool = False,
 ) -> None:
     """Writes a directory that `transformers` opens with no missing and no unexpected tensors.
+
+    Its tokenizer gives `transformers` the inputs that the model has here: ids with the special
+    tokens of the family's form, segments and the side of padding. Without them are GPT and XLNet
+    as language models, which go on with a text as it is.
 
     Args:
       pretrained: of a network that `transformers` has a class for.
       directory: made where missing; nothing in it is overwritten.
       part: of an ELECTRA run, which of its two networks: 'discriminator' or 'generator'.
+      length: to which `truncation=True` cuts; 0 = the rows of the position table.
+      asks: whether a language model was taught to answer, and reads a text as the prompt.
 
     Raises:
       ConfigError: the directory holds something already, or the model is none that
@@ -100,6 +114,7 @@ def save_huggingface(
     if pretrained.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(pretrained.labels)}
         values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
+    _, params = without_unit(network, params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     shorten = _without_base if architecture in _BARE else str
     tensors = [
@@ -112,9 +127,8 @@ def save_huggingface(
         for name in (rule.theirs, *rule.copies)
     ]
     texts = {"config.json": _json(values)}
-    if (tokenizer := pretrained.tokenizer) is not None:
-        texts["tokenizer.json"] = tokenizer.as_loaded
-        texts["tokenizer_config.json"] = _json(_tokenizer_values(tokenizer, model))
+    if pretrained.tokenizer is not None:
+        texts |= _tokenizer_files(pretrained.tokenizer, network, length, asks)
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_tensors(target / SINGLE, tensors)
@@ -278,20 +292,73 @@ def _head_values(network: nn.Module) -> dict[str, Any]:
     if network.task.endswith("classification"):
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.classes)}
         values["label2id"] = {f"LABEL_{i}": i for i in range(head.classes)}
+    if network.task == "sequence_classification" and head.classes == 1:
+        values["problem_type"] = "regression"  # else pipelines put a sigmoid on it
     return values
 
 
-def _tokenizer_values(tokenizer: Tokenizer, model: ModelConfig) -> dict[str, Any]:
-    """tokenizer_config.json: with it AutoTokenizer opens the tokenizer.json."""
-    values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    values["clean_up_tokenization_spaces"] = False
+def _tokenizer_files(
+    tokenizer: Tokenizer, network: nn.Module, length: int, asks: bool
+) -> dict[str, str]:
+    """tokenizer.json, and the tokenizer_config.json with which AutoTokenizer opens it."""
+    model = _model_of(network)
+    form = Form(model, tokenizer.vocabulary(np.zeros(tokenizer.size)))
+    written = json.loads(tokenizer.to_json(model.vocab_size))
+    if asks:
+        written["post_processor"] = _template(tokenizer, model, form.ask)
+    elif not isinstance(network, Gpt | Xlnet):
+        template = _template(tokenizer, model, form.join)
+        written["post_processor"] = template or written["post_processor"]
+    names = ["input_ids", "attention_mask"]
+    if not isinstance(model, GptConfig):  # GPT-2 of transformers adds up tokens and segments
+        names.insert(1, "token_type_ids")
+    values: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": names,
+        "padding_side": "left" if form.left_padded or asks else "right",
+        "pad_token_type_id": 0,
+        # A task reads '[MASK]' as text; in a prompt to a language model it is the token.
+        "split_special_tokens": isinstance(network, Headed) or asks,
+    }
     for role, index in tokenizer.roles.items():
-        name = {"eod": "eos"}.get(role, role)
         if index < model.vocab_size:
-            values[f"{name}_token"] = tokenizer.token(index)
-    if (length := getattr(model, "max_length", None)) is not None:
-        values["model_max_length"] = length
-    return values
+            values[f"{'eos' if role == 'eod' else role}_token"] = tokenizer.token(index)
+    if longest := length or getattr(model, "max_length", 0):
+        values["model_max_length"] = longest
+    return {
+        "tokenizer.json": json.dumps(written, ensure_ascii=False),
+        "tokenizer_config.json": _json(values),
+    }
+
+
+def _template(
+    tokenizer: Tokenizer, model: ModelConfig, join: Callable[..., Joined]
+) -> dict[str, Any] | None:
+    """What `join` makes of one text and of two, as a post-processor of tokenizer.json.
+
+    None where the table has no rows for its special tokens.
+    """
+    special: dict[str, int] = {}
+
+    def items(*texts: str) -> list[dict[str, Any]]:
+        joined = join(*(np.array([-1 - place]) for place in range(len(texts))))
+        made = []
+        for index, segment in zip(joined.tokens.tolist(), joined.segments.tolist(), strict=True):
+            if index < 0:
+                made.append({"Sequence": {"id": texts[-1 - index], "type_id": segment}})
+            else:
+                name = tokenizer.token(index)
+                special[name] = index
+                made.append({"SpecialToken": {"id": name, "type_id": segment}})
+        return made
+
+    template: dict[str, Any] = {"type": "TemplateProcessing"}
+    template |= {"single": items("A"), "pair": items("A", "B")}
+    if max(special.values()) >= model.vocab_size:
+        return None
+    names = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in special.items()}
+    return {**template, "special_tokens": names}
 
 
 def _json(values: Mapping[str, Any]) -> str:

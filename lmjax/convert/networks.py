@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
+import numpy as np
 
 from lmjax.convert.configs import ModelConfig
 from lmjax.errors import ConfigError
@@ -18,6 +20,8 @@ from lmjax.models.electra import (
 from lmjax.models.gpt import Gpt, GptConfig, GptEncoder
 from lmjax.models.heads import Headed, MarkedHead, PoolingHead, SequenceHead, Task, Token, TokenHead
 from lmjax.models.xlnet import Xlnet, XlnetConfig, XlnetEncoder
+
+_NO_UNIT = (0.0, 1.0)
 
 # Tensors that a checkpoint may hold beside what its class uses.
 UNUSED = re.compile(
@@ -122,6 +126,43 @@ def headed(model: ModelConfig, task: Task, classes: int, dropout: float) -> Head
     else:
         head = SequenceHead(trunk, classes, "first", "tanh", dropout)
     return Headed(encoder, head, task)
+
+
+def in_unit(network: nn.Module, unit: tuple[float, float]) -> nn.Module:
+    """A network whose head gives mean + scale * what it gave, with unit = (mean, scale)."""
+    if unit == _NO_UNIT:
+        return network
+    if not (isinstance(network, Headed) and isinstance(network.head, SequenceHead)):
+        raise ConfigError("unit: only a head for sequences has one")
+    return Headed(network.encoder, network.head.clone(unit=unit), network.task)
+
+
+def without_unit(network: nn.Module, params: Any) -> tuple[nn.Module, Any]:
+    """The same function with the unit of a regression's head folded into its parameters.
+
+    Where the head has no bias (GPT's), the mean goes into the bias of the norm in front of it.
+
+    Raises:
+      ConfigError: neither is there.
+    """
+    head: Any = network.head if isinstance(network, Headed) else None
+    if not isinstance(head, SequenceHead) or head.unit == _NO_UNIT:
+        return network, params
+    mean, scale = head.unit
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    kernel = flat["head/output/kernel"] = np.asarray(flat["head/output/kernel"]) * scale
+    norm = "encoder/stack/final_norm/bias"
+    if head.use_bias:
+        flat["head/output/bias"] = np.asarray(flat["head/output/bias"]) * scale + mean
+    elif norm in flat and kernel.any():
+        flat[norm] = np.asarray(flat[norm]) + mean * kernel[:, 0] / np.square(kernel).sum()
+    else:
+        raise ConfigError(
+            "config.task.mean: there is neither a bias in the head nor a norm in front of it that"
+            " could hold the mean; 0.0 leaves it out"
+        )
+    plain = Headed(network.encoder, head.clone(unit=_NO_UNIT), network.task)
+    return plain, flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def exported(network: nn.Module, params: Any) -> tuple[nn.Module, Any]:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from lmjax.configuration import (
+    Finite,
     Interval,
     Rate,
     VocabSize,
@@ -21,7 +22,7 @@ from lmjax.configuration import (
 )
 from lmjax.convert.configs import ModelConfig
 from lmjax.convert.huggingface import abstract_params, load_huggingface, read_json, tokenizer_of
-from lmjax.convert.networks import with_head
+from lmjax.convert.networks import in_unit, with_head
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -42,6 +43,7 @@ class _Network:
       model: the type and the fields of the model's config.
       task: 'language_model' where there is no head.
       classes, dropout: of the head.
+      unit: (mean, scale) of the number that it gives; see `lmjax.models.heads.SequenceHead`.
       adapter_scale: of the adapters beside the parameters, where there are some.
       labels: names of the classes; () where they have none.
     """
@@ -52,6 +54,7 @@ class _Network:
     dropout: Rate
     adapter_scale: Annotated[float, Interval("[0, 2**20]")]
     labels: tuple[str, ...]
+    unit: tuple[Finite, ...] = (0.0, 1.0)
 
 
 def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretrained:
@@ -62,8 +65,8 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
 
     Args:
       path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); that of a finished fine-tuning run;
-        or a directory with config.json
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
+        or of one of several tasks with its name behind it; or a directory with config.json
         and model.safetensors (or shards and their index), and a tokenizer.json beside it:
         BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
       allow_modules: modules of other people's classes that a run may name, such as
@@ -78,10 +81,15 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
         a config that asks for a function not built here, or for a module that is not allowed.
     """
     directory = pathlib.Path(path)
-    values = read_json(directory / "config.json")
     with allowing(allow_modules), opening():
+        if (directory / _NETWORK).exists() and not (directory / "config.json").exists():
+            return _load_finetuned(directory, directory.parent)
+        values = read_json(directory / "config.json")
+        if isinstance(values.get("tasks"), Mapping):
+            name = next(iter(values["tasks"]), "NAME")
+            raise ConfigError(f"{path}: a run of several tasks; open one, as {directory / name}")
         if "task" in values:
-            return _load_finetuned(directory)
+            return _load_finetuned(directory, None)
         if "objective" in values:
             return _load_run(directory, values)
     return load_huggingface(directory)
@@ -109,12 +117,20 @@ def write_network(
         dropout=getattr(head, "dropout", 0.0),
         adapter_scale=adapter_scale,
         labels=tuple(labels),
+        unit=getattr(head, "unit", (0.0, 1.0)),
     )
     text = json.dumps(dataclasses.asdict(values), indent=2) + "\n"
     (directory / _NETWORK).write_text(text)
 
 
-def _load_finetuned(directory: pathlib.Path) -> Pretrained:
+def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of one task, of those of several: {'encoder', 'heads': {name: its head}}."""
+    head = {"head": params["heads"][name]} if name in params["heads"] else {}
+    return {"encoder": params["encoder"], **head}
+
+
+def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pretrained:
+    """Args: several: the run of several tasks that this is one of."""
     if not (directory / _NETWORK).exists():
         raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
     where = f"{directory}/{_NETWORK}"
@@ -124,16 +140,28 @@ def _load_finetuned(directory: pathlib.Path) -> Pretrained:
     model = build_typed(values.model, f"{where}.model", ModelConfig)
     try:
         network = with_head(model, values.task, values.classes, values.dropout)
+        if len(values.unit) != 2 or not values.unit[1] > 0:
+            raise ConfigError(f"unit: expected mean and scale, got {list(values.unit)}")
+        network = in_unit(network, (values.unit[0], values.unit[1]))
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
-    tokenizer = _tokenizer(directory)
+    tokenizer = _tokenizer(several or directory)
 
     def check(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         own = {path: x for path, x in shapes.items() if not path.startswith(f"{ADAPTERS}/")}
+        if several:
+            head = f"heads/{directory.name}/"
+            own = {
+                path.replace(head, "head/"): x
+                for path, x in own.items()
+                if not path.startswith("heads/") or path.startswith(head)
+            }
         _check_parameters(network, own, where)
         check_adapters(shapes, where)
 
-    params = merge(read_part(directory / "checkpoints", "params", check), values.adapter_scale)
+    params = read_part((several or directory) / "checkpoints", "params", check)
+    params = own_parameters(params, directory.name) if several else params
+    params = merge(params, values.adapter_scale)
     return Pretrained(network, params, tokenizer, values.labels, _token_ids(tokenizer))
 
 

@@ -3,28 +3,39 @@
 import codecs
 import contextlib
 import dataclasses
-import glob
-import gzip
 import hashlib
+import importlib.util
 import io
-import lzma
 import os
 import pathlib
+import re
 import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import absl.logging
 
-from lmjax.data.cache import alone, cache_directory
-from lmjax.errors import ConfigError
+from lmjax.data.cache import cache_directory, prepared
+from lmjax.data.files import (
+    check_is_text,
+    check_line_ends,
+    decoded,
+    find_files,
+    form_of,
+    is_path,
+    is_prepared_directory,
+    is_text,
+    json_row,
+    json_texts,
+    open_file,
+    read_lines,
+    readable,
+)
+from lmjax.errors import ConfigError, first_line
 
-Open = Callable[[], BinaryIO]
-
-_SUFFIXES = (".txt", ".gz", ".xz")
 _CHECKED_BYTES = 1 << 20
 _HELD_OUT_PERCENT = 2
 _SECONDS_FOR_NETWORK = 4.0
@@ -48,33 +59,25 @@ class Corpus:
     size: int | None = None
 
 
-def is_text(spec: str) -> bool:
-    """Whether `spec` names text files and not a TFDS dataset."""
-    if spec == "pydocs" or _is_prepared_directory(spec):
-        return False
-    looks = any(c in spec for c in "*?[") or spec.endswith(_SUFFIXES) or spec[:1] in ("/", ".", "~")
-    return looks or os.path.exists(spec)
+def check_corpus(
+    spec: str,
+    where: str = "config.data.corpus",
+    cache_dir: str = "",
+    text_feature: str = "text",
+) -> None:
+    """Refuses, within seconds, a corpus that is not there or is not text.
 
-
-def _is_prepared_directory(spec: str) -> bool:
-    return pathlib.Path(spec).expanduser().joinpath("dataset_info.json").is_file()
-
-
-def check_corpus(spec: str, where: str = "config.data.corpus", cache_dir: str = "") -> None:
-    """Refuses, within seconds, a corpus that is not there or is no text.
-
-    Text files are decoded as far as their first megabyte; what comes later is checked
-    when it is read.
+    The first megabyte of a text file is decoded; what comes later is checked when it is read.
 
     Raises:
-      ConfigError: no such file, nothing in it, not UTF-8, no such TFDS dataset, or one that
-        is not prepared and whose host does not answer.
+      ConfigError: no such file, nothing in it, not UTF-8, not a form of text, no such TFDS
+        dataset, or one that is not prepared and whose host does not answer.
     """
     if not spec:
         raise ConfigError(f"{where}: empty; give a path, a glob, a TFDS name or 'pydocs'")
-    if is_text(spec):
-        for path in text_files(spec, where):
-            _check_text(path, where)
+    if _is_files(spec):
+        for path in _text_files(spec, where):
+            _check_text(path, where, text_feature)
     elif spec != "pydocs":
         builder = _tfds_builder(spec, where, cache_directory(cache_dir))
         if not builder.is_prepared():
@@ -92,93 +95,103 @@ def open_corpus(
     """Opens a split of a corpus.
 
     Args:
-      spec: 'pydocs', the embedded corpus; a path or glob of .txt, .gz or .xz files, whose
-        documents are separated by blank lines; the name of a TFDS dataset, or a directory
-        in which one was prepared with file_format='array_record'.
-      split: 'train', 'validation' or 'all'. Text files, and TFDS datasets without a
-        validation split, hold out 2% of their documents by a hash of the text.
-      text_feature: the TFDS feature that holds the text.
+      spec: 'pydocs', the embedded corpus; a path or glob of text files, packed as .gz or .xz or
+        not, whose documents are separated by blank lines, or of JSON lines (.jsonl), a document
+        each; the name of a TFDS dataset, or a directory in which one was prepared with
+        file_format='array_record'.
+      split: 'train', 'validation' or 'all'. Files, and TFDS datasets without a validation split,
+        hold out 2% of their documents by a hash of the text.
+      text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
       cache_dir: see `cache_directory`.
-      where: the config field, for error messages.
+      where: the config field or flag, for error messages.
 
     Raises:
       ConfigError: see `check_corpus`.
     """
     if split not in SPLITS:
         raise ValueError(f"split '{split}' is not one of {SPLITS}")
-    check_corpus(spec, where, cache_dir)
-    if is_text(spec):
-        return _text_corpus(text_files(spec, where), spec, split, where)
+    check_corpus(spec, where, cache_dir, text_feature)
+    if _is_files(spec):
+        return _text_corpus(spec, split, text_feature, where)
     return _tfds_corpus(spec, split, text_feature, cache_dir, where)
 
 
-def text_files(spec: str, where: str) -> list[pathlib.Path]:
-    """The files of a path or glob, by name."""
-    spec = os.path.expanduser(spec)
-    if os.path.isdir(spec):
-        raise ConfigError(f"{where}: '{spec}' is a directory; give a glob such as '{spec}/*.txt'")
-    if os.path.exists(spec):
-        return [pathlib.Path(spec)]
-    paths = [pathlib.Path(p) for p in sorted(glob.glob(spec, recursive=True))]
-    paths = [p for p in paths if p.is_file()]
-    if not paths:
-        raise ConfigError(f"{where}: no such file '{spec}'; give a path, a glob or a TFDS name")
+def _is_files(spec: str) -> bool:
+    return spec != "pydocs" and is_path(spec)
+
+
+def _text_files(spec: str, where: str) -> list[pathlib.Path]:
+    paths = find_files(spec, where, is_text)
+    for path in paths:
+        check_is_text(path, where)
+        if not path.is_file():
+            raise ConfigError(f"{where}: '{path}' is no file; a corpus is read more than once")
     return paths
 
 
-def open_file(path: pathlib.Path) -> BinaryIO:
-    """The bytes of a file, unpacked where its name ends in .gz or .xz."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
+def _head(path: pathlib.Path, where: str) -> tuple[bytes, bool]:
+    """The first megabyte, and whether that is all there is."""
+    with readable(path, where), open_file(path) as file:
+        return file.read(_CHECKED_BYTES), not file.read(1)
 
 
-def _check_text(path: pathlib.Path, where: str) -> None:
+def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
     """Decodes the first megabyte."""
-    with _readable(path, where), open_file(path) as file:
-        head = file.read(_CHECKED_BYTES)
-        more = bool(file.read(1))
-    if not head.strip() and not more:
+    head, whole = _head(path, where)
+    text = decoded(head, str(path), 0, where, whole)
+    check_line_ends(text, str(path), where)
+    if form_of(path) == ".jsonl":
+        lines = text.split("\n")
+        if not whole:
+            lines.pop()
+        numbered = enumerate(lines, start=1)
+        # All of them, not only as far as the first that is not empty.
+        texts = list(_texts_of_lines(numbered, path, where, text_feature))
+        empty = not any(map(str.strip, texts))
+    else:
+        empty = not text.strip()
+        first = text.lstrip().partition("\n")[0]
+        if form_of(path) != ".txt" and first[:1] == "{" and isinstance(json_row(first), dict):
+            raise ConfigError(
+                f"{where}: '{path}' begins with an object of JSON; rename it to .jsonl if it holds"
+                " JSON lines, or to .txt if that is its text"
+            )
+    if empty and whole:
         raise ConfigError(f"{where}: '{path}' is empty; give a file with text")
-    _decode(head, path, 0, where, whole=not more)
 
 
-def _decode(data: bytes, path: pathlib.Path, offset: int, where: str, whole: bool = True) -> str:
-    """Text of bytes; unless `whole`, the last character may be cut."""
-    try:
-        return codecs.utf_8_decode(data, "strict", whole)[0]
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{where}: '{path}' is not UTF-8 at byte {offset + error.start:,}; convert it, for"
-            " example with iconv -t utf-8"
-        ) from None
+def _documents(path: pathlib.Path, where: str, text_feature: str) -> Iterator[str]:
+    """The documents of a file, without the white space at their ends."""
+    lines = read_lines(path, where)
+    found = (
+        _texts_of_lines(lines, path, where, text_feature)
+        if form_of(path) == ".jsonl"
+        else _blocks(lines)
+    )
+    return (text for text in map(str.strip, found) if text)
 
 
-@contextlib.contextmanager
-def _readable(path: pathlib.Path, where: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ConfigError(f"{where}: cannot read '{path}' ({error}); is it whole?") from error
+def _texts_of_lines(
+    lines: Iterable[tuple[int, str]], path: pathlib.Path, where: str, text_feature: str
+) -> Iterator[str]:
+    return json_texts(lines, str(path), where, text_feature, _setting(where))
 
 
-def _blocks(path: pathlib.Path, where: str) -> Iterator[str]:
-    """Blocks of lines between blank lines."""
+def _setting(where: str) -> str:
+    """What says which column or feature holds the text of the corpus that `where` names."""
+    return "config.data.text_feature" if where.startswith("config.") else "--text_feature"
+
+
+def _blocks(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Lines between blank ones, which hold nothing but white space."""
     block: list[str] = []
-    offset = 0
-    with _readable(path, where), open_file(path) as file:
-        for line in file:
-            text = _decode(line, path, offset, where)
-            offset += len(line)
-            if text.strip():
-                block.append(text)
-            elif block:
-                yield "".join(block).strip()
-                block = []
-    if block:
-        yield "".join(block).strip()
+    for _, line in lines:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+    yield "\n".join(block)
 
 
 def _held_out(text: str) -> bool:
@@ -192,17 +205,24 @@ def _of_split(documents: Iterator[str], split: str) -> Iterator[str]:
     return (text for text in documents if _held_out(text) == (split == "validation"))
 
 
-def _text_corpus(paths: list[pathlib.Path], spec: str, split: str, where: str) -> Corpus:
+def _text_corpus(spec: str, split: str, text_feature: str, where: str) -> Corpus:
+    paths = _text_files(spec, where)
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         digest.update(path.suffix.encode())
-        with path.open("rb") as file:
+        with readable(path, where), path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         digest.update(b"\0")
+        if form_of(path) == ".jsonl":
+            digest.update(f"jsonl {text_feature}\0".encode())
+        else:  # tokens may be kept of what earlier versions made of these bytes
+            head, _ = _head(path, where)
+            digest.update(b"BOM\0" if head.startswith(codecs.BOM_UTF8) else b"")
+            digest.update(b"CRLF\0" if b"\r\n" in head else b"")
 
     def documents() -> Iterator[str]:
-        every = (text for path in paths for text in _blocks(path, where))
+        every = (text for path in paths for text in _documents(path, where, text_feature))
         return _of_split(every, split)
 
     return Corpus(spec, f"text-{digest.hexdigest()}-{split}", documents)
@@ -219,19 +239,41 @@ def _tfds_builder(spec: str, where: str, cache: pathlib.Path) -> Any:
             from lmjax.data.pydocs import Pydocs
 
             return Pydocs(data_dir=str(cache / "tfds"))
-        if _is_prepared_directory(spec):
+        if is_prepared_directory(spec):
             return tfds.builder_from_directory(os.path.expanduser(spec))
         builder = tfds.builder(spec)
         return builder if builder.is_prepared() else tfds.builder(spec, data_dir=cache / "tfds")
     except Exception as error:
+        if _needs_tensorflow(error, spec):
+            raise ConfigError(
+                f"{where}: TFDS makes '{spec}' with TensorFlow, which is not installed; prepare it"
+                " where it is, with file_format='array_record', and set TFDS_DATA_DIR (reading"
+                " needs no TensorFlow), or give files"
+            ) from error
         raise ConfigError(
-            f"{where}: '{spec}' is no file and TFDS cannot open it ({_first_line(error)}); give a"
+            f"{where}: '{spec}' is no file and TFDS cannot open it ({first_line(error)}); give a"
             " path, a glob, a TFDS name such as 'lm1b', or 'pydocs'"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _needs_tensorflow(error: BaseException, spec: str) -> bool:
+    """Whether a dataset cannot be had because TensorFlow is missing."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, ImportError) and "tensorflow" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") or not isinstance(
+        error, tfds.core.DatasetNotFoundError
+    ):
+        return False
+    # Without TensorFlow it does not find datasets whose code is there.
+    name = re.split("[/:]", spec)[0]
+    code = pathlib.Path(tfds.__file__).parent
+    places = (f"url_checksums/{name}.txt", f"*/{name}.py", f"*/{name}/__init__.py")
+    return name.isidentifier() and any(any(code.glob(place)) for place in places)
 
 
 def _check_reachable(builder: Any, spec: str, where: str) -> None:
@@ -271,21 +313,25 @@ def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
 
     tfds.disable_progress_bar()
     cache = cache_directory(cache_dir)
-    try:
-        with alone(cache / f"tfds-{spec.replace('/', '-')}"):
-            builder = _tfds_builder(spec, where, cache)
-            if not builder.is_prepared():
-                _check_reachable(builder, spec, where)
+
+    def read() -> Any:
+        builder = _tfds_builder(spec, where, cache)
+        return builder if builder.is_prepared() else None
+
+    def make() -> None:
+        builder = _tfds_builder(spec, where, cache)
+        _check_reachable(builder, spec, where)
+        try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
                 builder.download_and_prepare(file_format="array_record")
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: TFDS cannot prepare '{spec}' here ({_first_line(error)}); prepare it where"
-            " it can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
-        ) from error
-    return builder
+        except Exception as error:
+            what = "it needs TensorFlow" if _needs_tensorflow(error, spec) else first_line(error)
+            raise ConfigError(
+                f"{where}: TFDS cannot prepare '{spec}' here ({what}); prepare it where it"
+                " can be downloaded, with file_format='array_record', and set TFDS_DATA_DIR"
+            ) from error
+
+    return prepared(cache / f"tfds-{spec.replace('/', '-')}", read, make)
 
 
 def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str) -> Corpus:
@@ -294,14 +340,23 @@ def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str
     if feature not in info.features:
         known = ", ".join(info.features)
         raise ConfigError(
-            f"config.data.text_feature: '{spec}' has no feature '{feature}'; it has: {known}"
+            f"{_setting(where)}: '{spec}' has no feature '{feature}'; it has: {known}"
         )
     of_file, by_hash = _tfds_split(info.splits, split)
     source = builder.as_data_source(split=of_file)
 
+    def texts() -> Iterator[str]:
+        for i in range(len(source)):
+            try:
+                yield source[i][feature].decode("utf-8").strip()
+            except (AttributeError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"{_setting(where)}: feature '{feature}' of '{spec}' holds no UTF-8 text in"
+                    f" document {i} ({error})"
+                ) from error
+
     def documents() -> Iterator[str]:
-        texts = (source[i][feature].decode("utf-8").strip() for i in range(len(source)))
-        return _of_split((text for text in texts if text), by_hash)
+        return _of_split(filter(None, texts()), by_hash)
 
     size = len(source) if by_hash == "all" else None
     name = f"{info.full_name}-{feature}-{of_file}-{by_hash}"

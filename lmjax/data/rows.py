@@ -5,37 +5,28 @@ can name the line.
 """
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 import json
-import pathlib
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from lmjax.configuration import NonNegativeInt, check_ranges
-from lmjax.data.corpora import open_file, prepared_dataset, text_files
+from lmjax.data.corpora import prepared_dataset
+from lmjax.data.files import BadRowError, fault_of, find_files, is_path
+from lmjax.data.formats import Row, Sentence, file_rows, holds_rows
 from lmjax.errors import ConfigError
 
 OnBadRows = Literal["refuse", "skip"]
-Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 
-_COLUMNS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".annotated")
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", *_COLUMNS)
-_MARKED = re.compile(r"\s*\d+\t[^\n]*<e1>")
-_TAG = re.compile(r"</?e([12])>")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HELD_OUT_PERCENT = 10
+_REMEDY = "config.data.on_bad_rows='skip' leaves them out"
 _NAMED = 3  # bad rows that a message quotes
-
-
-class BadRowError(ValueError):
-    """A row that a task cannot use; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +38,10 @@ class RowsConfig:
         (.conll, .conllu, .bio, .iob), packed as .gz or .xz or not; a TFDS name; 'pydocs',
         rows made of docstrings, without any download.
       validation: rows to look at after every epoch; '' holds out a tenth of `train`, by a
-        hash of the row. A TFDS name may say its split: 'glue/mnli:validation_matched'.
-      test: rows that the reported score is of; '' reports on `validation`.
+        hash of the row, or of the document where CoNLL columns mark several. A TFDS name may say
+        its split: 'glue/mnli:validation_matched'.
+      test: rows that the reported score is of; '' reports on `validation`. Several sets with
+        scores of their own: a block of paths by name, or 'name=path,name=path'.
       header: whether the first line of .csv and .tsv names the columns; without it they are
         '0', '1', ..., as columns of CoNLL files always are.
       on_bad_rows: 'refuse' stops at rows that cannot be used, and names them; 'skip' leaves
@@ -59,7 +52,7 @@ class RowsConfig:
 
     train: str
     validation: str = ""
-    test: str = ""
+    test: str | Mapping[str, str] = ""
     header: bool = True
     on_bad_rows: OnBadRows = "refuse"
     train_rows: NonNegativeInt = 0
@@ -119,38 +112,104 @@ def read_split(
         if not found:
             raise ConfigError(f"{where}: no docstring here gives a row of this task")
         return found
+    raw = raw_rows(spec, split, config, where)
+    if not part:
+        return parse_rows(raw, parse, config.on_bad_rows, spec, where, notes)
+    every = list(raw)
+    held_out = _held_out([values for _, values in every])
+    own = [row for row, held in zip(every, held_out, strict=True) if held == (part != "train")]
+    if every and not own:
+        raise ConfigError(
+            f"{where}: none of the {len(every)} rows of '{spec}' falls to {part}; name a file with"
+            " rows for it as config.data.validation"
+        )
+    others = len(every) - len(own)
+    return parse_rows(own, parse, config.on_bad_rows, spec, where, notes, others=others)
+
+
+def parse_rows(
+    raw: Iterable[tuple[str, Row | BadRowError]],
+    parse: Callable[[Row], Row | list[Row | BadRowError]],
+    rule: OnBadRows,
+    spec: str,
+    where: str,
+    notes: Notes,
+    remedy: str = _REMEDY,
+    others: int = 0,
+) -> list[Row]:
+    """The usable ones of `raw_rows`, as `read_split` gives them.
+
+    Args:
+      spec: what was read, for messages.
+      where: the config field or flag that named it.
+      others: how many rows more there are, which fall to another part.
+
+    Raises:
+      ConfigError: see `read_split`.
+    """
     bad: list[tuple[str, str]] = []
-    rows, total = [], 0
-    for place, values in _raw_rows(spec, split, config, where):
-        if part and part != _part_of(values):
-            total += 1
-            continue
-        try:
-            if isinstance(values, BadRowError):
-                raise values
-            parsed = parse(values)
-        except BadRowError as error:
-            parsed = [error]
-        several = parsed if isinstance(parsed, list) else [parsed]
-        total += len(several)
-        for row in several:
+    rows: list[Row] = []
+    for place, values in raw:
+        parsed = _parsed(values, parse)
+        for row in parsed if isinstance(parsed, list) else [parsed]:
             if isinstance(row, BadRowError):
-                bad.append((place, str(row)))
+                bad.append((place_of(row, place, values), str(row)))
             else:
-                rows.append({**row, "where": place})
+                document = values.document if isinstance(values, Sentence) else ""
+                rows.append(row | {"where": place} | ({"document": document} if document else {}))
+    total = len(bad) + len(rows) + others
     if not total:
         raise ConfigError(f"{where}: '{spec}' holds no rows; give a file with some")
-    settle(bad, config.on_bad_rows, where, total, notes)
+    settle(bad, rule, where, total, notes, remedy)
     if not rows:
         raise ConfigError(
-            f"{where}: none of the {total} rows of '{spec}' can be used;"
-            f" {bad[0][0] + ': ' + bad[0][1] if bad else 'no row fell into this part'}"
+            f"{where}: none of the {len(bad)} rows of '{spec}' can be used: {bad[0][0]}:"
+            f" {_one_line(bad[0][1])}"
         )
     return rows
 
 
+def _parsed(
+    values: Row | BadRowError, parse: Callable[[Row], Row | list[Row | BadRowError]]
+) -> Row | BadRowError | list[Row | BadRowError]:
+    try:
+        if isinstance(values, BadRowError):
+            raise values
+        parsed = parse(values)
+    except BadRowError as error:
+        return error
+    return [sound(row) for row in (parsed if isinstance(parsed, list) else [parsed])]
+
+
+def sound(row: Row | BadRowError) -> Row | BadRowError:
+    """A parsed row, or why neither text nor a number can be made of something in it."""
+    fault = fault_of(row) if isinstance(row, dict) else ""
+    return BadRowError(fault) if fault else row
+
+
+def place_of(error: BadRowError, where: str, values: Any = None) -> str:
+    """The place of what is wrong with a row.
+
+    Args:
+      where: the place of the row.
+      values: its columns, where they are at hand.
+    """
+    if error.within == "":
+        return where
+    if not isinstance(error.within, int):
+        return f"{where}, {error.within}"
+    if isinstance(values, Sentence):
+        return f"{where.rpartition(':')[0]}:{values.lines[error.within]}"
+    return f"{where}, word {error.within + 1}"
+
+
 def settle(
-    bad: list[tuple[str, str]], rule: OnBadRows, where: str, total: int, notes: Notes
+    bad: list[tuple[str, str]],
+    rule: OnBadRows,
+    where: str,
+    total: int,
+    notes: Notes,
+    remedy: str = _REMEDY,
 ) -> None:
     """Refuses or counts bad rows, as the config says.
 
@@ -158,18 +217,25 @@ def settle(
       bad: (where, why) of each.
       where: the config field that named the file.
       total: how many rows there were.
+      remedy: what can be done but mending them.
     """
     if not bad:
         return
+    bad = [(place, _one_line(why)) for place, why in bad]
     if rule == "refuse":
         named = "; ".join(f"{place}: {why}" for place, why in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise ConfigError(
             f"{where}: {len(bad)} of {total} rows cannot be used: {named}{more}; mend them, or"
-            " config.data.on_bad_rows='skip' leaves them out"
+            f" {remedy}"
         )
     for place, why in bad:
         notes.add(f"skipped: {why.split(' (')[0]}", place)
+
+
+def _one_line(text: str) -> str:
+    """A message that may quote a row."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def draw(rows: list[Row], count: int, seed: int) -> list[Row]:
@@ -180,15 +246,20 @@ def draw(rows: list[Row], count: int, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(chosen)]
 
 
-def column(values: Mapping[str, Any], name: str, field: str) -> Any:
-    """What a row has in a column; a missing one is a bad row.
+def column(values: Mapping[str, Any], name: str, field: str, block: str = "config.task.") -> Any:
+    """What a row has in a column.
 
     Args:
-      name: of the column, as the config's `field` says.
+      name: of the column, as the `field` of `block` says.
+
+    Raises:
+      BadRowError: there is no such column, or neither text nor number can be made of its value.
     """
     if name not in values or values[name] is None:
         known = ", ".join(k for k in values if k is not None)
-        raise BadRowError(f"no column '{name}' (config.task.{field}; the row has: {known})")
+        raise BadRowError(f"no column '{name}' ({block}{field}; the row has: {known})")
+    if fault := fault_of(values[name]):
+        raise BadRowError(f"{fault} (column '{name}')")
     return values[name]
 
 
@@ -202,167 +273,51 @@ def _source_of(config: RowsConfig, split: str) -> tuple[str, str, str]:
     return getattr(config, split), "", f"config.data.{split}"
 
 
-def _part_of(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, default=str) if isinstance(values, dict) else ""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    held_out = int.from_bytes(digest, "big") % 100 < _HELD_OUT_PERCENT
-    return "validation" if held_out else "train"
+def _held_out(rows: Sequence[Row | BadRowError]) -> list[bool]:
+    """Which rows are held out: a tenth by hash, of documents where there are several."""
+    documents: dict[str, list[Row]] = {}
+    for row in rows:
+        if isinstance(row, Sentence) and row.document:
+            documents.setdefault(row.document, []).append(row)
+    hashes = {name: _hash(inside) for name, inside in documents.items()}
+    # By what they hold: of two copies of a document none is held out alone.
+    ordered = sorted(set(hashes.values()), key=lambda value: (value % 100, value))
+    tenth = sum(value % 100 < _HELD_OUT_PERCENT for value in ordered)
+    chosen = set(ordered[: min(max(1, tenth), len(ordered) - 1)])
+
+    def held(row: Row | BadRowError) -> bool:
+        if isinstance(row, Sentence) and row.document and len(ordered) > 1:
+            return hashes[row.document] in chosen
+        return _hash(row) % 100 < _HELD_OUT_PERCENT
+
+    return [held(row) for row in rows]
 
 
-def _raw_rows(
+def _hash(values: Any) -> int:
+    text = (
+        "" if isinstance(values, BadRowError) else json.dumps(values, sort_keys=True, default=str)
+    )
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def raw_rows(
     spec: str, split: str, config: RowsConfig, where: str
 ) -> Iterator[tuple[str, Row | BadRowError]]:
-    """(place, columns) of each row."""
-    plain = spec.removesuffix(".gz").removesuffix(".xz")
-    looks = any(c in spec for c in "*?[") or spec[:1] in ("/", ".", "~")
-    if not looks and not plain.endswith(_SUFFIXES) and not pathlib.Path(spec).exists():
+    """(place, columns) of each row of files or of a TFDS dataset, as they are read.
+
+    Args:
+      spec: a path, a glob or a TFDS name.
+      split: of a TFDS dataset, where `spec` does not say which.
+      where: the config field or flag that holds `spec`, for messages.
+
+    Raises:
+      ConfigError: not one row is at fault but the file.
+    """
+    if not is_path(spec):
         yield from _tfds_rows(spec, split, config.cache_dir, where)
         return
-    for path in text_files(spec, where):
-        plain_name = path.name.removesuffix(".gz").removesuffix(".xz")
-        suffix = pathlib.Path(plain_name).suffix.lower()
-        if suffix not in (*_SUFFIXES, ".txt"):
-            raise ConfigError(
-                f"{where}: '{path}': what is in a '{suffix}' file? Known are"
-                f" {', '.join(_SUFFIXES)}, and .txt with CoNLL columns or"
-                " SemEval-2010's marked sentences"
-            )
-        try:
-            with open_file(path) as file:
-                # Not universal newlines: CSV fields may hold some.
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="").read()
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{where}: '{path}' is not UTF-8 at byte {error.start:,}; convert it, for example"
-                " with iconv -t utf-8"
-            ) from None
-        except (OSError, EOFError) as error:
-            raise ConfigError(f"{where}: cannot read '{path}' ({error}); is it whole?") from error
-        if suffix == ".jsonl":
-            yield from _json_lines(text, path)
-        elif suffix == ".json":
-            yield from _json_rows(text, path, where)
-        elif suffix in (".csv", ".tsv"):
-            yield from _tables(text, path, suffix, config.header)
-        elif _MARKED.match(text):
-            yield from _marked(text, path)
-        else:
-            yield from _conll(text, path, suffix == ".conllu")
-
-
-def _json_lines(text: str, path: pathlib.Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            values = BadRowError(f"no JSON ({error})")
-        if not isinstance(values, dict | BadRowError):
-            values = BadRowError("no JSON object")
-        yield f"{path.name}:{number}", values
-
-
-def _json_rows(
-    text: str, path: pathlib.Path, where: str
-) -> Iterator[tuple[str, Row | BadRowError]]:
-    """A list of objects, bare or under 'data' (SQuAD's)."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: '{path}' is no JSON ({error})") from error
-    values = values.get("data") if isinstance(values, dict) else values
-    if not isinstance(values, list):
-        raise ConfigError(f"{where}: '{path}' holds no list of rows, bare or under 'data'")
-    for number, row in enumerate(values, start=1):
-        good = row if isinstance(row, dict) else BadRowError("no JSON object")
-        yield f"{path.name}[{number}]", good
-
-
-def _tables(
-    text: str, path: pathlib.Path, suffix: str, header: bool
-) -> Iterator[tuple[str, Row | BadRowError]]:
-    csv.field_size_limit(sys.maxsize)
-    if suffix == ".csv":
-        reader = csv.reader(io.StringIO(text, newline=""))
-    else:  # GLUE's: quotes are characters like others
-        reader = csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    names: list[str] | None = None
-    for cells in reader:
-        if not cells:
-            continue
-        if names is None:
-            names = cells if header else [str(i) for i in range(len(cells))]
-            if header:
-                continue
-        place = f"{path.name}:{reader.line_num}"
-        if len(cells) != len(names):
-            yield place, BadRowError(f"not as many cells as columns ({len(cells)}, {len(names)})")
-        else:
-            yield place, dict(zip(names, cells, strict=True))
-
-
-def _conll(
-    text: str, path: pathlib.Path, universal: bool
-) -> Iterator[tuple[str, Row | BadRowError]]:
-    """A token a line, a blank line between sentences: {'0': [...], '1': [...], ...}.
-
-    Lines of '-DOCSTART-' are left out; of CoNLL-U files also comments, words that stand for
-    several ('1-2') and words that are not in the text ('1.1').
-    """
-    lines: list[list[str]] = []
-    start = 1
-    for number, line in enumerate([*text.splitlines(), ""], start=1):
-        if line.strip():
-            comment = universal and line.startswith("#")
-            cells = line.rstrip().split("\t") if "\t" in line else line.split()
-            outside = universal and not cells[0].isdigit()
-            if not comment and not outside and not line.startswith("-DOCSTART-"):
-                start = number if not lines else start
-                lines.append(cells)
-        elif lines:
-            widths = {len(cells) for cells in lines}
-            if len(widths) > 1:
-                yield (
-                    f"{path.name}:{start}",
-                    BadRowError(f"lines of a sentence differ in columns ({sorted(widths)})"),
-                )
-            else:
-                columns = {str(i): list(c) for i, c in enumerate(zip(*lines, strict=True))}
-                # Counted from the end, too: the last column is '-1'.
-                columns |= {str(i - len(columns)): c for i, c in enumerate(columns.values())}
-                yield f"{path.name}:{start}", columns
-            lines = []
-
-
-def _marked(text: str, path: pathlib.Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    """SemEval-2010 task 8: a number and a sentence with two entities in tags; its relation.
-
-    Comments are left out. Columns: 'id', 'text' without the tags, 'head' and 'tail' (first and
-    behind the last character of e1 and e2), 'label'.
-    """
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
-    lines = [(n, line) for n, line in lines if line and not line.startswith("Comment")]
-    for i, (number, line) in enumerate(lines):
-        first, _, sentence = line.partition("\t")
-        if not first.isdigit() or not sentence:
-            continue
-        place = f"{path.name}:{number}"
-        sentence = sentence.strip().removeprefix('"').removesuffix('"')
-        row: Row = {"id": first, "text": ""}
-        end = 0
-        for tag in _TAG.finditer(sentence):
-            row["text"] += sentence[end : tag.start()]
-            row.setdefault("head" if tag[1] == "1" else "tail", []).append(len(row["text"]))
-            end = tag.end()
-        row["text"] += sentence[end:]
-        following = lines[i + 1][1] if i + 1 < len(lines) else "\t"
-        if "\t" in following:
-            yield place, BadRowError("a sentence without a relation below it")
-        elif any(len(row.get(which, ())) != 2 for which in ("head", "tail")):
-            yield place, BadRowError("not one <e1>...</e1> and one <e2>...</e2>")
-        else:
-            yield place, row | {"label": following}
+    for path in find_files(spec, where, holds_rows):
+        yield from file_rows(path, config.header, where)
 
 
 def _tfds_rows(spec: str, split: str, cache_dir: str, where: str) -> Iterator[tuple[str, Row]]:
@@ -382,7 +337,10 @@ def _plain(value: Any, feature: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v, feature[k]) for k, v in value.items()}
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            return BadRowError(f"not UTF-8 at byte {error.start:,}")
     of_items = getattr(feature, "feature", feature)  # that of a sequence's items
     if isinstance(value, np.ndarray | list):
         return [_plain(v, of_items) for v in value]

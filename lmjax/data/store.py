@@ -7,22 +7,22 @@ import itertools
 import json
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from lmjax.data import sentences
-from lmjax.data.cache import alone, cache_directory
+from lmjax.data.cache import cache_directory, prepared
 from lmjax.data.corpora import Corpus, check_corpus, open_corpus
 from lmjax.data.tokenizer_training import TRAINING_VERSION, train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.errors import ConfigError
 from lmjax.progress import track
 
-_VERSION = 1  # of the file format
+_VERSION = 2  # of the file format, and of what text is to a tokenizer
 _MANIFEST = "manifest.json"
 _ARRAYS = ("tokens", "sentence_offsets", "document_offsets", "counts")
 _DOCUMENTS_A_CHUNK = 512
@@ -33,9 +33,10 @@ class DataConfig:
     """Which text, in which tokens.
 
     Attributes:
-      corpus: 'pydocs', a path or glob of text files, or a TFDS name; see `open_corpus`.
+      corpus: 'pydocs', a path or glob of text files or JSON lines, or a TFDS name; see
+        `open_corpus`.
       validation_corpus: the same, read whole as held-out text; '' takes the corpus's own.
-      text_feature: the TFDS feature that holds the text.
+      text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
       tokenizer: trained on the training split, or loaded.
       cache_dir: where prepared data is kept; '' = $LMJAX_CACHE or ~/.cache/lmjax.
     """
@@ -118,10 +119,10 @@ def check_data(config: DataConfig) -> None:
     Raises:
       ConfigError: see `check_corpus` and `load_tokenizer`.
     """
-    check_corpus(config.corpus, cache_dir=config.cache_dir)
+    options = {"cache_dir": config.cache_dir, "text_feature": config.text_feature}
+    check_corpus(config.corpus, **options)
     if config.validation_corpus:
-        where = "config.data.validation_corpus"
-        check_corpus(config.validation_corpus, where, config.cache_dir)
+        check_corpus(config.validation_corpus, "config.data.validation_corpus", **options)
     if config.tokenizer.path:
         load_tokenizer(config.tokenizer.path, config.tokenizer.lowercase)
 
@@ -159,18 +160,30 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
         corpus.fingerprint, chosen.kind, chosen.vocab_size, chosen.lowercase, TRAINING_VERSION
     )
     path = cache_directory(config.cache_dir) / "tokenizers" / f"{key}.json"
-    with alone(path):
+
+    def read() -> Tokenizer | None:
         with contextlib.suppress(ConfigError):  # not there yet, or not whole
             return load_tokenizer(str(path))
+        return None
+
+    def make() -> None:
         texts = track(corpus.documents(), "training the tokenizer", corpus.size)
         tokenizer = train_tokenizer(_not_empty(texts, config), chosen)
-        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            written = pathlib.Path(temporary) / path.name
+        written = _beside(path)
+        try:
             tokenizer.save(written)
             with written.open("rb") as file:
                 _sync(file)
             os.replace(written, path)
-        return load_tokenizer(str(path))
+        finally:
+            written.unlink(missing_ok=True)
+
+    return prepared(path, read, make)
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """A new name beside `path`. What is made there has the permissions that the umask gives."""
+    return path.with_name(f"{path.name}-{secrets.token_hex(8)}")
 
 
 def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
@@ -186,12 +199,11 @@ def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
 def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str) -> TokenStore:
     fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION)
     directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
-    with alone(directory):
-        store = TokenStore.open(directory)
-        if store is None:
-            _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}")
-            store = TokenStore.open(directory)
-            assert store is not None
+    store = prepared(
+        directory,
+        lambda: TokenStore.open(directory),
+        lambda: _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}"),
+    )
     if not len(store.tokens):
         field = "validation_corpus" if split == "validation" else "corpus"
         raise ConfigError(
@@ -209,7 +221,8 @@ def _write(
     A killed process leaves a directory under another name, which nothing ever opens; where
     there are no locks, two processes write two and the second finds the place taken.
     """
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=directory.parent))
+    temporary = _beside(directory)
+    temporary.mkdir()
     try:
         manifest = _write_arrays(temporary, corpus, tokenizer, what)
         manifest |= {"fingerprint": fingerprint, "corpus": corpus.name}
@@ -237,9 +250,9 @@ def _write_arrays(
             files[name].write(np.zeros(1, np.int64).tobytes())
         for document in _chunks(track(corpus.documents(), what, corpus.size)):
             split = [sentences.split_sentences(text) for text in document]
+            ids = tokenizer.encode_batch([s for part in split for s in part])
             size += sum(len(text.encode()) for text in document)
             words += sum(len(text.split()) for text in document)
-            ids = tokenizer.encode_batch([s for part in split for s in part])
             lengths = np.array([len(i) for i in ids], np.int64)
             of_document = np.repeat(np.arange(len(split)), [len(part) for part in split])
             kept = lengths > 0

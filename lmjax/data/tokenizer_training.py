@@ -6,29 +6,59 @@ does not depend on it; WordPiece and unigram do, and are put in order here.
 
 import collections
 import json
+import re
+import sys
 from collections.abc import Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from lmjax.data.plain_text import check_text
 from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, wordpiece
 from lmjax.errors import ConfigError
 
-TRAINING_VERSION = 2  # trained tokenizers are kept under it
+TRAINING_VERSION = 3  # trained tokenizers are kept under it
 _SPECIALS = [names[0] for names in ROLES.values()]  # ids 0 to 5
 # Two private planes of Unicode: first characters of words, and the others.
 _FIRST, _OTHER = 0xF0000, 0x100000
 _MOST_CHARACTERS = 1000
 _REPEATED_AT_ONCE = 10_000
+# Training takes time quadratic in the length of a word. White space is what all three kinds
+# hold to be white space: some of them drop form feeds and other control characters.
+_LONGEST_WORD = 10_000
+_SPACELESS = r"[\S\x0b\x0c\x1c-\x1f\x85]"
+_LONG_WORD = re.compile(rf"(?<!{_SPACELESS}){_SPACELESS}{{{_LONGEST_WORD + 1},}}")
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Trains a tokenizer whose ids 0 to 5 are [PAD] [UNK] [CLS] [SEP] [MASK] [EOD].
 
+    Of a word of more than 10,000 characters the first 10,000 are read; stderr says how many are
+    not.
+
     Raises:
-      ConfigError: the corpus has more characters than `vocab_size` has room for.
+      ConfigError: the corpus has more characters than `vocab_size` has room for, or a text that
+        is none.
     """
-    return Tokenizer(_TRAIN[config.kind](texts, config))
+    return Tokenizer(_TRAIN[config.kind](_readable(texts), config))
+
+
+def _readable(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, checked, without the ends of words that are too long."""
+    words = left_out = 0
+    for place, text in enumerate(texts):
+        check_text(text, f"text {place}")
+        shorter, count = _LONG_WORD.subn(lambda word: word[0][:_LONGEST_WORD], text)
+        words += count
+        left_out += len(text) - len(shorter)
+        yield shorter
+    if words:
+        print(
+            f"tokenizer training left out {left_out:,} characters: the ends of words of more than"
+            f" {_LONGEST_WORD:,} characters (words: {words:,})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _wordpiece(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
@@ -135,8 +165,12 @@ def _unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokeni
             " characters; give more, or kind 'bpe'"
         ) from error
     pieces = json.loads(inner.to_str())["model"]["vocab"]
-    inner.model = models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]"))
-    return inner
+    # Anew, since the trained one keeps the ids that special tokens had in the old order.
+    made = tokenizers.Tokenizer(models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]")))
+    made.normalizer, made.pre_tokenizer = inner.normalizer, inner.pre_tokenizer
+    made.decoder = inner.decoder
+    made.add_special_tokens(_SPECIALS)
+    return made
 
 
 def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:

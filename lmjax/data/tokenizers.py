@@ -5,21 +5,24 @@ unk, cls, sep, mask and eod; a loaded tokenizer that lacks one gets a token for 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import string
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lmjax.configuration import Interval, check_ranges
+from lmjax.data.plain_text import is_refusal, named, respelt
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import ConfigError
+from lmjax.errors import ConfigError, first_line
 
 Kind = Literal["wordpiece", "bpe", "unigram"]
 
@@ -34,6 +37,9 @@ ROLES = {
     "eod": ("[EOD]", "<eod>", "<|endoftext|>"),
 }
 _SPACE, _BYTE_SPACE, _CONTINUES = "▁", "Ġ", "##"
+_MOST_BYTES = 64 << 20  # of a file; published vocabularies of 260,000 tokens have 35 MB
+_MOST_IDS = 1 << 20  # published vocabularies end at 900,000
+_MOST_ADDED = 1 << 16  # and have a few thousand added tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +72,54 @@ class TokenizerConfig:
 class Tokenizer:
     """Text to ids and back, without special tokens added.
 
+    Text is text: where it spells a special token out, such as '[MASK]', it is read in letters,
+    unless the caller asks otherwise. Of the special ids, plain text gives at most that of `unk`.
+
     Attributes:
       roles: 'pad', 'unk', 'cls', 'sep', 'mask', 'eod' -> id.
+      size: the largest id + 1.
       fingerprint: changes when any id does.
-      as_loaded: the tokenizer.json without tokens that were added for roles.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer):
-        self._inner = inner
-        self.as_loaded = inner.to_str()
         inner.no_padding()
         inner.no_truncation()
-        missing = {role: names[0] for role, names in ROLES.items() if not self._find(names)}
-        if missing:
-            inner.add_special_tokens(list(missing.values()))
-            logging.getLogger(__name__).info("tokens added: %s", ", ".join(missing.values()))
-        self.roles = {role: self._id(names) for role, names in ROLES.items()}
+        found = {role: _first(inner, names) for role, names in ROLES.items()}
+        added = {token.content for token in inner.get_added_tokens_decoder().values()}
+        inner.add_special_tokens([name for name in found.values() if name and name not in added])
+        self._as_loaded = inner.to_str()
+        self._missing = [ROLES[role][0] for role, name in found.items() if name is None]
+        if self._missing:
+            inner.add_special_tokens(self._missing)
+            logging.getLogger(__name__).info("tokens added: %s", ", ".join(self._missing))
+        self._inner = inner
+        ids = inner.get_vocab(with_added_tokens=True)
+        names = {role: name or ROLES[role][0] for role, name in found.items()}
+        self.roles = {role: ids[name] for role, name in names.items()}
+        self.size = 1 + max(ids.values())
+        # Those that say so, and those that play a role, by id.
+        tokens = inner.get_added_tokens_decoder().items()
+        self._special = {index: token.content for index, token in tokens if token.special}
+        self._special |= {ids[name]: name for name in names.values()}
         self.fingerprint = hashlib.blake2b(inner.to_str().encode(), digest_size=16).hexdigest()
 
-    def _find(self, names: Sequence[str]) -> str | None:
-        return next((n for n in names if self._inner.token_to_id(n) is not None), None)
+    @functools.cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The same ids, with special tokens spelt as no text spells them.
 
-    def _id(self, names: Sequence[str]) -> int:
-        return next(i for n in names if (i := self._inner.token_to_id(n)) is not None)
+        The library's own `encode_special_tokens` leaves a special token to the model, and a
+        model whose vocabulary has it (XLNet's '<mask>') makes the special id of it again.
+        """
+        return respelt(self._inner, self._special.values())
 
-    @property
-    def size(self) -> int:
-        """Number of ids."""
-        return self._inner.get_vocab_size(with_added_tokens=True)
+    def to_json(self, rows: int) -> str:
+        """The tokenizer.json of a model whose table has so many rows.
+
+        Tokens that were added for roles are in it as far as the table has rows for them.
+        """
+        inner = tokenizers.Tokenizer.from_str(self._as_loaded)
+        inner.add_special_tokens([t for t in self._missing if (self.token_id(t) or 0) < rows])
+        return inner.to_str()
 
     def with_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
         """A copy that has these special tokens too, behind all others where they are new.
@@ -113,17 +139,30 @@ class Tokenizer:
         """What makes tokens of words: 'WordPiece', 'BPE', 'Unigram' or 'WordLevel'."""
         return type(self._inner.model).__name__
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 [tokens]; on all cores."""
-        encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode_batch(
+        self, texts: Sequence[str], *, special_tokens: bool = False
+    ) -> list[np.ndarray]:
+        """Ids of each text, int32 [tokens]; on all cores.
+
+        Args:
+          special_tokens: whether '[MASK]' in a text is the special token, as in a prompt.
+
+        Raises:
+          ConfigError: a text that cannot be read, named.
+        """
+        inner = self._inner if special_tokens else self._plain
+        with named(texts):
+            encoded = inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids of each text, int32 [tokens], and which characters each token is, [tokens, 2].
 
-        A token of byte-level BPE or SentencePiece may begin with the space before it.
+        A token of byte-level BPE or SentencePiece may begin with the space before it. Special
+        tokens and errors are as those of `encode_batch`.
         """
-        encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        with named(texts):
+            encoded = self._plain.encode_batch(list(texts), add_special_tokens=False)
         return [
             (np.asarray(e.ids, np.int32), np.asarray(e.offsets, np.int32).reshape(-1, 2))
             for e in encoded
@@ -135,7 +174,7 @@ class Tokenizer:
 
     def token(self, index: int) -> str:
         """The piece with an id."""
-        return self._inner.id_to_token(int(index)) or ""
+        return self._special.get(int(index)) or self._inner.id_to_token(int(index)) or ""
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes a tokenizer.json that `load_tokenizer` and `transformers` read."""
@@ -144,9 +183,7 @@ class Tokenizer:
     def vocabulary(self, counts: np.ndarray) -> Vocabulary:
         """What objectives need to know, with `counts` [size] of the training tokens."""
         special = np.zeros(self.size, bool)
-        special[list(self.roles.values())] = True
-        for index, token in self._inner.get_added_tokens_decoder().items():
-            special[index] |= token.special
+        special[list(self._special)] = True
         pieces = [self.token(i) for i in range(self.size)]
         continues = isinstance(self._inner.model, models.WordPiece)
         starts = np.array([_starts_word(piece, continues) for piece in pieces]) | special
@@ -158,6 +195,11 @@ class Tokenizer:
             starts_word=starts,
             log_frequency=np.log(smoothed / smoothed.sum()).astype(np.float32),
         )
+
+
+def _first(inner: tokenizers.Tokenizer, names: Sequence[str]) -> str | None:
+    """The first of the tokens that there is."""
+    return next((name for name in names if inner.token_to_id(name) is not None), None)
 
 
 def _starts_word(piece: str, continues: bool) -> bool:
@@ -176,28 +218,103 @@ def load_tokenizer(
       ConfigError: nothing there that can be read.
     """
     place = pathlib.Path(path)
-    if not place.exists():
+    if not os.path.exists(place):  # which is False, too, where one may not look
         raise ConfigError(f"{where}: no such file '{path}'; give a tokenizer.json or ''")
     if place.is_dir():
         found = [place / name for name in ("tokenizer.json", "vocab.txt", "vocab.json")]
         place = next((file for file in found if file.exists()), place)
+    if not place.is_file():
+        raise ConfigError(f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json")
     try:
         if place.name.endswith("vocab.txt"):
             return Tokenizer(_from_bert(place, lowercase))
         if place.name == "vocab.json":
             return Tokenizer(_from_gpt2(place))
-        if place.is_file():
-            json.loads(place.read_text(encoding="utf-8"))
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(place)))
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}: '{place}' is no tokenizer ({first})") from error
-    raise ConfigError(f"{where}: '{path}' holds no tokenizer.json, vocab.txt or vocab.json")
+        return Tokenizer(_from_json(_read(place)))
+    except BaseException as error:
+        if not is_refusal(error):
+            raise
+        raise ConfigError(f"{where}: '{place}' is no tokenizer ({first_line(error)})") from error
 
 
-def wordpiece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+def _read(path: pathlib.Path) -> str:
+    """The text of a file, without a byte order mark; a line may end as on Windows."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB, which no vocabulary needs")
+    return data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _from_json(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, after what the library takes without a word."""
+    values = json.loads(text)
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise ValueError("it has no 'model' with a 'vocab'")
+    if isinstance(model["vocab"], dict):
+        whole = _whole(model["vocab"])
+        if len(whole) > len(model["vocab"]):
+            model["vocab"] = whole
+            text = json.dumps(values)
+    elif not isinstance(model["vocab"], list) or len(model["vocab"]) > _MOST_IDS:
+        raise ValueError(f"its 'vocab' is no map, and no list of at most {_MOST_IDS:,} pieces")
+    added = values.get("added_tokens") or []
+    if len(added) > _MOST_ADDED:
+        raise ValueError(f"it has more than {_MOST_ADDED:,} added tokens")
+    unknown = _unknown(model)
+    playing = [role for role, names in ROLES.items() if unknown in names and role != "unk"]
+    if playing and "ByteLevel" not in text:  # which knows every byte
+        raise ValueError(
+            f"its token for what is unknown is {unknown!r}, which is that for {playing[0]}"
+        )
+    inner = tokenizers.Tokenizer.from_str(text)
+    # The library gives added tokens the next ids, whatever the file says.
+    for token in added:
+        index = inner.token_to_id(token["content"])
+        if index != token["id"]:
+            raise ValueError(
+                f"the added token {token['content']!r} has id {token['id']} there, and {index} by"
+                " its place; ids count on from the vocabulary's without gaps"
+            )
+    return inner
+
+
+def _whole(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """A vocabulary with tokens that no text has at the ids that it leaves out.
+
+    The library takes the number of tokens for the next id.
+    """
+    if not vocabulary:
+        raise ValueError("no tokens in it")
+    tokens: dict[int, str] = {}
+    for token, index in vocabulary.items():
+        if type(index) is not int or not 0 <= index < _MOST_IDS:
+            raise ValueError(f"the token {token!r} has id {index!r}, not one below {_MOST_IDS:,}")
+        if index in tokens:
+            raise ValueError(f"the tokens {tokens[index]!r} and {token!r} both have id {index}")
+        tokens[index] = token
+    gaps = [i for i in range(max(tokens) + 1) if i not in tokens]
+    if len(gaps) > len(tokens):
+        raise ValueError(
+            f"of its {len(gaps) + len(tokens):,} ids only {len(tokens):,} have a token"
+        )
+    return {**vocabulary, **{f"[no token {i}]": i for i in gaps}}
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    """The token that a model puts where it knows none, of the 'model' in a tokenizer.json."""
+    if isinstance(model["vocab"], dict):
+        return model.get("unk_token")
+    index = model.get("unk_id")
+    return None if index is None else model["vocab"][index][0]
+
+
+def wordpiece(
+    vocabulary: dict[str, int], lowercase: bool, unknown: str = "[UNK]"
+) -> tokenizers.Tokenizer:
     """BERT's: basic tokenization, then the longest piece that fits."""
-    model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200)
+    model = models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=200)
     inner = tokenizers.Tokenizer(model)
     inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -207,14 +324,36 @@ def wordpiece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokeniz
 
 def _from_bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
     # Not splitlines: the separators that it knows beside \n may be tokens themselves.
-    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    inner = wordpiece({token: i for i, token in enumerate(tokens)}, lowercase)
-    inner.add_special_tokens([t for t in ROLES["cls"] + ROLES["sep"] if t in tokens])
-    return inner
+    lines = _read(path).split("\n")
+    # An empty line has a number and no token; of two alike the last counts, as in BERT's own.
+    vocabulary = {token: i for i, token in enumerate(lines) if token}
+    twice = sum(map(bool, lines)) - len(vocabulary)
+    if twice:
+        logging.getLogger(__name__).warning(
+            "%s: %d lines repeat a token; its last line is its id", path, twice
+        )
+    unknown = next((name for name in ROLES["unk"] if name in vocabulary), None)
+    if unknown is None:
+        raise ValueError("no line '[UNK]', for words that its pieces do not spell")
+    return wordpiece(_whole(vocabulary), lowercase, unknown)
 
 
 def _from_gpt2(path: pathlib.Path) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(path.with_name("merges.txt"))))
+    vocabulary = json.loads(_read(path))
+    if not isinstance(vocabulary, dict):
+        raise ValueError("no JSON object")
+    merges = path.with_name("merges.txt")
+    if not merges.is_file():
+        raise ValueError("no merges.txt beside it")
+    pairs = []
+    for number, line in enumerate(_read(merges).split("\n"), 1):
+        if not line or line.startswith("#version"):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise ValueError(f"merges.txt:{number}: {line!r} is no pair of pieces")
+        pairs.append((pair[0], pair[1]))
+    inner = tokenizers.Tokenizer(models.BPE(_whole(vocabulary), pairs))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(["<|endoftext|>"])

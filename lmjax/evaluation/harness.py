@@ -123,8 +123,9 @@ def register() -> type:
 
             network, tokenizer = self.model.network, self.model.tokenizer
             assert tokenizer is not None
+            ids = tokenizer.encode_batch(prompts)
             if not isinstance(network, Gpt):
-                return [g.text for g in generate(self.model, prompts, **settings)]
+                return [g.text for g in generate(self.model, ids, **settings)]
             fits = network.config.max_length - settings["max_new_tokens"] - 1
             if fits < 1:
                 raise ConfigError(
@@ -132,7 +133,6 @@ def register() -> type:
                     f" the {network.config.max_length} positions; give fewer"
                 )
             begin = self.model.begin_id
-            ids = tokenizer.encode_batch(prompts)
             cut = sum(len(i) > fits for i in ids)
             if cut:
                 logging.getLogger(__name__).warning(

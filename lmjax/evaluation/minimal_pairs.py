@@ -4,17 +4,25 @@ BLiMP (Warstadt et al. 2020) and what has its form: JSON lines with `good`, `bad
 `sentence_good`, `sentence_bad`), and names of what they test.
 """
 
+import collections
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data.corpora import open_file
+from lmjax.data.files import (
+    BadRowError,
+    fault_of,
+    find_files,
+    form_of,
+    json_row,
+    name_of,
+    read_lines,
+)
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import Method, token_scores
@@ -30,12 +38,18 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two sentences; `paradigm` and `phenomenon` may be ''."""
+    """Two sentences.
+
+    Attributes:
+      paradigm, phenomenon: what they test; may be ''.
+      file: that they are from, by the name without endings, or by the path where names clash.
+    """
 
     good: str
     bad: str
     paradigm: str = ""
     phenomenon: str = ""
+    file: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,50 +72,57 @@ class Share:
     def interval(self) -> tuple[float, float]:
         z, n, p = 1.96, self.count, self.accuracy
         middle, wide = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
+        low, high = (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
+        return max(0.0, low), min(1.0, high)  # rounding may leave these
 
 
-def read_pairs(path: str | pathlib.Path, per_paradigm: int = 0) -> list[Pair]:
-    """The pairs of a .jsonl file, or of one packed as .gz or .xz.
+def read_pairs(
+    spec: str | pathlib.Path, per_paradigm: int = 0, where: str = "--data"
+) -> list[Pair]:
+    """The pairs of files of JSON lines, packed as .gz or .xz or not.
 
     Args:
+      spec: a path, a glob, or a directory, of which the .jsonl files are read. A pair that names
+        no paradigm is of that of its file's name.
       per_paradigm: only so many of each paradigm, the first ones; 0 = all.
+      where: the config field or flag that holds `spec`, for messages.
 
     Raises:
       ConfigError: no such file, or a line that is no pair.
     """
-    place = pathlib.Path(path)
     pairs: list[Pair] = []
-    taken: dict[str, int] = {}
-    try:
-        with open_file(place) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                pair = _pair(line, f"--data: {place.name}, line {number}")
-                taken[pair.paradigm] = taken.get(pair.paradigm, 0) + 1
+    taken: collections.Counter[str] = collections.Counter()
+    paths = find_files(str(spec), where, lambda path: form_of(path) == ".jsonl", True)
+    names = [name_of(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        before = len(pairs)
+        for number, line in read_lines(path, where):
+            if line.strip():
+                pair = _pair(json_row(line), name, f"{where}: {path}:{number}")
+                taken[pair.paradigm] += 1
                 if not per_paradigm or taken[pair.paradigm] <= per_paradigm:
                     pairs.append(pair)
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"--data: '{path}' cannot be read ({error})") from error
-    if not pairs:
-        raise ConfigError(f"--data: no pair in '{path}'")
+        if len(pairs) == before:
+            raise ConfigError(f"{where}: no pair in '{path}'")
     return pairs
 
 
-def _pair(line: bytes, where: str) -> Pair:
-    try:
-        values = json.loads(line)
-        found = {
-            name: next((values[c] for c in columns if c in values), "")
-            for name, columns in _COLUMNS.items()
-        }
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: no JSON object ({error})") from error
+def _pair(row: Mapping[str, Any] | BadRowError, file: str, where: str) -> Pair:
+    if isinstance(row, BadRowError):
+        raise ConfigError(f"{where}: {row}")
+    found = {
+        name: next((row[c] for c in columns if row.get(c) is not None), "")
+        for name, columns in _COLUMNS.items()
+    }
     for name in ("good", "bad"):
         if not isinstance(found[name], str) or not found[name].strip():
             raise ConfigError(f"{where}: no sentence '{name}'")
-    return Pair(**{name: str(value) for name, value in found.items()})
+        if fault := fault_of(found[name]):
+            raise ConfigError(f"{where}: {fault} (in '{name}')")
+    texts = {name: str(value) for name, value in found.items()}
+    return Pair(**texts | {"paradigm": texts["paradigm"] or file}, file=file)
 
 
 def judge(model: Pretrained, pairs: Sequence[Pair], method: Method | None = None) -> np.ndarray:
@@ -142,11 +163,23 @@ def by_ngrams(tokenizer: Tokenizer, pairs: Sequence[Pair], model: NgramModel) ->
 
 
 def shares(
-    pairs: Sequence[Pair], right: np.ndarray, by: Literal["phenomenon", "paradigm"] = "phenomenon"
+    pairs: Sequence[Pair],
+    right: np.ndarray,
+    by: Literal["phenomenon", "paradigm", "file"] = "phenomenon",
 ) -> Mapping[str, Share]:
-    """By phenomenon or paradigm, in the order of the file, and 'all' last."""
+    """By phenomenon, paradigm or file, in the order of the pairs, and 'all' last.
+
+    Pairs without a phenomenon stand under their paradigm.
+    """
     found: dict[str, list[float]] = {}
     for pair, value in zip(pairs, right, strict=True):
-        found.setdefault(getattr(pair, by) or "pairs", []).append(float(value))
+        group = getattr(pair, by) or pair.paradigm or "pairs"
+        found.setdefault(group, []).append(float(value))
     by_name = {name: Share(sum(values), len(values)) for name, values in found.items()}
     return {**by_name, "all": Share(float(right.sum()), len(right))}
+
+
+def mean_of_files(pairs: Sequence[Pair], right: np.ndarray) -> float:
+    """The mean of the files' accuracies: each file counts once, however many pairs it has."""
+    *by_file, _ = shares(pairs, right, "file").values()
+    return math.fsum(share.accuracy for share in by_file) / len(by_file)

@@ -25,7 +25,7 @@ from lmjax.configuration import (
 )
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
-from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, read_split
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, column, draw, read_split
 from lmjax.errors import ConfigError
 from lmjax.evaluation.continuations import fit
 from lmjax.evaluation.minimal_pairs import Share
@@ -134,10 +134,7 @@ class Template:
 
 def _cell(values: Row, name: str, field: str) -> Any:
     """What a row has in a column that the template's `field` names."""
-    if values.get(name) is None:
-        known = ", ".join(k for k in values if k is not None)
-        raise BadRowError(f"no column '{name}' (config.template.{field}; the row has: {known})")
-    return values[name]
+    return column(values, name, field, "config.template.")
 
 
 def _text(values: Row, name: str, field: str) -> str:

@@ -25,7 +25,8 @@ def generate(
 
     Args:
       model: of `lmjax.load`.
-      prompts: a string, or several, each a string or a list of token ids.
+      prompts: a string, or several, each a string or a list of token ids. A string names special
+        tokens by writing them out: '[MASK]'.
       draft: a smaller GPT of the same tokenizer that proposes tokens (speculative decoding).
       **settings: fields of `GenerationConfig`.
 

@@ -106,7 +106,7 @@ def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.n
             raise ConfigError("prompts: give a string, strings, or lists of token ids")
         return ids.astype(np.int32), 0
     assert model.tokenizer is not None
-    ids = model.tokenizer.encode_batch([prompt])[0]
+    ids = model.tokenizer.encode_batch([prompt], special_tokens=True)[0]
     if not (config.add_bos and isinstance(model.network, Gpt)):
         return ids, 0
     return np.concatenate([[model.begin_id], ids]).astype(np.int32), 1

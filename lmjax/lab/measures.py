@@ -83,7 +83,7 @@ class MinimalPairs(Measure):
     """The share of minimal pairs told right, by the first of the model's ways of scoring.
 
     Attributes:
-      data: JSON lines, such as BLiMP; '' leaves the measure out.
+      data: JSON lines, such as BLiMP, by path, glob or directory; '' leaves the measure out.
       per_paradigm: pairs of each paradigm; 0 = all.
     """
 
@@ -97,13 +97,13 @@ class MinimalPairs(Measure):
 
     def check(self) -> None:
         if self.wanted:
-            read_pairs(self.data, self.per_paradigm)
+            read_pairs(self.data, self.per_paradigm, "data")
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
         model = load(run)
         if type(model.network) not in METHODS:
             return None
-        return float(judge(model, read_pairs(self.data, self.per_paradigm)).mean())
+        return float(judge(model, read_pairs(self.data, self.per_paradigm, "data")).mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ class SequenceHead(nn.Module):
       transform: activation of the dense layer in between; '' = no such layer.
       dropout_before: drop out the hidden state too, not only what the last layer reads.
       use_bias: of the last layer.
+      unit: (mean, scale); logits are mean + scale * those of the last layer.
     """
 
     config: TransformerConfig
@@ -50,6 +51,7 @@ class SequenceHead(nn.Module):
     dropout: float
     dropout_before: bool = False
     use_bias: bool = True
+    unit: tuple[float, float] = (0.0, 1.0)
 
     @nn.compact
     def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
@@ -62,7 +64,9 @@ class SequenceHead(nn.Module):
             dense = Dense(c.hidden_size, c.initializer(), dtype=c.compute_dtype, name="transform")
             x = TRANSFORMS[self.transform](dense(x))
         x = dropout(x, self.dropout, seeds, AFTER)
-        return Dense(self.classes, c.initializer(), use_bias=self.use_bias, name="output")(x)
+        output = Dense(self.classes, c.initializer(), use_bias=self.use_bias, name="output")
+        mean, scale = self.unit
+        return mean + scale * output(x) if self.unit != (0.0, 1.0) else output(x)
 
 
 class TokenHead(nn.Module):

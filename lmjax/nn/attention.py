@@ -37,28 +37,22 @@ def attention_weights(
     return dropout(weights, rate, seeds, PROBABILITIES, window)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Softmax of `scores` over the last axis where `mask` allows, zeros elsewhere; float32.
 
-    Who may see nothing sees nothing: the first of a factorisation order without memory. The
-    backward pass needs the result alone, the only array of this size that is kept.
+    Fully masked queries return zeros, such as the first of a factorisation order without memory.
+    The backward pass needs the result alone, the only array of this size that is kept.
     """
     scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)
     return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
 
 
-def _softmax_forward(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights = masked_softmax(scores, mask)
-    return weights, weights
-
-
-def _softmax_backward(weights: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
-    g = g * weights
-    return g - weights * g.sum(-1, keepdims=True), None
-
-
-masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+@masked_softmax.defjvp
+def _softmax_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    weights = masked_softmax(*primals)
+    change = weights * tangents[0].astype(jnp.float32)
+    return weights, change - weights * change.sum(-1, keepdims=True)
 
 
 def attention(

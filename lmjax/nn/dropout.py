@@ -7,7 +7,7 @@ or micro-batches, nor on where a run was interrupted.
 """
 
 import functools
-from typing import Any, Self
+from typing import Self
 
 import flax.struct
 import jax
@@ -83,29 +83,9 @@ def shared_dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) ->
     return _dropout(x[None], seeds.fold(salt).step[None], None, rate)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+# Of a checkpoint nothing is stored: the backward pass computes the mask again.
+@functools.partial(jax.checkpoint, static_argnums=3)
 def _dropout(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
-    return _apply(x, seeds, window, rate)
-
-
-def _forward(
-    x: jax.Array, seeds: jax.Array, window: Window | None, rate: float
-) -> tuple[jax.Array, tuple[jax.Array, Window | None]]:
-    return _apply(x, seeds, window, rate), (seeds, window)
-
-
-def _backward(
-    rate: float, saved: tuple[jax.Array, Window | None], g: jax.Array
-) -> tuple[jax.Array, Any, Any]:
-    seeds, window = saved
-    none = jax.tree.map(lambda x: np.zeros(jnp.shape(x), jax.dtypes.float0), (seeds, window))
-    return _apply(g, seeds, window, rate), *none
-
-
-_dropout.defvjp(_forward, _backward)
-
-
-def _apply(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
     # The axis that is cut counts slowest: an element's index does not depend on how many
     # there are along it.
     axes = list(range(1, x.ndim))

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from lmjax.errors import ConfigError
 from lmjax.nn.masks import Mask, named_parts
-from lmjax.nn.partition import ROWS, SEQUENCE, TENSOR, sequence_parts
+from lmjax.nn.partition import ROWS, SEQUENCE, TENSOR, platform, sequence_parts
 from lmjax.nn.trunk import Kernel
 
 _OF_PLATFORM: dict[str, Kernel] = {"gpu": "cudnn", "tpu": "splash"}
@@ -40,11 +40,11 @@ def choose(
     """
     if wanted == "plain":
         return "plain"
-    platform = _platform()
-    kernel = _OF_PLATFORM.get(platform, "plain") if wanted == "auto" else wanted
+    here = platform()
+    kernel = _OF_PLATFORM.get(here, "plain") if wanted == "auto" else wanted
     if kernel == "plain":
         return "plain"
-    why = _why_not(kernel, platform, query, key, mask, dtype, drops)
+    why = _why_not(kernel, here, query, key, mask, dtype, drops)
     if not why:
         return kernel
     if wanted != "auto":
@@ -169,7 +169,7 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn, "splash": splash
 
 def _why_not(
     kernel: Kernel,
-    platform: str,
+    here: str,
     query: jax.Array,
     key: jax.Array,
     mask: Mask,
@@ -178,8 +178,8 @@ def _why_not(
 ) -> str:
     """What is in the way of a kernel, to be read after its name; '' = nothing."""
     (_, length, heads, head_dim), keys = query.shape, key.shape[1]
-    if _OF_PLATFORM.get(platform) != kernel:
-        return f"does not run on this device ({platform})"
+    if _OF_PLATFORM.get(here) != kernel:
+        return f"does not run on this device ({here})"
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"computes in bfloat16 (config.model.trunk.dtype), not in {jnp.dtype(dtype).name}"
     if drops:
@@ -206,12 +206,6 @@ def _why_not(
 def _sees_itself(parts: dict[str, Any]) -> jax.Array:
     """[batch, length] bool: not padding."""
     return parts["documents"].query == parts["documents"].key
-
-
-def _platform() -> str:
-    """Of the devices of the present mesh, which need not be here; else of the default ones."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return device.platform if device is not None else jax.default_backend()
 
 
 def _compute_capability() -> float:

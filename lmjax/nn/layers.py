@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.nn.partition import sequence_parts
+from lmjax.nn.partition import platform, sequence_parts
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Initializer = Callable[..., Any]
@@ -42,7 +42,30 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: Any = jnp.float32) ->
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _contract(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    operands, result = spec.split("->")
+    left, right = operands.split(",")
+    batch = [i for i in left if i in right and i in result]
+    summed = [i for i in left if i in right and i not in result]
+    if batch and left.startswith("".join(batch + summed)):
+        left, right, a, b = right, left, b, a
+    a, b = a.astype(dtype), b.astype(dtype)
+    # XLA's CPU backend has kernels for 16 bits, which sum over the last axis of the left operand.
+    # It brings any other order into this one, but for a mere swap of two axes, which it moves
+    # into the product, and then computes in float32 or fails. Hence the order above, and here
+    # the barriers, past which no swap of its surroundings moves.
+    on_cpu = platform() == "cpu"
+    if on_cpu:
+        a, b = jax.lax.optimization_barrier((a, b))
+    axes = [
+        [names.index(i) for i in shared] for shared in (summed, batch) for names in (left, right)
+    ]
+    y = jax.lax.dot_general(
+        a, b, ((axes[0], axes[1]), (axes[2], axes[3])), preferred_element_type=jnp.float32
+    )
+    if on_cpu:
+        y = jax.lax.optimization_barrier(y)
+    order = batch + [i for i in left if i not in right] + [i for i in right if i not in left]
+    return y.transpose([order.index(i) for i in result])
 
 
 def _contract_forward(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> tuple[jax.Array, Any]:
@@ -65,11 +88,12 @@ _contract.defvjp(_contract_forward, _contract_backward)
 def dense(x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """`x @ kernel` over the last axis. x: [..., in], kernel: [in, out] -> [..., out].
 
-    All leading axes are one for the product: XLA's CPU backend computes the weight
-    gradient of a two-dimensional product two to three times as fast. Not so where the length
-    is split over devices, which one axis of rows and positions could not be.
+    In float32 all leading axes are one for the product: XLA's CPU backend computes the weight
+    gradient of a two-dimensional product two to three times as fast. In 16 bits its kernels take
+    the gradient only where rows and positions are two axes. Where the length is split over
+    devices they cannot be one.
     """
-    if sequence_parts() > 1 and x.ndim == 3:
+    if x.ndim == 3 and (sequence_parts() > 1 or dtype != jnp.float32):
         return contract("bli,io->blo", x, kernel, dtype)
     y = contract("ni,io->no", x.reshape(-1, x.shape[-1]), kernel, dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])

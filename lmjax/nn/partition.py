@@ -21,6 +21,12 @@ def sequence_parts() -> int:
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1)
 
 
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': of the present mesh's devices, which need not be here, or of here."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.platform if device is not None else jax.default_backend()
+
+
 def _several_devices() -> bool:
     """Whether the present mesh is one of ours, with more than one device."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,6 +1,7 @@
 """What an objective is: the only thing the training loop knows of one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.configuration import check_ranges
 from lmjax.data.vocabulary import Vocabulary
@@ -17,6 +19,7 @@ from lmjax.nn.dropout import Seeds
 
 Batch = dict[str, jax.Array]
 Sum = tuple[jax.Array, jax.Array]  # a sum and the count it is to be divided by
+_NORMALISER = "cross_entropy_normaliser"
 
 
 @flax.struct.dataclass
@@ -119,12 +122,13 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return score_targets(logits, targets)[0]
 
 
-@jax.custom_vjp
+# Of all that the gradient needs, logits apart, only the normaliser is kept: the probabilities
+# would be a second array of the size of the logits, which are by far the largest of a step.
+@functools.partial(
+    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_NORMALISER)
+)
 def score_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross entropy, and whether no class scores higher than the target.
-
-    The gradient, softmax minus one-hot, is written in one pass over the logits, which
-    are by far the largest array of a step.
 
     Args:
       logits: [..., classes] float; targets: [...] int.
@@ -132,26 +136,32 @@ def score_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
     Returns:
       [...] float32 in nats, and [...] bool.
     """
-    return _score_forward(logits, targets)[0]
+    return _score(logits.astype(jnp.float32), targets)
 
 
-def _score_forward(logits: jax.Array, targets: jax.Array) -> tuple[Any, Any]:
-    logits = logits.astype(jnp.float32)
+@jax.custom_jvp
+def _score(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _score_parts(logits, targets)[:2]
+
+
+def _score_parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Losses, hits, and the logarithm of the softmax's denominator."""
     largest = logits.max(-1)
     log_z = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return (log_z - chosen, chosen >= largest), (logits, targets, log_z)
+    return log_z - chosen, chosen >= largest, log_z
 
 
-def _score_backward(saved: Any, gradients: Any) -> tuple[jax.Array, np.ndarray]:
-    logits, targets, log_z = saved
+@_score.defjvp
+def _score_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """The gradient is softmax - one-hot, written in one pass over the logits."""
+    logits, targets = primals
+    losses, hits, log_z = _score_parts(logits, targets)
+    log_z = checkpoint_name(log_z, _NORMALISER)
     classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    probabilities = jnp.exp(logits - log_z[..., None])
-    difference = probabilities - (classes == targets[..., None])
-    return gradients[0][..., None] * difference, np.zeros(targets.shape, jax.dtypes.float0)
-
-
-score_targets.defvjp(_score_forward, _score_backward)
+    difference = jnp.exp(logits - log_z[..., None]) - (classes == targets[..., None])
+    change = (difference * tangents[0]).sum(-1)
+    return (losses, hits), (change, np.zeros(hits.shape, jax.dtypes.float0))
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> Sum:

@@ -6,7 +6,7 @@ those of pretraining.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ import numpy as np
 
 from lmjax.configuration import Interval, Rate
 from lmjax.convert.configs import ModelConfig
+from lmjax.convert.forms import Form
 from lmjax.convert.networks import with_head
 from lmjax.convert.pretrained import inputs
 from lmjax.data.rows import BadRowError, Notes, Row, column
@@ -24,11 +25,13 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
-from lmjax.tasks.forms import Form
 
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]
 Scores = dict[str, float]
+# What becomes of the gold of a row: training needs it; where it is optional, it is read if it is
+# there; an ignored one is not looked at.
+Gold = Literal["required", "optional", "ignored"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,6 +44,9 @@ class Task(Objective):
         fills them up; 'tokens' is filled with the padding token.
       token_outputs: of what `forward` gives, the arrays with an axis of tokens, the first one
         behind the batch.
+      columns: the fields that name a column, with what a parsed row calls its value.
+      reads: the parsed row's name of the one text that a plain string stands for.
+      ranks_rows: whether `predict` compares the rows with each other.
       added_tokens: special tokens that its examples have beside those of the tokenizer.
       length: longest input in tokens, special ones included.
       head_dropout: in the head; where a family's head has none (GPT), it has none.
@@ -52,6 +58,9 @@ class Task(Objective):
     head: ClassVar[heads.Task]
     per_token: ClassVar[dict[str, int]] = {"tokens": 0, "segments": 0, "documents": 0}
     token_outputs: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[Mapping[str, str]] = {}
+    reads: ClassVar[str] = "text"
+    ranks_rows: ClassVar[bool] = False
 
     added_tokens: ClassVar[tuple[str, ...]] = ()
 
@@ -75,14 +84,51 @@ class Task(Objective):
 
     # What a task says of its data.
 
-    def parse(self, values: Row) -> Row | list[Row | BadRowError]:
-        """From columns to what the task reads, with the truth under 'gold'; several where the
-        source nests them, each of which may be a BadRowError.
+    def parse(self, values: Row, gold: Gold = "required") -> Row | list[Row | BadRowError]:
+        """A row that the task reads, made of columns; the truth is under 'gold'.
+
+        Where the gold is not required, a column may also have the name that the parsed row
+        gives it.
+
+        Returns:
+          One row, or several where the source nests them, each of which may be a BadRowError.
 
         Raises:
-          BadRowError: it cannot be used.
+          BadRowError: the row cannot be used.
+        """
+        if gold != "required":
+            given = {name: value for name, value in values.items() if value is not None}
+            named = {c: given[name] for c, name in self.names.items() if name in given}
+            values = named | given
+        row = self.parse_inputs(values)
+        if gold == "required" or (gold == "optional" and self.has_gold(values)):
+            row |= self.parse_gold(values, row)
+        if gold != "required":
+            self.check(row)
+        return row
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Columns, with what a parsed row calls their values."""
+        named = {getattr(self, field): name for field, name in self.columns.items()}
+        return {column: name for column, name in named.items() if column}
+
+    def parse_inputs(self, values: Row) -> Row:
+        """What the model reads of a row. Raises BadRowError."""
+        raise NotImplementedError
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        """{'gold': the truth}, and whatever else training reads. Raises BadRowError.
+
+        Args:
+          values: the columns.
+          row: what `parse_inputs` made of them.
         """
         raise NotImplementedError
+
+    def has_gold(self, values: Row) -> bool:
+        """Whether the columns hold a truth; an empty cell of a table is none."""
+        return any(filled(values.get(c)) for c, name in self.names.items() if name == "gold")
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         """Rows made of docstrings, as `parse` gives them."""
@@ -92,9 +138,29 @@ class Task(Objective):
         """What a tokenizer would be trained on."""
         raise NotImplementedError
 
+    def check_metrics(self) -> None:
+        """Raises ConfigError where a package that `scores` needs is not installed."""
+
     def bind(self, rows: Sequence[Row]) -> "Task":
-        """The task with what it must learn of its training rows before anything else."""
+        """The task with what it must know of all its rows for training, such as the labels."""
         return self
+
+    def fit(self, rows: Sequence[Row]) -> "Task":
+        """The task with what it measures on the rows that are drawn for training."""
+        return self
+
+    @property
+    def tunes(self) -> bool:
+        """Whether something is chosen on the validation rows after training."""
+        return False
+
+    def tune(self, predictions: Sequence[Row]) -> tuple["Task", Scores]:
+        """The task with what is chosen, and the scores that it was chosen by.
+
+        Args:
+          predictions: of the validation rows.
+        """
+        raise NotImplementedError
 
     def check(self, row: Row) -> None:
         """Raises BadRowError for a row that does not fit the training rows."""
@@ -103,6 +169,8 @@ class Task(Objective):
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
         """Examples, with the index of their row under 'row'.
+
+        Rows may come without gold; what the loss reads of it is then arbitrary.
 
         Args:
           notes: takes what was cut, split or left out.
@@ -129,6 +197,11 @@ class Task(Objective):
     @property
     def network(self) -> nn.Module:
         return with_head(self.model, self.head, len(self.labels), self.head_dropout)
+
+    @property
+    def saved_network(self) -> nn.Module:
+        """The network as others are to read it; its parameters are those of `network`."""
+        return self.network
 
     def trainable(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at `path` is trained."""
@@ -186,14 +259,25 @@ class Task(Objective):
         return [{} for _ in examples]
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
-        """One JSON object a row: 'gold', 'prediction', 'confidence', and what was read.
+        """One JSON object a row: what was read, 'prediction' and 'confidence'.
 
         Args:
+          rows: with 'gold' or without.
           outputs: of each example, without padding, and what `write` gave.
+          whole: whether these are all rows that there are, so that they can be compared with each
+            other (`ranks_rows`).
         """
         raise NotImplementedError
+
+    def scored(self, prediction: Row) -> bool:
+        """Whether a prediction is one that `scores` can judge."""
+        return "gold" in prediction
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
         """The scores, the one that reports lead with first."""
@@ -222,6 +306,11 @@ class Task(Objective):
             "documents": np.ones(tokens.shape, np.int32),
             **more,
         }
+
+
+def filled(value: Any) -> bool:
+    """Whether a column of a row has a value."""
+    return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

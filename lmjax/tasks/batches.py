@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lmjax.convert.forms import pad
 from lmjax.data.position import Position
 from lmjax.tasks.base import Example, Task
-from lmjax.tasks.forms import pad
 
 _SHORTEST = 16  # tokens; shorter batches would be programs of their own for little
 
@@ -17,11 +17,16 @@ class Collator:
     """Examples to a batch, as long as the longest of a few lengths makes it.
 
     Each length is a compiled program of its own: `length`, its half and its quarter.
+
+    Attributes:
+      multiple: of which lengths must be multiples.
+      few: so many examples at most are a batch of this size; 0 = there is one size.
     """
 
     task: Task
     batch_size: int
-    multiple: int = 1  # of which lengths must be multiples
+    multiple: int = 1
+    few: int = 0
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -31,7 +36,8 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """[batch_size, ...] arrays; too few examples are filled up with 'weight' 0."""
-        filled = [*examples, *[examples[0]] * (self.batch_size - len(examples))]
+        size = self.few if len(examples) <= self.few else self.batch_size
+        filled = [*examples, *[examples[0]] * (size - len(examples))]
         needed = max(example["tokens"].shape[-1] for example in examples)
         length = next(n for n in self.lengths if n >= needed)
         fill = {**self.task.per_token, "tokens": self.task.vocabulary.pad}
@@ -45,7 +51,7 @@ class Collator:
             )
             for name in filled[0]
         }
-        weight = (np.arange(self.batch_size) < len(examples)).astype(np.float32)
+        weight = (np.arange(size) < len(examples)).astype(np.float32)
         return {**batch, "weight": weight}
 
 

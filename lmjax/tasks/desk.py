@@ -70,9 +70,7 @@ class Desk:
 
     def recognise(self, questions: Sequence[str]) -> list[tuple[str, float]]:
         """The intent of each question, and its probability."""
-        label = self.classifier.task.labels[0]
-        rows = [{"text": question, "gold": label} for question in questions]
-        return [(p["prediction"], p["confidence"]) for p in self.classifier.predict(rows)]
+        return [(p["prediction"], p["confidence"]) for p in self.classifier.predict(questions)]
 
     def search(
         self,
@@ -117,7 +115,7 @@ class Desk:
     def read(self, questions: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, float]]:
         """The reader's answer to each question from its context, and its confidence."""
         rows = [
-            {"id": "", "question": question, "context": context, "gold": [], "starts": []}
+            {"question": question, "context": context}
             for question, context in zip(questions, contexts, strict=True)
         ]
         return [(p["prediction"], p["confidence"]) for p in self.reader.predict(rows)]

@@ -1,7 +1,7 @@
 """Sentence embeddings: texts that mean the same get vectors that point the same way."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
+from lmjax.convert.forms import Form, pad
 from lmjax.convert.networks import headed
-from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.errors import ConfigError, require_finite
+from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, number
-from lmjax.tasks.forms import Form, pad
 from lmjax.tasks.metrics import correlations
 
 _WORST = 10
@@ -54,6 +53,8 @@ class Embeddings(Task):
 
     head: ClassVar[heads.Task] = "mean_embedding"
     headline: ClassVar[str] = "similarity"
+    columns: ClassVar[Mapping[str, str]] = {"text": "text", "pair": "pair", "label": "gold"}
+    ranks_rows: ClassVar[bool] = True
 
     text: str = "text"
     pair: str = "pair"
@@ -82,17 +83,21 @@ class Embeddings(Task):
     def compares_rows(self) -> bool:
         return self.loss_form != "cosine"
 
-    def parse(self, values: Row) -> Row:
+    def parse_inputs(self, values: Row) -> Row:
         row: Row = {"text": column(values, self.text, "text")}
-        # SimCSE's training rows may be texts alone.
-        alone = self.loss_form == "simcse" and values.get(self.pair) is None
-        row["pair"] = row["text"] if alone else column(values, self.pair, "pair")
+        if values.get(self.pair) is not None:
+            row["pair"] = values[self.pair]
         for name, text in row.items():
             if not isinstance(text, str) or not text.strip():
                 raise BadRowError(f"no text in column '{getattr(self, name)}'")
-        if self.label and not alone:
-            row["gold"] = number(values, self.label)
         return row
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        # SimCSE's training rows may be texts alone.
+        if self.loss_form == "simcse" and "pair" not in row:
+            return {"pair": row["text"]}
+        column(values, self.pair, "pair")
+        return {"gold": number(values, self.label)} if self.label else {}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         if self.label:
@@ -107,10 +112,13 @@ class Embeddings(Task):
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
         del training
-        columns = [tokenizer.encode_batch([row[n] for row in rows]) for n in ("text", "pair")]
+        texts = [[row["text"]] for row in rows]
+        if any("pair" in row for row in rows):  # a text alone is its own pair
+            texts = [[row["text"], row.get("pair", row["text"])] for row in rows]
+        encoded = iter(tokenizer.encode_batch([text for own in texts for text in own]))
         examples = []
-        for i, (row, *both) in enumerate(zip(rows, *columns, strict=True)):
-            arrays, cut = _stacked(both, self.form, self.length)
+        for i, (row, own) in enumerate(zip(rows, texts, strict=True)):
+            arrays, cut = _stacked([next(encoded) for _ in own], self.form, self.length)
             notes.add(f"cut to {self.length} tokens", count=int(cut))
             gold = np.float32(row.get("gold", 0.0))
             example = self.example(i, arrays["tokens"], arrays["segments"], gold=gold)
@@ -124,8 +132,9 @@ class Embeddings(Task):
                 batch = batch | {n: jnp.repeat(batch[n][:, :1], 2, axis=1) for n in names}
             seeds = seeds.of_parts(_VIEW, 2)
         vectors: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
-        vectors = _normalised(vectors.reshape(-1, 2, vectors.shape[-1]).astype(jnp.float32))
-        return {"first": vectors[:, 0], "second": vectors[:, 1]}
+        texts = batch["tokens"].shape[1]
+        vectors = _normalised(vectors.reshape(-1, texts, vectors.shape[-1]).astype(jnp.float32))
+        return {"first": vectors[:, 0], "second": vectors[:, -1]}
 
     def forward_flops(self, length: int) -> float:
         return 2 * super().forward_flops(length)
@@ -144,10 +153,25 @@ class Embeddings(Task):
         )
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
-        first, second = (np.stack([o[n] for o in outputs]) for n in ("first", "second"))
-        return ranked(rows, first, second)
+        """The cosine of each pair and, of the whole, its rank; of a text alone its vector."""
+        if whole and all("pair" in row for row in rows):
+            first, second = (np.stack([o[n] for o in outputs]) for n in ("first", "second"))
+            return ranked(rows, first, second)
+        return [
+            row | {"prediction": float(output["first"] @ output["second"])}
+            if "pair" in row
+            else row | {"prediction": output["first"].tolist()}
+            for row, output in zip(rows, outputs, strict=True)
+        ]
+
+    def scored(self, prediction: Row) -> bool:
+        return ("gold" if self.label else "rank") in prediction
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
         if all("gold" in p for p in predictions):
@@ -192,46 +216,6 @@ class Embeddings(Task):
 
 
 _ORDERED = ("gold", "prediction")
-
-
-def embed(model: Pretrained, texts: Sequence[str], length: int = 128) -> np.ndarray:
-    """Vectors of length 1, [texts, hidden_size] float32.
-
-    Args:
-      model: what `lmjax.load` makes of a run of Embeddings.
-      length: in tokens; longer texts are cut.
-
-    Raises:
-      ConfigError: it is no such model, or a text has ids that its token table has no row for.
-      NonFiniteError: a vector is not finite.
-    """
-    network = model.network
-    if not isinstance(network, Headed) or not network.task.endswith("_embedding"):
-        raise ConfigError("the model has no pooling; open a run of lmjax.tasks.embeddings")
-    assert model.tokenizer is not None
-    encoder: Any = network.encoder
-    form = Form(encoder.config, model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)))
-    encoded = model.tokenizer.encode_batch(texts)
-    for ids in encoded:
-        model.check_ids(ids, "texts")
-    found = np.zeros((len(texts), encoder.config.trunk.hidden_size), np.float32)
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), 32):
-        chosen = order[start : start + 32]
-        arrays, _ = _stacked([encoded[i] for i in chosen], form, length)
-        # Few lengths: each is a program of its own.
-        needed = arrays["tokens"].shape[1]
-        padded = min(-(-needed // 32) * 32, max(length, needed))
-        fill = {"tokens": model.pad_id}
-        tokens, segments, real = (
-            pad(arrays[n], padded, fill.get(n, 0), form.left_padded)
-            for n in ("tokens", "segments", "documents")
-        )
-        vectors = np.asarray(model(tokens, segments, real > 0), np.float32)
-        require_finite(vectors, f"embeddings of texts such as {texts[chosen[0]][:60]!r}")
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        found[chosen] = vectors / np.maximum(lengths, 1e-12)
-    return found
 
 
 def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.opened import write_task
 from lmjax.tasks.plan import MAY_CHANGE, Prepared
-from lmjax.tasks.reading import Reader
+from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
@@ -35,21 +36,41 @@ from lmjax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoredRows:
+    """The predictions of one set of rows, and their scores."""
+
+    scores: Scores
+    predictions: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What a run ends with.
 
     Attributes:
-      scores: on the rows of `Prepared.scored`.
-      predictions: of these rows.
+      task: with what was chosen after training.
+      sets: of each of `Prepared.scored`.
+      chosen: the scores of the validation rows that the choice was made by; {} without one.
       parameters, trained: how many numbers the parameters are, and how many of them changed.
       not_exported: why there is no model/ for `transformers`; '' where there is one.
     """
 
-    scores: Scores
-    predictions: list[Row]
+    task: Task
+    sets: Mapping[str, ScoredRows]
+    chosen: Scores
     parameters: int
     trained: int
     not_exported: str
+
+    @property
+    def scores(self) -> Scores:
+        """Of the first set."""
+        return next(iter(self.sets.values())).scores
+
+    @property
+    def predictions(self) -> list[Row]:
+        """Of the first set."""
+        return next(iter(self.sets.values())).predictions
 
 
 def finetune(
@@ -89,13 +110,13 @@ def finetune(
         run = _Finetuning(prepared, start, directory, seed)
         directory.claim(start.tokenizer)
         state = run.train(name)
-        predictions, _ = run.predict(state.params, prepared.scored)
-        scores = task.scores(predictions)
+        task, sets, chosen = score_sets(
+            prepared, lambda split, task: run.predict(state.params, split, task)[0]
+        )
         sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
         trained = jax.tree.leaves(_select(sizes, task.trainable))
-        write_network(task.network, task.class_names, directory.path, task.adapter.scale)
-        why = export_model(task, start.tokenizer, state.params, directory.path)
-        result = Result(scores, predictions, sum(jax.tree.leaves(sizes)), sum(trained), why)
+        why = save_model(prepared, task, start.tokenizer, state.params, directory.path)
+        result = Result(task, sets, chosen, sum(jax.tree.leaves(sizes)), sum(trained), why)
         write_results(prepared, result, directory.path)
     return result
 
@@ -125,7 +146,7 @@ class _Finetuning(Run):
             length=prepared.task.length,
             begin=lambda fresh: put_in(fresh, start),
         )
-        self.reader = Reader(
+        self.predictor = Predictor(
             prepared.task, self.collate, self.mesh, self.program.places.params, start.tokenizer
         )
 
@@ -147,9 +168,30 @@ class _Finetuning(Run):
         predictions, means = self.predict(state.params, "validation")
         return means | self.prepared.task.scores(predictions)
 
-    def predict(self, params: Any, split: str) -> tuple[list[Row], dict[str, float]]:
+    def predict(
+        self, params: Any, split: str, task: Task | None = None
+    ) -> tuple[list[Row], dict[str, float]]:
         """Predictions for all rows of a split, and the means of what the loss is made of."""
-        return self.reader.predict(params, self.prepared.rows[split], self.prepared.examples[split])
+        rows, examples = self.prepared.rows[split], self.prepared.examples[split]
+        return self.predictor.predict(params, rows, examples, task)
+
+
+def score_sets(
+    prepared: Prepared, predict: Callable[[str, Task], list[Row]]
+) -> tuple[Task, dict[str, ScoredRows], Scores]:
+    """The task with what is chosen on validation, the sets scored by it, and what chose it.
+
+    Args:
+      predict: (split, task) -> predictions for its rows.
+    """
+    task, chosen = prepared.task, dict[str, float]()
+    if task.tunes:
+        task, chosen = task.tune(predict("validation", task))
+    sets = {}
+    for split in prepared.scored:
+        predictions = predict(split, task)
+        sets[split] = ScoredRows(task.scores(predictions), predictions)
+    return task, sets, chosen
 
 
 def _map_paths(function: Any, tree: Any) -> Any:
@@ -164,6 +206,22 @@ def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
+def save_model(
+    prepared: Prepared, task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path
+) -> str:
+    """Writes what `lmjax.load` builds network and task of, and model/ for `transformers`.
+
+    Args:
+      task: with what was chosen after training.
+
+    Returns:
+      Why there is no model/; see `export_model`.
+    """
+    write_network(task.saved_network, task.class_names, place, task.adapter.scale)
+    write_task(task, prepared.data, place)
+    return export_model(task, tokenizer, params, place)
+
+
 def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path) -> str:
     """Writes model/ for `transformers`, whole or not at all.
 
@@ -173,14 +231,16 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
     vocabulary = task.vocabulary
-    network, kept = exported(task.network, task.merged(params))
+    network, kept = exported(task.saved_network, task.merged(params))
     labels = task.class_names if isinstance(network, Headed) else ()
-    ids = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.eod}
+    ids = {"pad_token_id": vocabulary.pad}
+    ids |= {"bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}
     model = Pretrained(network, kept, tokenizer, labels, ids)
     new, old = place / "model.tmp", place / "model"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        save_huggingface(model, new)
+        asks = task.head == "language_model"
+        save_huggingface(model, new, length=task.length, asks=asks)
     except ConfigError as error:
         return str(error)
     shutil.rmtree(old, ignore_errors=True)
@@ -189,34 +249,56 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
 
 
 def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> None:
-    """predictions.jsonl, results.json and report.md."""
-    lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in result.predictions]
-    (place / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """results.json, and for each set predictions.jsonl and report.md, named after a named set."""
     notes = {split: dict(found.counts) for split, found in prepared.notes.items()}
     counts = {split: len(rows) for split, rows in prepared.rows.items()}
-    values = {
-        "scored": prepared.scored,
-        "scores": result.scores,
-        "baselines": dict(prepared.baselines),
+    scores = {split: found.scores for split, found in result.sets.items()}
+    alone = prepared.scored[0] if not suffix_of(prepared, prepared.scored[0]) else None
+    values: dict[str, Any] = {
+        "scored": alone or list(scores),
+        "scores": scores[alone] if alone else scores,
+        "baselines": prepared.baselines[alone] if alone else prepared.baselines,
         "rows": counts,
         "notes": notes,
         "parameters": result.parameters,
         "trained_parameters": result.trained,
     }
+    if result.chosen:
+        values["chosen_on_validation"] = result.chosen
     (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
-    scored = {"fine-tuned": result.scores, **prepared.baselines}
-    report = [
-        f"# {type(prepared.task).__name__}",
-        "",
-        f"{counts['train']:,} rows to learn from; scores are of the {counts[prepared.scored]:,}"
-        f" rows of {prepared.scored}.",
-        "",
-        *markdown_table({name: [scores] for name, scores in scored.items()}),
-        "",
-        *note_lines(prepared),
-        *prepared.task.report(result.predictions),
-    ]
-    (place / "report.md").write_text("\n".join(report) + "\n", encoding="utf-8")
+    for split, found in result.sets.items():
+        suffix = suffix_of(prepared, split)
+        lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in found.predictions]
+        text = "\n".join(lines) + "\n"
+        (place / f"predictions{suffix}.jsonl").write_text(text, encoding="utf-8")
+        every = {"fine-tuned": found.scores, **prepared.baselines[split]}
+        report = [
+            f"# {type(prepared.task).__name__}",
+            "",
+            f"{counts['train']:,} rows to learn from; scores are of the {counts[split]:,}"
+            f" rows of {split}.",
+            "",
+            *markdown_table({name: [scores] for name, scores in every.items()}),
+            "",
+            *_chosen_lines(result.chosen, counts["validation"], split),
+            *note_lines(prepared),
+            *result.task.report(found.predictions),
+        ]
+        text = "\n".join(report) + "\n"
+        (place / f"report{suffix}.md").write_text(text, encoding="utf-8")
+
+
+def suffix_of(prepared: Prepared, split: str) -> str:
+    """What the names of a set's files have behind them; '' where there is one without a name."""
+    return "" if prepared.scored in (("test",), ("validation",)) else f"-{split}"
+
+
+def _chosen_lines(chosen: Scores, count: int, split: str) -> list[str]:
+    if not chosen:
+        return []
+    same = " They are the rows that are scored here." if split == "validation" else ""
+    header = f"Chosen on the {count:,} rows of validation, by their scores:{same}"
+    return [header, "", *(f"- {name} {value:.4f}" for name, value in chosen.items()), ""]
 
 
 def note_lines(prepared: Prepared) -> list[str]:

@@ -1,7 +1,7 @@
 """Text that answers a text: summaries, headlines, questions to a paragraph (GPT-1 §3.3)."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ class Generation(Task):
     headline: ClassVar[str] = "target"
     per_token: ClassVar[dict[str, int]] = {**Task.per_token, "targets": -1}
     token_outputs: ClassVar[tuple[str, ...]] = ("losses", "hits")
+    reads: ClassVar[str] = "prompt"
+    columns: ClassVar[Mapping[str, str]] = {"prompt": "prompt", "target": "gold"}
 
     prompt: str = "prompt"
     target: str = "target"
@@ -54,7 +56,6 @@ class Generation(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sacrebleu()
         if not isinstance(self.model, GptConfig):
             kind = type(self.model).__name__.removesuffix("Config")
             raise ConfigError(
@@ -75,14 +76,14 @@ class Generation(Task):
             )
         self._settings()  # refuses what cannot be
 
-    def parse(self, values: Row) -> Row:
-        found = {}
-        for field, name in (("prompt", self.prompt), ("gold", self.target)):
-            text = column(values, name, "target" if field == "gold" else field)
-            if not isinstance(text, str) or not text.strip():
-                raise BadRowError(f"no text in column '{name}'")
-            found[field] = text
-        return found
+    def check_metrics(self) -> None:
+        check_sacrebleu()
+
+    def parse_inputs(self, values: Row) -> Row:
+        return {"prompt": _text(values, self.prompt, "prompt")}
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        return {"gold": _text(values, self.target, "target")}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         for row in docstrings.signature_rows(split, cache_dir):
@@ -96,22 +97,31 @@ class Generation(Task):
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
         prompts = tokenizer.encode_batch([row["prompt"] for row in rows])
-        targets = tokenizer.encode_batch([row["gold"] for row in rows])
+        targets = tokenizer.encode_batch([row.get("gold", "") for row in rows])
         v, examples = self.vocabulary, []
         for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-            end = [v.eod] if len(target) <= self.target_length else []
+            cut = len(target) > self.target_length
+            end = [v.eod] if "gold" in rows[i] and not cut else []
             target = target[: self.target_length]
             room = self.length - 2 - len(target) - len(end)
             if not training:  # as much as there may be generated
                 room = self.length - 2 - self.target_length
             notes.add("prompts cut at their end", count=int(len(prompt) > room))
-            notes.add("targets cut at their end", count=int(not end))
-            before = [v.eod, *prompt[:room], v.sep]
+            notes.add("targets cut at their end", count=int(cut))
+            before = self.form.ask(prompt[:room]).tokens
             tokens = np.array([*before, *target, *end], np.int32)[: self.length]
             # What each position is to say next.
             following = np.full(len(tokens), -1, np.int32)
             following[len(before) - 1 : -1] = tokens[len(before) :]
-            examples.append(self.example(i, tokens, np.zeros_like(tokens), targets=following))
+            examples.append(
+                self.example(
+                    i,
+                    tokens,
+                    np.zeros_like(tokens),
+                    targets=following,
+                    prompt_length=np.int32(len(before)),
+                )
+            )
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
@@ -135,9 +145,7 @@ class Generation(Task):
         self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]
     ) -> list[Outputs]:
         model = Pretrained(self.network, self.merged(params), tokenizer)
-        prompts = [
-            e["tokens"][: np.flatnonzero(e["targets"] >= 0)[0] + 1].tolist() for e in examples
-        ]
+        prompts = [e["tokens"][: int(e["prompt_length"])].tolist() for e in examples]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts: list[Outputs] = [{} for _ in prompts]
         for begin in range(0, len(order), _AT_ONCE):
@@ -159,16 +167,19 @@ class Generation(Task):
         return dataclasses.asdict(config)
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
         predictions = []
         for row, example, output in zip(rows, examples, outputs, strict=True):
-            asked = example["targets"] >= 0
-            predictions.append(
-                row
-                | {"prediction": output["text"], "confidence": output["confidence"]}
-                | {"nats_a_token": float(np.mean(output["losses"][asked]))}
-            )
+            told = row | {"prediction": output["text"], "confidence": output["confidence"]}
+            if "gold" in row:
+                asked = example["targets"] >= 0
+                told["nats_a_token"] = float(np.mean(output["losses"][asked]))
+            predictions.append(told)
         return predictions
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
@@ -193,6 +204,13 @@ class Generation(Task):
             for p in chosen:
                 lines += [f"- `{p['prompt']}`", f"  - {p['gold']}", f"  - {p['prediction']}"]
         return lines
+
+
+def _text(values: Row, name: str, field: str) -> str:
+    text = column(values, name, field)
+    if not isinstance(text, str) or not text.strip():
+        raise BadRowError(f"no text in column '{name}'")
+    return text
 
 
 def _scored(task: Generation, rows: Sequence[Row], guesses: Sequence[str]) -> Scores:

@@ -7,16 +7,12 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
-
-from lmjax.convert.runs import load
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
 from lmjax.tasks.base import Scores
 from lmjax.tasks.metrics import undirected
-from lmjax.tasks.opened import predict
-from lmjax.tasks.relations import load_relations
+from lmjax.tasks.opened import open_run
+from lmjax.tasks.relations import Relations
 from lmjax.tasks.tagging import Tagging
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -53,32 +49,20 @@ def find_entities(path: str | pathlib.Path, texts: Sequence[str]) -> list[Entity
     Raises:
       ConfigError: as `lmjax.load`, or it is no such run.
     """
-    model = load(path)
-    network: Any = model.network
-    if not isinstance(network, Headed) or network.task != "token_classification":
-        raise ConfigError(f"--entities: '{path}' is no run of tagging")
-    if "O" not in model.labels or model.tokenizer is None:
+    model = open_run(path, Tagging, "--entities")
+    if "O" not in model.labels:
         raise ConfigError(f"--entities: '{path}' has no BIO tags: {', '.join(model.labels[:8])}")
-    encoder: Any = network.encoder
-    longest = getattr(encoder.config, "max_length", 128)
-    task = Tagging(
-        model=encoder.config,
-        vocabulary=model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)),
-        length=min(longest, 128),
-        labels=model.labels,
-        score="words",
-    )
     places = [[match.span() for match in _WORD.finditer(text)] for text in texts]
     rows = [
-        {"words": [text[a:b] for a, b in spans], "gold": ["O"] * len(spans), "text": i}
+        {"words": [text[a:b] for a, b in spans], "number": i}
         for i, (text, spans) in enumerate(zip(texts, places, strict=True))
         if spans
     ]
     found = []
-    for row in predict(task, model.params, model.tokenizer, rows):
-        spans = places[row["text"]]
+    for row in model.predict(rows):
+        spans = places[row["number"]]
         for kind, first, last in spans_of(row["prediction"]):
-            found.append(Entity(row["text"], spans[first][0], spans[last][1], kind))
+            found.append(Entity(row["number"], spans[first][0], spans[last][1], kind))
     return found
 
 
@@ -115,8 +99,10 @@ def find_triples(
     Raises:
       ConfigError: as `lmjax.load`, or it is no such run.
     """
-    task, params, tokenizer = load_relations(path)
-    directed = any(label.endswith((_FORWARD, _BACKWARD)) for label in task.labels)
+    model = open_run(path, Relations, "--relations")
+    directed = any(label.endswith((_FORWARD, _BACKWARD)) for label in model.labels)
+    assert isinstance(model.task, Relations)
+    other = model.task.other
     by_text = collections.defaultdict(list)
     for entity in entities:
         by_text[entity.text].append(entity)
@@ -128,12 +114,11 @@ def find_triples(
             for b in seconds:
                 if a.begin < b.begin or (a != b and not directed):
                     spans = {"head": [a.begin, a.end], "tail": [b.begin, b.end]}
-                    more = {"gold": task.labels[0], "pair": (a, b)}
-                    rows.append({"text": texts[number], **spans, **more})
+                    rows.append({"text": texts[number], **spans, "entities": (a, b)})
     triples = []
-    for row in predict(task, params, tokenizer, rows):
-        label, (head, tail) = row["prediction"], row["pair"]
-        if label == task.other:
+    for row in model.predict(rows):
+        label, (head, tail) = row["prediction"], row["entities"]
+        if label == other:
             continue
         if label.endswith(_BACKWARD):
             head, tail = tail, head

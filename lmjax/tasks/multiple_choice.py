@@ -1,7 +1,7 @@
 """Which of several texts goes with a context: SWAG's kind of tasks (BERT §4.4, GPT-1 §3.3)."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
+from lmjax.convert.forms import pad
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -16,7 +17,6 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, softmax
-from lmjax.tasks.forms import pad
 from lmjax.tasks.metrics import normalise_answer
 
 _WORST = 10
@@ -36,29 +36,37 @@ class MultipleChoice(Task):
 
     head: ClassVar[heads.Task] = "multiple_choice"
     headline: ClassVar[str] = "choices"
+    columns: ClassVar[Mapping[str, str]] = {
+        "context": "context",
+        "choices": "choices",
+        "label": "gold",
+    }
 
     context: str = "context"
     choices: str = "choices"
     label: str = "label"
     most_choices: Annotated[int, Interval("[0, 10000]")] = 0
 
-    def parse(self, values: Row) -> Row:
+    def parse_inputs(self, values: Row) -> Row:
         context = column(values, self.context, "context")
         choices = column(values, self.choices, "choices")
-        label = column(values, self.label, "label")
         if not isinstance(context, str) or not context.strip():
             raise BadRowError("empty context")
         if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
             raise BadRowError(f"no list of texts in column '{self.choices}'")
         if len(choices) < 2 or not all(choice.strip() for choice in choices):
             raise BadRowError("an empty choice" if len(choices) > 1 else "less than two choices")
+        return {"context": context, "choices": choices}
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        label, count = column(values, self.label, "label"), len(row["choices"])
         try:
             gold = int(label)
         except (TypeError, ValueError):
             raise BadRowError(f"no number in column '{self.label}' ('{label}')") from None
-        if not 0 <= gold < len(choices):
-            raise BadRowError(f"label {gold} is none of the {len(choices)} choices, from 0")
-        return {"context": context, "choices": choices, "gold": gold}
+        if not 0 <= gold < count:
+            raise BadRowError(f"label {gold} is none of the {count} choices, from 0")
+        return {"gold": gold}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         for row in docstrings.description_rows(split, cache_dir):
@@ -73,7 +81,7 @@ class MultipleChoice(Task):
         return dataclasses.replace(self, most_choices=most)
 
     def check(self, row: Row) -> None:
-        if len(row["choices"]) > self.most_choices:
+        if 0 < self.most_choices < len(row["choices"]):
             raise BadRowError(
                 f"more choices than the training rows have ({len(row['choices'])},"
                 f" {self.most_choices}; config.task.most_choices)"
@@ -86,6 +94,7 @@ class MultipleChoice(Task):
         form = self.form
         contexts = tokenizer.encode_batch([row["context"] for row in rows])
         choices = tokenizer.encode_batch([choice for row in rows for choice in row["choices"]])
+        most = self.most_choices or max((len(row["choices"]) for row in rows), default=0)
         examples, place = [], 0
         for i, row in enumerate(rows):
             count = len(row["choices"])
@@ -96,7 +105,7 @@ class MultipleChoice(Task):
                 any_cut |= cut
             place += count
             notes.add(f"cut to {self.length} tokens", count=int(any_cut))
-            joined += [joined[0]] * (self.most_choices - count)
+            joined += [joined[0]] * (most - count)
             longest = max(len(j.tokens) for j in joined)
 
             def stacked(arrays: list[np.ndarray], fill: int, longest: int = longest) -> np.ndarray:
@@ -106,8 +115,8 @@ class MultipleChoice(Task):
                 i,
                 stacked([j.tokens for j in joined], self.vocabulary.pad),
                 stacked([j.segments for j in joined], 0),
-                offered=(np.arange(self.most_choices) < count).astype(np.int32),
-                gold=np.int32(row["gold"]),
+                offered=(np.arange(most) < count).astype(np.int32),
+                gold=np.int32(row.get("gold", 0)),
             )
             ones = [np.ones(len(j.tokens), np.int32) for j in joined]
             examples.append({**example, "documents": stacked(ones, 0)})
@@ -130,7 +139,11 @@ class MultipleChoice(Task):
         return Scored(terms, {"hits": weighted_sum(hits, batch["weight"])})
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from lmjax.configuration import Interval, convert, resolve_type
+from lmjax.convert.runs import own_parameters
 from lmjax.data.position import Position
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
@@ -20,9 +21,9 @@ from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Objective, Scored
 from lmjax.tasks.base import Task
 from lmjax.tasks.batches import Collator, Epochs
-from lmjax.tasks.finetuning import Result, export_model, write_results
+from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
 from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, check_plain, prepare
-from lmjax.tasks.reading import Reader
+from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import put_in, start_from
 from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.loop import Run
@@ -124,12 +125,6 @@ class Mixture(Epochs):
         return {**batch, f"{_OF}{name}": np.zeros(len(batch["weight"]), np.int32)}
 
 
-def own_parameters(params: Any, name: str) -> Any:
-    """A task's parameters, of those of all."""
-    head = {"head": params["heads"][name]} if name in params["heads"] else {}
-    return {"encoder": params["encoder"], **head}
-
-
 def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
     """Reads config.tasks = {name: {'task', 'data'}}, each with all other fields of the config.
 
@@ -181,8 +176,9 @@ def finetune_several(
 ) -> dict[str, Result]:
     """Fine-tunes, or continues where the run in `workdir` was.
 
-    Leaves, in a directory for each task, predictions.jsonl, report.md, results.json and model/
-    for `transformers`, where that has the task's head; else model/ is the encoder.
+    Leaves, in a directory for each task, which `lmjax.load` opens, predictions.jsonl, report.md,
+    results.json and model/ for `transformers`, where that has the task's head; else model/ is the
+    encoder.
 
     Args:
       config: that `prepared` was made of.
@@ -201,13 +197,16 @@ def finetune_several(
         directory.claim(first.start.tokenizer)
         state = run.train("several tasks")
         for name, one in prepared.items():
-            predictions, _ = run.predict(state.params, name, one.scored)
             params, place = own_parameters(state.params, name), directory.path / name
+
+            def predict(split: str, task: Task, name: str = name) -> list[Row]:
+                return run.predict(state.params, name, split, task)[0]
+
+            task, sets, chosen = score_sets(one, predict)
             place.mkdir(exist_ok=True)
-            why = export_model(one.task, one.start.tokenizer, params, place)
+            why = save_model(one, task, one.start.tokenizer, params, place)
             count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            scores = one.task.scores(predictions)
-            results[name] = Result(scores, predictions, count, count, why)
+            results[name] = Result(task, sets, chosen, count, count, why)
             write_results(one, results[name], place)
     return results
 
@@ -249,8 +248,8 @@ class _Several(Run):
             length=max(one.task.length for one in prepared.values()),
             begin=self.put_in_all,
         )
-        self.readers = {
-            name: Reader(
+        self.predictors = {
+            name: Predictor(
                 one.task,
                 collate[name],
                 self.mesh,
@@ -286,10 +285,13 @@ class _Several(Run):
                 found[f"{name}/{key}"] = value
         return found
 
-    def predict(self, params: Any, name: str, split: str) -> tuple[list[Row], dict[str, float]]:
+    def predict(
+        self, params: Any, name: str, split: str, task: Task | None = None
+    ) -> tuple[list[Row], dict[str, float]]:
         """Predictions for all rows of a task's split, and the means of its loss."""
         one = self.prepared[name]
-        return self.readers[name].predict(params, one.rows[split], one.examples[split])
+        rows, examples = one.rows[split], one.examples[split]
+        return self.predictors[name].predict(params, rows, examples, task)
 
 
 def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransformation:

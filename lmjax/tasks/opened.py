@@ -1,100 +1,347 @@
-"""A finished fine-tuning run as what it is for: rows in, predictions out."""
+"""`lmjax.load`: a model as it was saved, and what it predicts if it has a task."""
 
 import dataclasses
+import functools
+import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lmjax.configuration import build, build_typed, opening
+from lmjax.configuration import allowing, build, build_typed, opening
+from lmjax.convert import runs
 from lmjax.convert.huggingface import read_json
-from lmjax.convert.runs import load
-from lmjax.data.rows import Notes, Row, RowsConfig, read_split
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.formats import Sentence
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, place_of, sound
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
-from lmjax.tasks.base import Task
+from lmjax.tasks.base import Gold, Task
 from lmjax.tasks.batches import Collator
-from lmjax.tasks.reading import Reader
+from lmjax.tasks.classification import Classification, Regression
+from lmjax.tasks.embeddings import Embeddings
+from lmjax.tasks.multiple_choice import MultipleChoice
+from lmjax.tasks.plan import named_tests, read_rows
+from lmjax.tasks.predictor import Predictor
+from lmjax.tasks.question_answering import QuestionAnswering
+from lmjax.tasks.tagging import Tagging
 from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.sharding import shardings
 
-_BATCH = 32
+_BATCH, _FEW = 32, 4
+_SHORTEST, _LONGEST = 16, 512  # tokens that a published model is given to read
+_TASK = "task.json"
+_HEADS: dict[str, type[Task]] = {
+    "sequence_classification": Classification,
+    "token_classification": Tagging,
+    "question_answering": QuestionAnswering,
+    "multiple_choice": MultipleChoice,
+}
+# What transformers calls them in a config.json that says so.
+_PROBLEMS: dict[type[Task], str] = {
+    Classification: "single_label_classification",
+    Regression: "regression",
+}
+
+
+class Item(NamedTuple):
+    """A row that was given, and what the task reads of it, or why it cannot.
+
+    Attributes:
+      own: its fields as they were given; {} where one row of the source holds several.
+      where: it stands; '' where that is not worth telling.
+    """
+
+    own: Row
+    row: Row | BadRowError
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Opened:
-    """A task with what was learnt.
+class Opened(Pretrained):
+    """A model with its tokenizer and, if it was fine-tuned, its task.
 
     Attributes:
-      params: of the network, adapters merged.
-      data: that it was learnt from.
+      task: None of a model without a head that a task belongs to.
+      data: that a run of lmjax was fine-tuned on.
     """
 
-    task: Task
-    params: Any
-    tokenizer: Tokenizer
-    data: RowsConfig
+    task: Task | None = None
+    data: RowsConfig | None = None
 
-    def predict(self, rows: Sequence[Row]) -> list[Row]:
-        """As the run's predictions.jsonl, for rows as the task's `parse` gives them."""
-        return predict(self.task, self.params, self.tokenizer, rows)
+    def predict(self, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+        """What the task makes of new rows; they need no label.
+
+        Args:
+          rows: dicts with the columns that the task was trained with, or with the names that
+            predictions have ('text', 'pair', 'words', 'question', 'context', 'choices', ...). A
+            plain string is the text of a task that reads one. A row of SQuAD's nested form gives
+            as many predictions as it has questions.
+
+        Returns:
+          Dicts with all fields of the rows, in their order, and 'prediction', with 'confidence'
+          where the task has one. A row with a label is given what depends on it, too.
+
+        Raises:
+          ConfigError: there is no task, a row cannot be used, or a text has ids that the token
+            table has no row for.
+          NonFiniteError: the model gives NaN or infinity.
+        """
+        if isinstance(rows, str | Mapping):
+            raise ConfigError("rows: one row alone; give a list of texts or dicts")
+        items = []
+        for i, values in enumerate(rows):
+            found = self.read(values)
+            for item in found:
+                if isinstance(item.row, BadRowError):
+                    raise ConfigError(f"{place_of(item.row, f'rows[{i}]')}: {item.row}")
+            items += found
+        told = self.told(items, whole=True)
+        return [line(item, found) for item, found in zip(items, told, strict=True)]
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of length 1, [texts, hidden_size] float32, of a run of `Embeddings`.
+
+        Longer texts than the task's length are cut.
+
+        Raises:
+          ConfigError: it is another model, or a text is empty.
+        """
+        if not isinstance(self.task, Embeddings):
+            raise ConfigError("the model embeds no texts; open a run of lmjax.tasks.embeddings")
+        found = [row["prediction"] for row in self.predict(texts)]
+        return np.array(found, np.float32).reshape(len(texts), self.task.model.trunk.hidden_size)
+
+    def read(self, values: Any, where: str = "", gold: Gold = "optional") -> list[Item]:
+        """A row as the task reads it; several where it holds several.
+
+        Args:
+          values: a text, a dict of columns, or a BadRowError.
+          where: it stands; '' where that is not worth telling.
+
+        Raises:
+          ConfigError: there is no task.
+        """
+        task = self._with_task()
+        own: Row = {}
+        parsed: Any
+        try:
+            if isinstance(values, BadRowError):
+                raise values
+            if not isinstance(values, str | Mapping):
+                raise BadRowError("neither a text nor a dict")
+            own = {task.reads: values} if isinstance(values, str) else dict(values)
+            parsed = task.parse(own, gold)
+        except BadRowError as error:
+            parsed = error
+        if isinstance(parsed, list):
+            own = {}
+        more = {"where": where} if where else {}
+        if isinstance(values, Sentence) and values.document:
+            more["document"] = values.document
+        items = []
+        for row in map(sound, parsed if isinstance(parsed, list) else [parsed]):
+            if isinstance(row, BadRowError):
+                items.append(Item(own, row, where and place_of(row, where, values)))
+            else:
+                items.append(Item(own, row | more, where))
+        return items
+
+    def told(
+        self, items: Sequence[Item], notes: Notes | None = None, whole: bool = False
+    ) -> list[Row | None]:
+        """`Task.predict` for the items; None for one that cannot be used.
+
+        Args:
+          notes: takes what was cut or split.
+          whole: whether these are all rows that there are; see `Task.predict`.
+        """
+        task, rows = self._with_task(), [i.row for i in items if isinstance(i.row, dict)]
+        if not rows:
+            return [None] * len(items)
+        assert self.tokenizer is not None
+        predictor, params, mesh = self._predictor
+        with jax.set_mesh(mesh):
+            examples = task.encode(rows, self.tokenizer, notes or Notes(), False)
+            for example in examples:
+                self.check_ids(example["tokens"].reshape(-1), "rows")
+            outputs, _ = predictor.outputs(params, rows, examples)
+        found = iter(task.predict(rows, examples, outputs, whole))
+        return [next(found) if isinstance(item.row, dict) else None for item in items]
+
+    @functools.cached_property
+    def _predictor(self) -> tuple[Predictor, Any, jax.sharding.Mesh]:
+        """On one device."""
+        task, mesh = self._with_task(), make_mesh(MeshConfig(data=1))
+        assert self.tokenizer is not None
+        placed = shardings(self.params, mesh)
+        predictor = Predictor(task, Collator(task, _BATCH, few=_FEW), mesh, placed, self.tokenizer)
+        return predictor, jax.device_put(self.params, placed), mesh
+
+    def _with_task(self) -> Task:
+        if self.task is None:
+            raise ConfigError(
+                f"a {type(self.network).__name__} has no task to predict; give a run of"
+                " experiments.finetune, or a model with a head and a tokenizer"
+            )
+        return self.task
 
     def rows(self, split: str) -> list[Row]:
-        """The usable rows of a split of its data."""
-        return read_split(self.data, split, self.task.parse, self.task.embedded, Notes())
+        """The usable rows of a split or test set of the data that a run was fine-tuned on."""
+        return read_rows(self._with_task(), self._with_data(), split, Notes())
 
     def held_out(self) -> list[Row]:
-        """The rows of test, where there are some, else of validation."""
-        return self.rows("test") or self.rows("validation")
+        """The rows of the test sets, where there are some, else of validation."""
+        names = tuple(named_tests(self._with_data())) or ("validation",)
+        return [row for name in names for row in self.rows(name)]
+
+    def _with_data(self) -> RowsConfig:
+        if self.data is None:
+            raise ConfigError("the model comes without rows of its own; give texts, or a run")
+        return self.data
+
+
+def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opened:
+    """Opens a pretrained or fine-tuned model.
+
+    A run names the classes that it is made of, and importing a module executes it: of a run only
+    classes of lmjax are imported, and those of the modules that `allow_modules` names.
+
+    Args:
+      path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
+        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
+        or of one of several tasks with its name behind it; or a directory with config.json and
+        model.safetensors (or shards and their index), and a tokenizer.json beside it: BERT,
+        GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
+      allow_modules: modules of other people's classes that a run may name, such as
+        ['my_package'] for all that is in it.
+
+    Returns:
+      The network with its parameters, on the first device; fine-tuned, it has a task and
+      predicts. Memory holds the parameters once and one tensor more.
+
+    Raises:
+      ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
+        a config that asks for a function not built here, or for a module that is not allowed.
+    """
+    pretrained = runs.load(path, allow_modules)
+    opened = Opened(**{f.name: getattr(pretrained, f.name) for f in fields(pretrained)})
+    file = pathlib.Path(path) / _TASK
+    file = file if file.exists() else file.with_name("config.json")
+    values = read_json(file)
+    if "task" not in values:
+        return dataclasses.replace(opened, task=_of_head(pretrained, values))
+    with allowing(allow_modules), opening():
+        task = _built(pretrained, values["task"], f"{file}: task")
+    data = build(RowsConfig, values.get("data", {}), f"{file}: data")
+    return dataclasses.replace(opened, task=task, data=data)
 
 
 def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
-    """Opens the --workdir of a finished run of `experiments.finetune`.
+    """Opens a model that was fine-tuned on a task.
 
     Args:
       kind: the task that it is to be.
       flag: that named it, for messages.
 
     Raises:
-      ConfigError: as `lmjax.load`, or it is a run of another task.
+      ConfigError: as `load`, or it is a model of another task or of none.
     """
-    pretrained = load(path)
-    values = read_json(pathlib.Path(path) / "config.json")
-    if "task" not in values:
-        raise ConfigError(f"{flag}: '{path}' is no run of experiments.finetune")
+    opened = load(path)
+    if not isinstance(opened.task, kind):
+        found = type(opened.task).__name__ if opened.task else "no task"
+        raise ConfigError(f"{flag}: '{path}' is a model of {found}, not of {kind.__name__}")
+    return opened
+
+
+def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
+    """Writes task.json, of which `load` makes the task, with all that it learnt of its rows.
+
+    Args:
+      data: that it was learnt from.
+    """
+    left_out = {"model", "vocabulary", "adapter"}  # adapters are merged
+    kept = {
+        f.name: getattr(task, f.name) for f in fields(task) if f.init and f.name not in left_out
+    }
+    name = f"{type(task).__module__}.{type(task).__qualname__}"
+    values = {"task": {"type": name, **kept}, "data": data}
+    text = json.dumps(values, indent=2, default=dataclasses.asdict)
+    (directory / _TASK).write_text(text + "\n", encoding="utf-8")
+
+
+def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Task:
+    """A task for a network."""
     network: Any = pretrained.network
     tokenizer = pretrained.tokenizer
     assert tokenizer is not None
-    with opening():
-        task = build_typed(
-            values["task"],
-            f"{path}/config.json: task",
-            Task,
-            model=getattr(network, "encoder", network).config,
-            vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
-        )
-    if not isinstance(task, kind):
-        raise ConfigError(
-            f"{flag}: '{path}' is a run of {type(task).__name__}, not {kind.__name__}"
-        )
-    labels = pretrained.labels or task.labels
+    task: Task = build_typed(
+        values,
+        where,
+        Task,
+        model=getattr(network, "encoder", network).config,
+        vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
+    )
+    labels = task.labels or pretrained.labels
     task = dataclasses.replace(task, labels=labels, adapter=LoraConfig())
-    if getattr(task.network, "task", "") != getattr(network, "task", ""):
-        raise ConfigError(f"{flag}: '{path}': config.json and network.json are of different tasks")
-    data = build(RowsConfig, values.get("data", {}), f"{path}/config.json: data")
-    return Opened(task, pretrained.params, tokenizer, data)
+    if _kind(task.network) != _kind(network):
+        raise ConfigError(f"{where}: the network is one of another task")
+    return task
 
 
-def predict(task: Task, params: Any, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[Row]:
-    """The task's predictions, on one device."""
-    if not rows:
-        return []
-    mesh = make_mesh(MeshConfig(data=1))
-    with jax.set_mesh(mesh):
-        placed = shardings(params, mesh)
-        reader = Reader(task, Collator(task, _BATCH), mesh, placed, tokenizer)
-        examples = task.encode(rows, tokenizer, Notes(), False)
-        return reader.predict(jax.device_put(params, placed), rows, examples)[0]
+def _kind(network: Any) -> tuple[str, int]:
+    """What a network's head is for, and how many classes it has; without a head ('', 0)."""
+    return getattr(network, "task", ""), getattr(getattr(network, "head", None), "classes", 0)
+
+
+def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
+    """The task that a published model was fine-tuned on, as far as head and config.json tell."""
+    network: Any = pretrained.network
+    if pretrained.tokenizer is None or not isinstance(network, Headed):
+        return None
+    cls = _HEADS.get(network.task)
+    if cls is Classification and network.head.classes == 1:
+        cls = Regression
+    if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
+        return None  # several labels of a text, or several numbers
+    length = min(getattr(network.encoder.config, "max_length", _LONGEST), _LONGEST)
+    if length < _SHORTEST:
+        return None
+    values: dict[str, Any] = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": length}
+    if cls is Tagging:
+        values["score"] = "words"
+    if cls is QuestionAnswering:
+        values |= {"question_length": min(64, length // 4), "stride": min(128, length // 4)}
+    task = _built(pretrained, values, "task")
+    nothing = np.zeros(0, np.int32)
+    read = max(*task.form.join(nothing, nothing).tokens, task.vocabulary.pad)
+    return task if read < task.model.vocab_size else None  # it reads texts in another form
+
+
+def line(item: Item, told: Row | None) -> Row:
+    """A row's own fields, and what is predicted for it, or why nothing is under 'error'.
+
+    Columns that have only a number and are what the task has read stand under its name alone.
+    """
+    if told is None:
+        place = {"where": item.where} if item.where else {}
+        return {**place, **item.own, "error": str(item.row)}
+    assert isinstance(item.row, dict)  # else nothing would be told
+    taken = {id(value) for value in item.row.values()}
+    own = {
+        name: value
+        for name, value in item.own.items()
+        if not str(name).lstrip("-").isdigit() or not (name[0] == "-" or id(value) in taken)
+    }
+    read = {name: value for name, value in told.items() if name in item.row}
+    return {**read, **own, **added(item, told)}
+
+
+def added(item: Item, told: Row) -> Row:
+    """What is predicted, without what was read."""
+    assert isinstance(item.row, dict)
+    return {name: value for name, value in told.items() if name not in item.row}

@@ -1,6 +1,8 @@
 """A fine-tuning config, read and checked; its data and its start, prepared once for all seeds."""
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ from lmjax.configuration import (
     resolve_type,
 )
 from lmjax.convert.configs import ModelConfig
-from lmjax.data.rows import SPLITS, BadRowError, Notes, Row, RowsConfig, draw, read_split, settle
+from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
@@ -50,6 +52,8 @@ _PLAIN = {
     "compare_scratch": bool,
     "dropout": Rate,
 }
+_NAME = r"\w[\w-]*"
+_NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")
 # What a continued run may change.
 MAY_CHANGE = (
     "seeds",
@@ -111,10 +115,11 @@ class Prepared:
 
     Attributes:
       start: the pretrained encoder, or a random one.
-      rows, examples: of the splits train, validation and test; [] where there is none.
-      scored: the split that the reported score is of.
+      rows, examples: of 'train', 'validation' and each of the test sets.
+      scored: the splits that the reported scores are of: the test sets, or 'validation' where
+        there is none.
       notes: what was skipped, cut or split.
-      baselines: scores of simple rules on the rows of `scored`.
+      baselines: of each of `scored`, what simple rules score on its rows.
     """
 
     task: Task
@@ -122,11 +127,12 @@ class Prepared:
     optimizer: OptimizerConfig
     training: FinetuningConfig
     mesh: jax.sharding.Mesh
+    data: RowsConfig
     rows: Mapping[str, list[Row]]
     examples: Mapping[str, list[Example]]
-    scored: str
+    scored: tuple[str, ...]
     notes: Mapping[str, Notes]
-    baselines: Mapping[str, Scores]
+    baselines: Mapping[str, Mapping[str, Scores]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,13 +232,15 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     """
     settings = read_settings(config, start)
     task, start, data = settings.task, settings.start, settings.data
-    notes = {split: Notes() for split in SPLITS}
-    rows = {
-        split: read_split(data, split, task.parse, task.embedded, notes[split]) for split in SPLITS
-    }
+    task.check_metrics()
+    tests = tuple(named_tests(data))
+    splits = ("train", "validation", *tests)
+    notes = {split: Notes() for split in splits}
+    rows = {split: read_rows(task, data, split, notes[split]) for split in splits}
     task = task.bind(rows["train"])  # all of them: few may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
-    for split in SPLITS:
+    task = task.fit(rows["train"])
+    for split in splits:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:
         texts = (text for row in rows["train"] for text in task.texts(row))
@@ -241,21 +249,69 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
         task = dataclasses.replace(task, vocabulary=start.vocabulary, model=start.model)
     examples = {
         split: task.encode(rows[split], start.tokenizer, notes[split], split == "train")
-        for split in SPLITS
+        for split in splits
     }
-    scored = "test" if rows["test"] else "validation"
+    scored = tests or ("validation",)
     return Prepared(
         task=task,
         start=start,
         optimizer=settings.optimizer,
         training=settings.training,
         mesh=settings.mesh,
+        data=data,
         rows=rows,
         examples=examples,
         scored=scored,
         notes=notes,
-        baselines=task.baselines(rows["train"], rows[scored]),
+        baselines={split: task.baselines(rows["train"], rows[split]) for split in scored},
     )
+
+
+def named_tests(data: RowsConfig) -> dict[str, str]:
+    """The test sets by name: several, 'test' alone, or none.
+
+    Raises:
+      ConfigError: a name that no file can be named after, or a path that is empty.
+    """
+    where = "config.data.test"
+    named: Mapping[str, Any]
+    if isinstance(data.test, Mapping):
+        named = data.test
+    elif not isinstance(data.test, str):
+        raise ConfigError(f"{where}: expected a path or a block of paths, got {data.test!r}")
+    elif _NAMED_SETS.fullmatch(data.test) and not pathlib.Path(data.test).exists():
+        parts = [part.split("=", 1) for part in data.test.split(",")]
+        named = dict(parts)
+        if len(named) < len(parts):
+            raise ConfigError(f"{where}: two test sets of one name in '{data.test}'")
+    else:
+        named = {"test": data.test} if data.test else {}
+    for name, path in named.items():
+        if not re.fullmatch(_NAME, name) or name in ("train", "validation"):
+            raise ConfigError(
+                f"{where}: '{name}' cannot name a test set; take letters, digits, - and _, and"
+                " neither 'train' nor 'validation'"
+            )
+        if not isinstance(path, str) or not path:
+            raise ConfigError(f"{where}.{name}: expected a path, got {path!r}")
+    return dict(named)
+
+
+def read_rows(task: Task, data: RowsConfig, split: str, notes: Notes) -> list[Row]:
+    """The usable rows of 'train', 'validation' or a test set; see `read_split`."""
+    if split in ("train", "validation"):
+        return read_split(data, split, task.parse, task.embedded, notes)
+    data = dataclasses.replace(data, test=named_tests(data)[split])
+    try:
+        return read_split(data, "test", task.parse, task.embedded, notes)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config.data.test", _field(split))) from error
+
+
+def _field(split: str) -> str:
+    """The config's field of a split or test set."""
+    own = split in ("train", "validation", "test")
+    return f"config.data.{split}" if own else f"config.data.test.{split}"
 
 
 def _checked(
@@ -267,11 +323,11 @@ def _checked(
             task.check(row)
             good.append(row)
         except BadRowError as error:
-            bad.append((row["where"], str(error)))
-    settle(bad, data.on_bad_rows, f"config.data.{split}", len(rows), notes)
+            bad.append((place_of(error, row["where"]), str(error)))
+    settle(bad, data.on_bad_rows, _field(split), len(rows), notes)
     if rows and not good:
         raise ConfigError(
-            f"config.data.{split}: none of the {len(rows)} rows fits the training rows:"
+            f"{_field(split)}: none of the {len(rows)} rows fits the training rows:"
             f" {bad[0][0]}: {bad[0][1]}"
         )
     return good

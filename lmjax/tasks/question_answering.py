@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Finite, Size
+from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.base import Example, Gold, Outputs, Scores, Task
 from lmjax.tasks.metrics import answer_scores, normalise_answer
+from lmjax.tasks.thresholds import best_threshold, threshold_table
 
 _WORST = 10
 _SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s)|(?=\n)|$)")
@@ -41,6 +43,7 @@ class QuestionAnswering(Task):
       n_best: of starts, of ends and of answers looked at.
       no_answer: whether questions may have none (SQuAD 2.0).
       null_threshold: predict none where the score of [CLS] exceeds the best answer's by more.
+        None chooses it after training, for the best F1 of the validation rows.
     """
 
     head: ClassVar[heads.Task] = "question_answering"
@@ -60,7 +63,7 @@ class QuestionAnswering(Task):
     answer_length: Size = 30
     n_best: Size = 20
     no_answer: bool = False
-    null_threshold: Finite = 0.0
+    null_threshold: Finite | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,28 +73,54 @@ class QuestionAnswering(Task):
                 " room for the context; shorten it"
             )
 
-    def parse(self, values: Row) -> Row | list[Row | BadRowError]:
+    def parse(self, values: Row, gold: Gold = "required") -> Row | list[Row | BadRowError]:
         if "paragraphs" not in values:
-            return self._question(values, values)
+            return self._question(values, gold)
         found: list[Row | BadRowError] = []
         try:
             for paragraph in values["paragraphs"]:
+                if isinstance(paragraph, BadRowError):
+                    found.append(paragraph)
+                    continue
                 for question in paragraph["qas"]:
                     try:
-                        found.append(self._question(question, paragraph))
+                        if isinstance(question, BadRowError):
+                            raise question
+                        flat = {**question, "context": paragraph["context"]}
+                        found.append(self._question(flat, gold))
                     except BadRowError as error:
-                        found.append(error)
+                        name = question.get("id", "") if isinstance(question, dict) else ""
+                        found.append(BadRowError(str(error), f"question {name!r}" if name else ""))
         except (KeyError, TypeError) as error:
             raise BadRowError(f"no paragraphs of SQuAD's form ({error!r})") from error
         return found
 
-    def _question(self, values: Row, paragraph: Row) -> Row:
-        question = column(values, "question", "type")
-        context = column(paragraph, "context", "type")
-        for name, text in (("question", question), ("context", context)):
-            if not isinstance(text, str) or not text.strip():
+    def _question(self, values: Row, gold: Gold) -> Row:
+        row = super().parse(values, gold)
+        assert isinstance(row, dict)
+        if gold == "required" and None in row["starts"]:
+            raise BadRowError("no answers of SQuAD's form (an answer without 'answer_start')")
+        return row
+
+    def parse_inputs(self, values: Row) -> Row:
+        row = {"id": str(values.get("id", ""))}
+        for name in ("question", "context"):
+            row[name] = column(values, name, "type")
+            if not isinstance(row[name], str) or not row[name].strip():
                 raise BadRowError(f"empty {name}")
+        return row
+
+    def has_gold(self, values: Row) -> bool:
+        try:
+            texts, _ = _answers(values)
+        except BadRowError:
+            return True  # and `parse_gold` says what is wrong with it
+        stated = any(values.get(name) is not None for name in ("answers", "gold", "is_impossible"))
+        return bool(texts or values.get("is_impossible")) or (stated and self.no_answer)
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
         texts, starts = _answers(values)
+        context = row["context"]
         if values.get("is_impossible"):
             texts, starts = [], []
         elif not texts and "is_impossible" in values:
@@ -101,15 +130,11 @@ class QuestionAnswering(Task):
         for text, start in zip(texts, starts, strict=True):
             if not text.strip():
                 raise BadRowError("empty answer")
+            if start is None:
+                continue
             if not 0 <= start <= len(context) or not context.startswith(text, start):
                 raise BadRowError(f"the answer is not in the context at its start ('{text[:40]}')")
-        return {
-            "id": str(values.get("id", "")),
-            "question": question,
-            "context": context,
-            "gold": texts,
-            "starts": starts,
-        }
+        return {"gold": texts, "starts": starts}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         for row in docstrings.question_rows(split, cache_dir):
@@ -160,7 +185,7 @@ class QuestionAnswering(Task):
                     inside += 1
                 arrays["starts"][first] = arrays["ends"][last] = 1
                 examples.append(self.example(i, joined.tokens, joined.segments, **arrays))
-            notes.add("answers whole in no window", count=int(bool(row["gold"]) and not inside))
+            notes.add("answers whole in no window", count=int(answer is not None and not inside))
         return examples
 
     def _null(self, tokens: np.ndarray) -> int:
@@ -180,7 +205,11 @@ class QuestionAnswering(Task):
         return Scored(terms, {"hits": weighted_sum(hits, weight)})
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
         found: list[list[tuple[float, int, int]]] = [[] for _ in rows]
         null = [np.inf] * len(rows)
@@ -201,16 +230,35 @@ class QuestionAnswering(Task):
             scores = np.array([score for _, score in answers])
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
+            told = {k: v for k, v in source.items() if k != "starts"}
+            if self.no_answer:
+                told["best_answer"] = answers[0][0]
+                told["null_score"] = nothing
+                told["null_difference"] = nothing - best[0][0] if best else None
             chosen = 0
-            if self.no_answer and best and nothing - best[0][0] > self.null_threshold:
+            if self.no_answer and best and nothing - best[0][0] > (self.null_threshold or 0.0):
                 chosen = len(answers) - 1
-            predictions.append(
-                {k: v for k, v in source.items() if k != "starts"}
-                | {"prediction": answers[chosen][0], "confidence": float(shares[chosen])}
-            )
+            told |= {"prediction": answers[chosen][0], "confidence": float(shares[chosen])}
+            predictions.append(told)
         return predictions
 
+    @property
+    def tunes(self) -> bool:
+        return self.no_answer and self.null_threshold is None
+
+    def tune(self, predictions: Sequence[Row]) -> tuple[Task, Scores]:
+        """The threshold of the best F1, with evaluate-v2.0.py's figures on a scale from 0 to 1."""
+        plain = self.scores(predictions)
+        found = {"null_threshold": 0.0, "f1_at_0": plain["f1"], "exact_at_0": plain["exact"]}
+        for i, name in enumerate(("exact", "f1")):
+            found[f"best_{name}"], found[f"best_{name}_thresh"], chosen = best_threshold(
+                predictions, i
+            )
+        found["null_threshold"] = chosen
+        return dataclasses.replace(self, null_threshold=chosen), found
+
     def scores(self, predictions: Sequence[Row]) -> Scores:
+        """F1 and exact match; with `no_answer` also what the best thresholds would give."""
         every = np.array([answer_scores(p["prediction"], p["gold"]) for p in predictions])
         exact, f1 = every.mean(0)
         found = {"f1": float(f1), "exact": float(exact)}
@@ -219,6 +267,9 @@ class QuestionAnswering(Task):
             for name, chosen in (("f1_answer", answered), ("f1_no_answer", ~answered)):
                 if chosen.any():
                     found[name] = float(every[chosen, 1].mean())
+            if all("null_difference" in p for p in predictions):
+                found |= {"best_f1": best_threshold(predictions, 1)[0]}
+                found |= {"best_exact": best_threshold(predictions, 0)[0]}
         return found
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
@@ -237,7 +288,10 @@ class QuestionAnswering(Task):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         scored = [(answer_scores(p["prediction"], p["gold"])[1], p) for p in predictions]
         wrong = sorted((p for f1, p in scored if f1 == 0), key=lambda p: -p["confidence"])
-        lines = [f"## The surest mistakes, of {len(wrong)} without a word in common", ""]
+        lines = []
+        if self.no_answer:
+            lines += threshold_table(predictions, self.null_threshold or 0.0)
+        lines += [f"## The surest mistakes, of {len(wrong)} without a word in common", ""]
         return lines + [
             f"- {' '.join(p['question'].split())} **{' '.join(p['prediction'].split())}**"
             f" ({p['confidence']:.2f}), not"
@@ -253,29 +307,6 @@ def trimmed(offsets: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
         while begins[i] < ends[i] and text[begins[i]].isspace():
             begins[i] += 1
     return begins, ends
-
-
-def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
-    windows, begin = [], 0
-    while True:
-        end = min(begin + room, count)
-        windows.append((begin, end))
-        if end == count:
-            return windows
-        begin += min(end - begin, stride)
-
-
-def widest_windows(windows: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-    """The window that shows most around each token, [count]; run_squad's `_check_is_max_context`:
-    min(left, right) + 0.01 * length of the window, the first of equals."""
-    place = np.arange(count)
-    scores = np.full((len(windows), count), -1.0)
-    for w, (begin, end) in enumerate(windows):
-        around = np.minimum(place - begin, end - 1 - place)
-        inside = (place >= begin) & (place < end)
-        scores[w] = np.where(inside, around + 0.01 * (end - begin), -1.0)
-    return scores.argmax(0)
 
 
 def best_spans(
@@ -306,25 +337,30 @@ def best_spans(
     return answers
 
 
-def _answers(values: Row) -> tuple[list[str], list[int]]:
-    """Texts and starts, of SQuAD's list of objects or of columns."""
-    answers = values.get("answers", [])
+def _answers(values: Row) -> tuple[list[str], list[int | None]]:
+    """Texts and starts, of SQuAD's list of objects, of columns, or of texts without starts."""
+    answers = values.get("answers")
+    answers = values.get("gold") if answers is None else answers
     try:
         if isinstance(answers, dict):
-            texts, starts = list(answers["text"]), list(answers["answer_start"])
+            texts = list(answers["text"])
+            starts = list(answers.get("answer_start", [None] * len(texts)))
         else:
-            texts = [answer["text"] for answer in answers]
-            starts = [answer["answer_start"] for answer in answers]
+            listed = [a if isinstance(a, dict) else {"text": a} for a in answers or []]
+            texts = [answer["text"] for answer in listed]
+            starts = [answer.get("answer_start") for answer in listed]
         if len(texts) != len(starts):
             raise ValueError("not as many starts as texts")
-        return [str(text) for text in texts], [int(start) for start in starts]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text is no string")
+        return texts, [None if start is None else int(start) for start in starts]
     except (KeyError, TypeError, ValueError) as error:
         raise BadRowError(f"no answers of SQuAD's form ({error!r})") from error
 
 
 def _answer_tokens(row: Row, begins: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
-    """The first and the last token of the first answer; None where there is none."""
-    if not row["gold"]:
+    """The first and the last token of the first answer; None where no place is known."""
+    if not row.get("gold") or row["starts"][0] is None:
         return None
     text = row["gold"][0]
     begin = row["starts"][0] + len(text) - len(text.lstrip())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.configuration import build
-from lmjax.convert.huggingface import read_json
-from lmjax.convert.runs import load
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -53,6 +49,7 @@ class Relations(Classes):
     head: ClassVar[heads.Task] = "relation_classification"
     per_token: ClassVar[dict[str, int]] = {**Task.per_token, "marks": 0}
     added_tokens: ClassVar[tuple[str, ...]] = MARKERS
+    columns: ClassVar[Mapping[str, str]] = {"text": "text", "label": "gold"}
 
     text: str = "text"
     spans: tuple[str, ...] = ("head", "tail")
@@ -64,17 +61,25 @@ class Relations(Classes):
         if len(self.spans) != 2:
             raise ConfigError(f"spans: name two columns, head and tail, not {self.spans}")
 
-    def parse(self, values: Row) -> Row:
-        text, label = column(values, self.text, "text"), column(values, self.label, "label")
+    @property
+    def names(self) -> dict[str, str]:
+        return {**super().names, self.spans[0]: "head", self.spans[1]: "tail"}
+
+    def parse_inputs(self, values: Row) -> Row:
+        text = column(values, self.text, "text")
         if not isinstance(text, str) or not text.strip():
             raise BadRowError(f"no text in column '{self.text}'")
-        if not isinstance(label, str) or not label.strip():
-            raise BadRowError(f"no label in column '{self.label}'")
-        row: Row = {"text": text, "gold": label.strip()}
+        row: Row = {"text": text}
         for name, theirs in zip(("head", "tail"), self.spans, strict=True):
             row[name] = _span(column(values, theirs, "spans"), text, theirs)
         check_apart(row["head"], row["tail"])
         return row
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        label = column(values, self.label, "label")
+        if not isinstance(label, str) or not label.strip():
+            raise BadRowError(f"no label in column '{self.label}'")
+        return {"gold": label.strip()}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         for row in docstrings.relation_rows(split, cache_dir):
@@ -139,33 +144,6 @@ class Relations(Classes):
 
     def report(self, predictions: Sequence[Row]) -> list[str]:
         return super().report([p | {"text": marked(p)} for p in predictions])
-
-
-def load_relations(path: str | pathlib.Path) -> tuple[Relations, Any, Tokenizer]:
-    """Opens a run: the task, its parameters and the tokenizer.
-
-    Raises:
-      ConfigError: as `lmjax.load`, or it is no run of relations.
-    """
-    pretrained = load(path)
-    network, tokenizer = pretrained.network, pretrained.tokenizer
-    if not isinstance(network, Headed) or network.task != "relation_classification":
-        raise ConfigError(f"'{path}' is no run of relations")
-    assert tokenizer is not None  # a run has one
-    encoder: Any = network.encoder
-    values = read_json(pathlib.Path(path) / "config.json")["task"]
-    where = f"{path}/config.json: task"
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected a block of fields, got {values!r}")
-    task = build(
-        Relations,
-        {name: values[name] for name in ("length", "other") if name in values},
-        where,
-        model=encoder.config,
-        vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
-        labels=pretrained.labels,
-    )
-    return task, pretrained.params, tokenizer
 
 
 def check_apart(head: Sequence[int], tail: Sequence[int]) -> None:

@@ -4,12 +4,14 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import OptionalSize
+from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
@@ -20,49 +22,70 @@ from lmjax.tasks.metrics import check_seqeval, class_scores, confusion, span_sco
 
 _WORST = 10
 _BIO = re.compile(r"O|[BIES]-\S+")
+_WORD = re.compile(r"\S+")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Tagging(Task):
     """A head on the first token of each word; the word's other tokens are not scored.
 
-    A sentence longer than `length` is read in windows, one after the other, that end between
-    words. A word that the tokenizer makes nothing of is given the most frequent label.
+    A sentence longer than `length` is read in windows that overlap; each word is tagged, and
+    learnt, in the window that shows most of what is around it. A word that the tokenizer makes
+    nothing of is given the most frequent label.
+
+    A text without a list of words, {'text': ...}, can be tagged, too: its words are what stands
+    between white space, and predictions say under 'offsets' which characters each is.
 
     Attributes:
       words, tags: names of the columns. Of CoNLL files they count from '0', or from the end:
         '-1' is the last.
+      stride: by how many tokens windows are apart; 0 = half of what fits.
       score: 'spans' counts whole spans in BIO tags, 'words' each word.
     """
 
     head: ClassVar[heads.Task] = "token_classification"
     headline: ClassVar[str] = "tags"
+    columns: ClassVar[Mapping[str, str]] = {"words": "words", "tags": "gold"}
     per_token: ClassVar[dict[str, int]] = {**Task.per_token, "tags": -1, "word": -1}
     token_outputs: ClassVar[tuple[str, ...]] = ("logits",)
 
     words: str = "words"
     tags: str = "tags"
+    stride: OptionalSize = 0
     score: Literal["spans", "words"] = "spans"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_metrics(self) -> None:
         if self.score == "spans":
             check_seqeval()
 
-    def parse(self, values: Row) -> Row:
-        words = column(values, self.words, "words")
-        tags = column(values, self.tags, "tags")
-        for name, found in ((self.words, words), (self.tags, tags)):
-            if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
-                raise BadRowError(f"no list of strings in column '{name}'")
+    def parse_inputs(self, values: Row) -> Row:
+        if self.words not in values and isinstance(text := values.get("text"), str):
+            found = list(_WORD.finditer(text))
+            row: Row = {"text": text, "words": [word.group() for word in found]}
+            row["offsets"] = [list(word.span()) for word in found]
+        else:
+            row = {"words": _strings(values, self.words, "words")}
+        if not row["words"]:
+            raise BadRowError("no words")
+        for i, word in enumerate(row["words"]):
+            if not word.strip():
+                raise BadRowError("an empty word", i)
+        return row
+
+    def parse_gold(self, values: Row, row: Row) -> Row:
+        tags, words = _strings(values, self.tags, "tags"), row["words"]
         if len(words) != len(tags):
             raise BadRowError(f"not as many tags as words ({len(tags)}, {len(words)})")
-        if not words or not all(word.strip() for word in words):
-            raise BadRowError("an empty word" if words else "no words")
-        for tag in tags:
+        for i, tag in enumerate(tags):
             if self.score == "spans" and not _BIO.fullmatch(tag):
-                raise BadRowError(f"'{tag}' is no BIO tag (config.task.score='words' takes any)")
-        return {"words": words, "gold": tags}
+                why = f"{tag!r} is no BIO tag (config.task.score='words' takes any)"
+                raise BadRowError(why, i)
+        return {"gold": tags}
+
+    def has_gold(self, values: Row) -> bool:
+        # Of a file with one column, the last one is that of the words.
+        numbered = self.tags.removeprefix("-").isdigit() and "0" in values
+        return super().has_gold(values) and not (numbered and "1" not in values)
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
         for row in docstrings.parameter_rows(split, cache_dir):
@@ -76,9 +99,10 @@ class Tagging(Task):
         return dataclasses.replace(self, labels=found)
 
     def check(self, row: Row) -> None:
-        for tag in row["gold"]:
+        for i, tag in enumerate(row.get("gold", ())):
             if tag not in self.labels:
-                raise BadRowError(f"tag '{tag}' is none of the set ({', '.join(self.labels[:12])})")
+                known = ", ".join(self.labels[:12])
+                raise BadRowError(f"tag {tag!r} is none of the set ({known})", i)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
@@ -87,19 +111,24 @@ class Tagging(Task):
         encoded = tokenizer.encode_with_offsets([" ".join(row["words"]) for row in rows])
         form, index = self.form, {tag: i for i, tag in enumerate(self.labels)}
         room = self.length - form.special_tokens(pair=False)
+        stride = self.stride or max(room // 2, 1)
         examples = []
         for i, (row, (ids, offsets)) in enumerate(zip(rows, encoded, strict=True)):
-            of_word = words_of_tokens(row["words"], offsets)
-            first = first_tokens(of_word)
+            first = first_tokens(words_of_tokens(row["words"], offsets))
             lost = len(row["words"]) - int((first >= 0).sum())
             notes.add(f"words without tokens, given '{self.labels[0]}'", count=lost)
-            windows = list(_windows(of_word, room))
+            windows = spans(len(ids), room, stride)
+            windows[-1] = max(len(ids) - room, 0), len(ids)  # as much as fits before its end
+            widest = widest_windows(windows, len(ids))
             notes.add(f"split into windows of {self.length} tokens", count=int(len(windows) > 1))
-            for begin, end in windows:
+            for w, (begin, end) in enumerate(windows):
                 joined = form.join(ids[begin:end])
                 word = np.full(len(joined.tokens), -1, np.int32)
-                word[joined.first : joined.first + end - begin] = first[begin:end]
-                tags = np.array([index[row["gold"][w]] if w >= 0 else -1 for w in word], np.int32)
+                here = slice(joined.first, joined.first + end - begin)
+                word[here] = np.where(widest[begin:end] == w, first[begin:end], -1)
+                tags = np.full_like(word, -1)
+                if "gold" in row:
+                    tags[word >= 0] = [index[row["gold"][k]] for k in word[word >= 0]]
                 examples.append(
                     self.example(i, joined.tokens, joined.segments, tags=tags, word=word)
                 )
@@ -114,7 +143,11 @@ class Tagging(Task):
         )
 
     def predict(
-        self, rows: Sequence[Row], examples: Sequence[Example], outputs: Sequence[Outputs]
+        self,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        outputs: Sequence[Outputs],
+        whole: bool = True,
     ) -> list[Row]:
         predictions = [
             row | {"prediction": [self.labels[0]] * len(row["words"]), "confidence": 1.0}
@@ -199,16 +232,11 @@ def first_tokens(of_word: np.ndarray) -> np.ndarray:
     return first
 
 
-def _windows(of_word: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of windows of at most `room` tokens that end between words, if they can."""
-    begin, count = 0, len(of_word)
-    while begin < count:
-        end = min(begin + room, count)
-        if end < count and of_word[end] == of_word[end - 1] >= 0:
-            start = int(np.flatnonzero(of_word == of_word[end])[0])
-            end = start if start > begin else end
-        yield begin, end
-        begin = end
+def _strings(values: Row, name: str, field: str) -> list[str]:
+    found = column(values, name, field)
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise BadRowError(f"no list of strings in column '{name}'")
+    return found
 
 
 def _mistakes(row: Row) -> int:

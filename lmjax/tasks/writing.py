@@ -96,14 +96,18 @@ def restyle(
       candidates: fillings of a text and of each size of gap. Of all, that with the highest log p of
         the style plus the mean log p of what was filled in is taken.
     """
-    assert model.tokenizer is not None
-    mask = model.tokenizer.token(model.tokenizer.roles["mask"])
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
     prompts, owner = [], []
     for i, text in enumerate(texts):
         pieces = without_markers(text.split(), known)
-        for size in _GAP if len(pieces) > 1 else ():
-            gap = " ".join([mask] * size)
-            prompts.append(f" {gap} ".join(" ".join(piece) for piece in pieces).strip())
+        spaced = (" ".join(["", *piece] if j else piece) for j, piece in enumerate(pieces))
+        first, *others = tokenizer.encode_batch(list(spaced))
+        for size in _GAP if others else ():
+            gap = [tokenizer.roles["mask"]] * size
+            prompts.append(
+                np.concatenate([first, *(part for ids in others for part in (gap, ids))])
+            )
             owner.append(i)
     if not prompts:
         return list(texts)
@@ -192,5 +196,5 @@ def _log_probabilities(judge: Opened, texts: Sequence[str], style: str) -> list[
 
 def check_style(judge: Opened, style: str, flag: str) -> None:
     """Raises ConfigError where the judge does not know a style."""
-    if style not in judge.task.labels:
-        raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.task.labels)}")
+    if style not in judge.labels:
+        raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.labels)}")

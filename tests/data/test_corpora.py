@@ -1,7 +1,9 @@
 """Corpora: what is read, how it is split, and what is refused."""
 
 import gzip
+import importlib.util
 import inspect
+import json
 import lzma
 import os
 import pathlib
@@ -11,6 +13,7 @@ import pytest
 
 from lmjax.data import corpora, pydocs
 from lmjax.data.corpora import check_corpus, open_corpus
+from lmjax.data.rows import Notes, RowsConfig, read_split
 from lmjax.data.sentences import split_sentences
 from lmjax.errors import ConfigError
 
@@ -42,6 +45,109 @@ def test_packed_files_read_like_plain_ones(tmp_path: pathlib.Path) -> None:
     assert read(tmp_path / "b.txt.gz") == DOCUMENTS
     assert read(tmp_path / "c.xz") == DOCUMENTS
     assert read(tmp_path / "*") == DOCUMENTS * 3
+
+
+def test_json_lines_hold_a_document_each(tmp_path: pathlib.Path) -> None:
+    texts = [*DOCUMENTS, "one\n\nand the same, behind a blank line", " \n", ""]
+    lines = [json.dumps({"id": i, "text": text, "body": f"b{i}"}) for i, text in enumerate(texts)]
+    path = write(tmp_path / "a.jsonl", "\n\n".join(lines).encode())
+    with lzma.open(tmp_path / "b.jsonl.xz", "wb") as file:
+        file.write(path.read_bytes())
+    expected = texts[:-2]
+    assert read(path) == read(tmp_path / "b.jsonl.xz") == expected
+    assert read(tmp_path / "*") == 2 * expected
+    held_out = read(path, "validation")
+    assert sorted(read(path, "train") + held_out) == sorted(expected)
+    assert 2 <= len(held_out) <= 20
+    assert list(open_corpus(str(path), "all", text_feature="body").documents())[:2] == ["b0", "b1"]
+    of_text, of_body = (
+        open_corpus(str(path), "all", text_feature=name).fingerprint for name in ("text", "body")
+    )
+    as_text = write(tmp_path / "a.txt", path.read_bytes())
+    assert len({of_text, of_body, open_corpus(str(as_text), "all").fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (['{"text": "a"}', "b"], "a.jsonl:2: no JSON"),
+        (['{"text": "a"}', "", '{"id": 1}'], r"a.jsonl:3: no text in column 'text' \(.* has: id\)"),
+        (['{"text": ["a"]}'], "a.jsonl:1: no text in column 'text'"),
+        (['{"text": ""}', '{"text": " "}'], "a.jsonl' is empty"),
+        (['{"text": "\\ud800"}'], "a.jsonl:1: half of a surrogate pair"),
+    ],
+)
+def test_a_line_that_holds_no_document_is_refused_at_once(
+    lines: list[str], says: str, tmp_path: pathlib.Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", "\n".join(lines).encode())
+    with pytest.raises(ConfigError, match=says):
+        check_corpus(str(path))
+
+
+def test_a_late_line_that_holds_no_document_is_named_when_it_is_read(
+    tmp_path: pathlib.Path,
+) -> None:
+    line = json.dumps({"text": "word " * 200}) + "\n"
+    path = write(tmp_path / "a.jsonl", (2000 * line + '{"body": "x"}\n').encode())
+    check_corpus(str(path))  # of the first megabyte, which ends within a line
+    with pytest.raises(ConfigError, match=r"a.jsonl:2001: .* config.data.text_feature names"):
+        read(path)
+    with pytest.raises(ConfigError, match=r"--data: .* --text_feature names another"):
+        check_corpus(str(path), "--data", text_feature="body")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.tsv.gz", "a.json", "a.ndjson", "a.conllu.xz", "a.parquet"]
+)
+def test_rows_are_no_text(name: str, tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / name, b"a b")
+    with pytest.raises(ConfigError, match=r"a '\.\w+' file holds rows, .* \.jsonl"):
+        check_corpus(str(path))
+
+
+@pytest.mark.parametrize("name", ["wiki_00", "a.gz", "a.jsonlines"])
+def test_json_lines_by_another_name_are_no_text(name: str, tmp_path: pathlib.Path) -> None:
+    data = b'{"text": "a"}\n{"text": "b"}\n'
+    write(tmp_path / name, gzip.compress(data) if name == "a.gz" else data)
+    with pytest.raises(ConfigError, match=rf"{name}' begins with an object of JSON; rename it"):
+        check_corpus(str(tmp_path / name))
+    assert read(write(tmp_path / "a.txt", data)) == [data.decode().strip()]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tgz", "a.txt.zst", "a.txt.bz2"])
+def test_archives_are_no_text(name: str, tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path / name, b"a b")
+    with pytest.raises(ConfigError, match=r"archive is not unpacked here"):
+        check_corpus(str(path))
+
+
+def test_the_same_text_with_other_line_ends_is_the_same(tmp_path: pathlib.Path) -> None:
+    lf = write(tmp_path / "a.txt", TEXT.encode())
+    crlf = write(tmp_path / "b.txt", b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    assert read(lf) == read(crlf) == DOCUMENTS
+    assert read(lf, "validation") == read(crlf, "validation")
+
+
+def test_a_pipe_is_no_corpus(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ConfigError, match="is no file; a corpus is read more than once"):
+        check_corpus(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TFDS finds all of its datasets"
+)
+@pytest.mark.parametrize("spec", ["glue/sst2", "wiki40b/en", "super_glue"])
+def test_a_dataset_that_needs_tensorflow_is_not_said_to_be_unknown(
+    spec: str, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"'{spec}' with TensorFlow, .* TFDS_DATA_DIR") as caught:
+        check_corpus(spec, cache_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    config = RowsConfig(train=spec, cache_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="with TensorFlow"):
+        read_split(config, "train", dict, lambda *_: iter(()), Notes())
 
 
 def test_files_of_a_glob_are_read_by_name(tmp_path: pathlib.Path) -> None:
@@ -186,6 +292,11 @@ def test_docstrings_are_prepared_where_nothing_was_before(
     monkeypatch.setattr(pydocs, "_roots", lambda *_: roots)
     corpus = open_corpus("pydocs", "validation", cache_dir=str(tmp_path))
     assert len(list(corpus.documents())) == corpus.size > 0
+    # What is there is read without a lock, which a read-only directory has no place for.
+    (lock,) = tmp_path.glob(".*.lock")
+    lock.unlink()
+    again = open_corpus("pydocs", "validation", cache_dir=str(tmp_path))
+    assert list(again.documents()) == list(corpus.documents()) and not lock.exists()
 
 
 def test_pydocs_splits_by_name(built: pydocs.Pydocs) -> None:

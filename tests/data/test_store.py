@@ -1,8 +1,13 @@
 """Token stores: what is in them, and that none is ever half trusted."""
 
+import os
 import pathlib
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -30,6 +35,7 @@ WORDS = [
 DOCUMENTS = [
     f"Title {i}\nThe {WORDS[i % 12]} {i} is here. It {WORDS[i % 7]}! Ends" for i in range(300)
 ]
+DOCUMENTS.append("A [MASK] stands for a word, a [PAD] for none. It ends: [EOD] or <|endoftext|>")
 
 
 @pytest.fixture
@@ -221,6 +227,77 @@ def test_processes_that_prepare_at_once_agree(config: DataConfig, tmp_path: path
     assert sums == {str(prepare(config)[1]["train"].tokens.sum(dtype=int))}
     kept = {path.name for path in pathlib.Path(config.cache_dir, "tokens").glob("[!.]*")}
     assert len(kept) == 2  # and nothing temporary
+
+
+def test_what_is_prepared_has_the_permissions_of_the_umask(config: DataConfig) -> None:
+    prepare(config)
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in pathlib.Path(config.cache_dir).rglob("*"):
+        whole = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == whole & ~mask, path
+
+
+_BY_ANOTHER = """
+import os, sys
+from lmjax.data.store import DataConfig, TokenizerConfig, prepare
+from lmjax.errors import ConfigError
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+tokenizer = TokenizerConfig(kind="bpe", vocab_size=int(sys.argv[3]), lowercase=False)
+try:
+    print(prepare(DataConfig(sys.argv[1], tokenizer=tokenizer, cache_dir=sys.argv[2]))[1])
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[pathlib.Path]:
+    """A directory that other users may look into."""
+    path = pathlib.Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    for directory in [path, *(p for p in path.rglob("*") if p.is_dir())]:
+        directory.chmod(0o755)
+    shutil.rmtree(path)
+
+
+def test_another_user_reads_a_complete_cache_and_writes_nothing(
+    config: DataConfig, shared: pathlib.Path
+) -> None:
+    corpus, cache = shared / "text.txt", shared / "cache"
+    shutil.copy(config.corpus, corpus)
+    corpus.chmod(0o644)
+    mask = os.umask(0o022)
+    prepare(DataConfig(str(corpus), tokenizer=config.tokenizer, cache_dir=str(cache)))
+    os.umask(mask)
+
+    def by_another(vocab_size: int) -> str:
+        command = [sys.executable, "-c", _BY_ANOTHER, str(corpus), str(cache), str(vocab_size)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    made = sorted(p for p in cache.rglob("*") if not p.name.endswith(".lock"))
+    for lock in cache.rglob(".*.lock"):
+        lock.unlink()
+    for directory in [cache, *(p for p in cache.rglob("*") if p.is_dir())]:
+        directory.chmod(0o555)
+    assert "TokenStore" in by_another(400)
+    assert sorted(cache.rglob("*")) == made  # not even a lock
+    said = by_another(401)
+    assert "config.data.cache_dir: " in said and "cannot be written (Permission denied)" in said
+    assert "LMJAX_CACHE" in said and said.count("\n") == 1
+    for store in (cache / "tokens").glob("[!.]*"):
+        store.chmod(0)
+    assert "may not be read" in by_another(400)
+
+
+@pytest.mark.parametrize("place", ["text.txt", "text.txt/cache"])
+def test_a_cache_that_cannot_be_made_is_refused(config: DataConfig, place: str) -> None:
+    cache = str(pathlib.Path(config.corpus).parent / place)
+    with pytest.raises(ConfigError, match=r"config\.data\.cache_dir: .* cannot be written"):
+        prepare(DataConfig(config.corpus, tokenizer=config.tokenizer, cache_dir=cache))
 
 
 def test_an_empty_split_says_what_to_do(config: DataConfig, tmp_path: pathlib.Path) -> None:

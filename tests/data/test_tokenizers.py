@@ -1,12 +1,17 @@
 """Tokenizers: the same ids every time, roles, and what is refused."""
 
+import json
 import lzma
 import pathlib
 import subprocess
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from lmjax.data.tokenizer_training import train_tokenizer
 from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, load_tokenizer
@@ -172,6 +177,258 @@ def test_roles_that_a_tokenizer_lacks_are_added(tmp_path: pathlib.Path) -> None:
     roles = {"pad": 1, "unk": 4, "cls": 0, "sep": 2, "mask": 8, "eod": 9}
     assert tokenizer.roles == roles and tokenizer.size == 10
     assert tokenizer.vocabulary(np.zeros(10)).special[list(roles.values())].all()
+
+
+NAMES = [name for names in ROLES.values() for name in names]
+SPELT = [
+    *NAMES,
+    "a [MASK] b[PAD]c <mask>d",
+    "[EOD]\n<|endoftext|>",
+    "".join(NAMES),
+    "\uff3bMASK\uff3d",
+]
+
+
+def reads_letters(tokenizer: Tokenizer) -> None:
+    """Checks that texts which spell special tokens out give none, but for what is unknown."""
+    special = tokenizer.vocabulary(np.zeros(tokenizer.size)).special
+    special[tokenizer.roles["unk"]] = False
+    read = tokenizer.encode_batch(SPELT)
+    offsets = [ids for ids, _ in tokenizer.encode_with_offsets(SPELT)]
+    for text, ids, same in zip(SPELT, read, offsets, strict=True):
+        assert len(ids) and not special[ids].any(), text
+        np.testing.assert_array_equal(ids, same)
+    mask = tokenizer.roles["mask"]
+    assert mask in tokenizer.encode_batch([tokenizer.token(mask)], special_tokens=True)[0]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_spells_special_tokens_out_gives_none(kind: Any, lowercase: bool) -> None:
+    config = TokenizerConfig("", kind, 700, lowercase)
+    for texts in (TEXTS, [*TEXTS, *SPELT * 20]):
+        tokenizer = train_tokenizer(texts, config)
+        assert list(tokenizer.roles.values()) == [0, 1, 2, 3, 4, 5]
+        reads_letters(tokenizer.with_tokens(["[E1]"]))
+
+
+def unigram() -> tokenizers.Tokenizer:
+    """XLNet's: the special tokens are pieces, with the best score of all."""
+    names = ["<unk>", "<pad>", "<cls>", "<sep>", "<mask>", "<eod>"]
+    letters = sorted({*"".join(SPELT), "▁"})
+    pieces = [(name, 0.0) for name in names] + [(letter, -5.0) for letter in letters]
+    made = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return made
+
+
+def words() -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "[MASK]": 1, "a": 2}, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def merged() -> tokenizers.Tokenizer:
+    """BPE whose merges make a special token."""
+    letters = sorted({*"".join(SPELT), " ", "\n"})
+    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    for piece in ("<m", "<ma", "<mas", "<mask", "<mask>"):
+        vocabulary[piece] = len(vocabulary)
+    merges = [("<", "m"), ("<m", "a"), ("<ma", "s"), ("<mas", "k"), ("<mask", ">")]
+    return tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+
+
+def normalised() -> tokenizers.Tokenizer:
+    """A special token that is looked for in the normalized text."""
+    values = values_of(trained("bpe"))
+    values["added_tokens"][4]["normalized"] = True
+    return tokenizers.Tokenizer.from_str(json.dumps(values))
+
+
+@pytest.mark.parametrize("make", [unigram, words, merged, normalised])
+def test_a_model_that_has_them_gives_none(make: Any, tmp_path: pathlib.Path) -> None:
+    make().save(str(tmp_path / "tokenizer.json"))
+    reads_letters(load_tokenizer(str(tmp_path)))
+
+
+def test_other_added_tokens_stay_what_they_are(tmp_path: pathlib.Path) -> None:
+    inner = tokenizers.Tokenizer.from_str(json.dumps(values_of(trained("wordpiece"))))
+    inner.add_tokens(["then-what"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    (ids,) = tokenizer.encode_batch(["then-what [MASK]"])
+    assert tokenizer.token(ids[0]) == "then-what" and tokenizer.roles["mask"] not in ids
+    assert not tokenizer.vocabulary(np.zeros(tokenizer.size)).special[ids[0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_cannot_be_read_is_named(kind: Any) -> None:
+    tokenizer = trained(kind)
+    for texts, says in [
+        (
+            ["fine", "half \ud83d of one"],
+            r"text 1: half of a surrogate pair \(U\+D83D\) at char.* 5,",
+        ),
+        (["fine", None], "text 1: a text is expected, not NoneType"),
+        ([3.5], "text 0: a text is expected, not float"),
+    ]:
+        for read in (
+            tokenizer.encode_batch,
+            tokenizer.encode_with_offsets,
+            lambda texts: train_tokenizer(texts, TokenizerConfig(kind=kind, vocab_size=300)),
+        ):
+            with pytest.raises(ConfigError, match=says) as caught:
+                read(texts)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_line_without_spaces_takes_seconds(
+    kind: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    line = "".join(rng.choice([*"abcdefghijklmnopqrstuvwxyz"], 400_000))
+    config = TokenizerConfig(kind=kind, vocab_size=700)
+    begin = time.monotonic()
+    tokenizer = train_tokenizer([*TEXTS, line], config)
+    (ids,) = tokenizer.encode_batch([line])
+    assert time.monotonic() - begin < 20  # without a bound it takes minutes
+    assert len(ids) == 1 or len(ids) > len(line) // 10
+    said = capfd.readouterr().err
+    assert "left out 390,000 characters: the ends of words of more than 10,000" in said
+    # What is learnt is learnt from the beginning, and from words as they are.
+    assert tokenizer.fingerprint == train_tokenizer([*TEXTS, line[:10_000]], config).fingerprint
+    assert not capfd.readouterr().err
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[EOD]", "a", "##b", "\u2028"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "a", "size"),
+    [
+        ("\ufeff" + "\n".join(VOCABULARY), 6, 9),
+        ("\r\n".join(VOCABULARY) + "\r\n", 6, 9),
+        ("\n".join(VOCABULARY) + "\n\n\n", 6, 9),
+        ("\n".join([*VOCABULARY[:6], "", "", *VOCABULARY[6:]]), 8, 11),
+        ("\n".join([*VOCABULARY, "a"]), 9, 10),  # the last of two counts, as in BERT's own
+        ("\n".join([*VOCABULARY, "a", "c", "a"]), 11, 12),
+    ],
+    ids=["mark", "windows", "empty at the end", "empty", "twice", "three times"],
+)
+def test_a_vocabulary_is_read_as_bert_does(
+    lines: str, a: int, size: int, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "vocab.txt").write_bytes(lines.encode())
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert list(tokenizer.roles.values()) == [0, 1, 2, 3, 4, 5]
+    assert tokenizer.size == len(tokenizer.vocabulary(np.zeros(tokenizer.size)).special) == size
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["a", "[MASK]"])] == [[a], [1, 1, 1]]
+    assert tokenizer.encode_batch(["[MASK]"], special_tokens=True)[0].tolist() == [4]
+    # An id for a role comes behind all of them.
+    added = tokenizer.with_tokens(["[E1]"])
+    assert added.token_id("[E1]") == size == added.size - 1
+
+
+def test_gpt2s_files_may_have_marks_and_windows_lines(tmp_path: pathlib.Path) -> None:
+    vocabulary = {piece: i for i, piece in enumerate(["<|endoftext|>", "a", "b", "ab", "Ġ"])}
+    for mark, end in (("", "\n"), ("\ufeff", "\r\n")):
+        merges = f"{mark}#version: 0.2{end}a b{end}"
+        (tmp_path / "vocab.json").write_bytes(f"{mark}{json.dumps(vocabulary)}".encode())
+        (tmp_path / "merges.txt").write_bytes(merges.encode())
+        tokenizer = load_tokenizer(str(tmp_path))
+        assert tokenizer.roles["eod"] == 0 and tokenizer.size == 10
+        assert tokenizer.encode_batch(["ab a"])[0].tolist() == [3, 4, 1]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(ConfigError, match=r"merges\.txt:2: 'a b c' is no pair of pieces"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(ConfigError, match=r"no merges\.txt beside it"):
+        load_tokenizer(str(tmp_path))
+
+
+def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    return json.loads(tokenizer.to_json(tokenizer.size))
+
+
+def without(values: dict[str, Any], **changes: Any) -> str:
+    return json.dumps({**values, **changes})
+
+
+def with_vocabulary(**changes: Any) -> Any:
+    def change(values: dict[str, Any]) -> str:
+        return without(values, model={**values["model"], **changes})
+
+    return change
+
+
+def added(index: Any, content: Any) -> Any:
+    def change(values: dict[str, Any]) -> str:
+        one = {**values["added_tokens"][-1], "id": index, "content": content}
+        return without(values, added_tokens=[*values["added_tokens"], one])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda values: "[" * 100_000, "recursion"),
+        (lambda values: " " * (65 << 20), "more than 64 MiB"),
+        (lambda values: json.dumps([values]), "no 'model' with a 'vocab'"),
+        (lambda values: without(values, model="BPE"), "no 'model' with a 'vocab'"),
+        (with_vocabulary(vocab={}), "no 'model' with a 'vocab'"),
+        (with_vocabulary(vocab="abc"), "'vocab' is no map"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": 10**9}), "'a' has id 1000000000, not one below"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": -1}), "'a' has id -1"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": True}), "'a' has id True"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": "1"}), "'a' has id '1'"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": 0}), r"'\[UNK\]' and 'a' both have id 0"),
+        (with_vocabulary(vocab={"[UNK]": 0, "a": 99}), "of its 100 ids only 2 have a token"),
+        (
+            with_vocabulary(unk_token="[MASK]"),
+            r"what is unknown is '\[MASK\]', which is that for mask",
+        ),
+        (added(10**9, "new"), "'new' has id 1000000000 there, and 700 by its place"),
+        (added(701, "new"), "'new' has id 701 there, and 700 by its place"),
+        (added(3, "new"), "'new' has id 3 there, and 700 by its place"),
+        (added(700, 5), "invalid type: integer"),
+        (added(700, "half \ud83d"), "hex escape"),
+        (
+            lambda values: without(values, added_tokens=[0] * 70_000),
+            "more than 65,536 added tokens",
+        ),
+    ],
+)
+def test_a_hostile_tokenizer_is_one_clear_error(
+    change: Any, says: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(change(values_of(trained("wordpiece"))))
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_tokenizer(str(tmp_path))
+    assert time.monotonic() - begin < 10
+    assert "is no tokenizer (" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_panics_in_the_library_is_one_clear_error(tmp_path: pathlib.Path) -> None:
+    values = values_of(trained("bpe"))
+    model = {**values["model"], "continuing_subword_prefix": "longer than any piece is"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "model": model}))
+    with pytest.raises(ConfigError, match="is no tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_ids_without_a_token_are_counted(tmp_path: pathlib.Path) -> None:
+    values = values_of(trained("wordpiece"))
+    gone = values["model"]["vocab"].pop("then")
+    (tmp_path / "tokenizer.json").write_text("\ufeff" + json.dumps(values), encoding="utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    whole = trained("wordpiece")
+    assert tokenizer.size == whole.size and tokenizer.roles == whole.roles
+    assert tokenizer.token(gone + 1) == whole.token(gone + 1)
+    assert gone not in tokenizer.encode_batch(["then"])[0]
 
 
 def test_bert(test_data: pathlib.Path) -> None:

@@ -1,12 +1,29 @@
 """Where a context ends and what follows begins, and what does not fit."""
 
+import csv
+import dataclasses
+import json
+import lzma
+import pathlib
+import re
+
+import jax
 import numpy as np
 import pytest
 
+from lmjax.data.files import BadRowError
+from lmjax.data.rows import Notes
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.evaluation.continuations import continuation_scores, encode
+from lmjax.evaluation.continuations import (
+    continuation_scores,
+    encode,
+    last_words,
+    read_last_words,
+    split_last_word,
+)
 from lmjax.evaluation.scoring import token_scores
+from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.gpt import Gpt, GptConfig
 from tests.words import SIZE, random_model, trunk
 
@@ -64,3 +81,80 @@ def test_what_cannot_be_scored_is_named() -> None:
         continuation_scores(MODEL, [("w6", "")])
     with pytest.raises(ConfigError, match=r"does not fit .* room for 7 tokens: ' w7 w7"):
         continuation_scores(MODEL, [("w6", " w7" * 9)])
+
+
+@pytest.mark.parametrize(
+    ("text", "context", "word"),
+    [
+        ("It is a word", "It is a", " word"),
+        ('"Yes," he said.\n\n"No," \n', '"Yes," he said.', '\n\n"No,"'),
+        ("one  two\r\n", "one", "  two"),
+        ("10\u00a0000 men\u2028of 10\u00a0000", "10\u00a0000 men\u2028of", " 10\u00a0000"),
+    ],
+)
+def test_the_last_word_is_what_stands_behind_the_last_space(
+    text: str, context: str, word: str
+) -> None:
+    assert split_last_word(text) == (context, word)
+    for alone in (word, word.strip(), "", " \n"):
+        with pytest.raises(BadRowError, match="no word before the last one"):
+            split_last_word(alone)
+
+
+def test_a_last_word_is_right_where_each_of_its_tokens_is_the_likeliest() -> None:
+    """Beside the network's own logits, one token at a time."""
+    network = Gpt(GptConfig(trunk(norm="pre"), max_length=16, vocab_size=13))
+    model = dataclasses.replace(random_model(network, seed=0), tokenizer=byte_pairs())
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(["a", "b", "xy"], rng.integers(1, 3))) for _ in range(202)]
+    texts = [" ".join(words[i : i + 3]) for i in range(200)]
+    found = last_words(model, [split_last_word(text) for text in texts])
+    assert model.tokenizer is not None
+    ids = model.tokenizer.encode_batch(texts)
+    context = model.tokenizer.encode_batch([split_last_word(text)[0] for text in texts])
+    rows = np.zeros((len(texts), 16), np.int32)  # what is behind a token changes nothing
+    for row, tokens in zip(rows, ids, strict=True):
+        row[: len(tokens) + 1] = [model.tokenizer.roles["eod"], *tokens]
+    every = np.asarray(jax.nn.log_softmax(model(rows)))
+    expected, nats = [], []
+    for logs, tokens, shown in zip(every, ids, context, strict=True):
+        last = tokens[len(shown) :]
+        logs = logs[len(shown) : len(tokens)]
+        expected.append(bool((logs.argmax(-1) == last).all()))
+        nats.append(-logs[np.arange(len(last)), last].sum())
+    assert found.right.tolist() == expected
+    np.testing.assert_allclose(found.nats, nats, atol=1e-4)
+    assert found.perplexity == pytest.approx(np.exp(np.mean(nats)), rel=1e-4)
+    assert 0 < found.share.right == sum(expected) < found.share.count == len(texts)
+    assert found.cut == 0
+
+
+def test_last_words_are_read_of_every_form(tmp_path: pathlib.Path) -> None:
+    texts = ["It is a word", "one two", 'three, "four"']
+    as_json = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "t.jsonl.xz").write_bytes(lzma.compress(as_json.encode()))
+    (tmp_path / "t.json").write_text(json.dumps([{"text": text} for text in texts]))
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    (tmp_path / "t.tsv").write_text("\n".join(["text", *texts]))
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    for name in ("t.jsonl.xz", "t.json", "t.txt", "t.tsv", "t.csv"):
+        found = read_last_words(str(tmp_path / name), "text", "refuse", Notes())
+        assert [row["context"] + row["word"] for row in found] == texts, name
+        assert all(row["where"].startswith(name) for row in found)
+    (tmp_path / "t.jsonl").write_text(as_json + '{"text": "alone"}\n{"body": "a b"}\n')
+    says = r"--data: 2 of 5 rows .* t.jsonl:4: no word before .* t.jsonl:5: no column 'text'"
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_last_words(str(tmp_path / "t.jsonl"), "text", "refuse", Notes())
+    assert re.search(r"--text_feature.* --on_bad_rows=skip leaves them out", str(caught.value))
+    notes = Notes()
+    assert len(read_last_words(str(tmp_path / "t.jsonl"), "text", "skip", notes)) == 3
+    assert sum(notes.counts.values()) == 2
+
+
+def test_a_discriminator_has_no_last_word() -> None:
+    config = ElectraConfig(trunk(activation="gelu"), max_length=24, vocab_size=SIZE)
+    model = random_model(Electra(config))
+    with pytest.raises(ConfigError, match="--method: a discriminator predicts no words; pseudo"):
+        last_words(model, [("w6", " w7")])
+    assert len(last_words(model, [("w6", " w7")], "pseudo").nats) == 1

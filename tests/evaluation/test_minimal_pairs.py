@@ -1,5 +1,6 @@
 """Minimal pairs: files, ties, intervals, and a model that must be right."""
 
+import gzip
 import json
 import lzma
 import pathlib
@@ -14,6 +15,7 @@ from lmjax.evaluation.minimal_pairs import (
     by_ngrams,
     judge,
     judged,
+    mean_of_files,
     read_pairs,
     shares,
     unigram,
@@ -92,7 +94,7 @@ def test_files_are_read_packed_or_not(tmp_path: pathlib.Path) -> None:
     with lzma.open(tmp_path / "p.jsonl.xz", "wt") as file:
         file.write(text)
     pairs = read_pairs(tmp_path / "p.jsonl")
-    expected = [Pair("a b", "b a", "order", "syntax"), Pair("c", "d", "order", "syntax")]
+    expected = [Pair("a b", "b a", "order", "syntax", "p"), Pair("c", "d", "order", "syntax", "p")]
     assert pairs == expected
     assert read_pairs(tmp_path / "p.jsonl.xz") == pairs
     assert len(read_pairs(tmp_path / "p.jsonl", per_paradigm=1)) == 1
@@ -101,10 +103,10 @@ def test_files_are_read_packed_or_not(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", r"--data: p\.jsonl, line 1: no sentence 'good'"),
-        ('{"good": "a", "bad": ""}', "line 1: no sentence 'bad'"),
-        ('{"good": "a", "bad": "b"}\nnothing', "line 2: no JSON object"),
-        ("[1]", "line 1: no sentence 'good'"),
+        ("{}", r"--data: .*p\.jsonl:1: no sentence 'good'"),
+        ('{"good": "a", "bad": ""}', "p.jsonl:1: no sentence 'bad'"),
+        ('{"good": "a", "bad": "b"}\nnothing', "p.jsonl:2: no JSON"),
+        ("[1]", "p.jsonl:1: no JSON object"),
         ("", "no pair in"),
     ],
 )
@@ -112,5 +114,46 @@ def test_files_that_are_no_pairs(text: str, message: str, tmp_path: pathlib.Path
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_pairs(tmp_path / "p.jsonl")
-    with pytest.raises(ConfigError, match=r"--data: .* cannot be read"):
+    with pytest.raises(ConfigError, match=r"--data: no such file"):
         read_pairs(tmp_path / "nowhere")
+
+
+def test_files_are_paradigms_where_rows_name_none(tmp_path: pathlib.Path) -> None:
+    """BabyLM's supplement: a file a subtask, whose rows are two sentences alone."""
+    sizes = {"hypernym": 6, "qa_congruence": 2, "turn_taking": 4}
+    for name, size in sizes.items():
+        row = {"sentence_good": "a b", "sentence_bad": "b a", "UID": None}
+        ending = ".jsonl.gz" if name == "turn_taking" else ".jsonl"
+        with (gzip.open if ending[-1] == "z" else open)(tmp_path / f"{name}{ending}", "wt") as file:
+            file.write((json.dumps(row) + "\n") * size)
+    (tmp_path / "README.md").write_text("# About")
+    for spec in (tmp_path, tmp_path / "*.jsonl*", tmp_path / "**" / "*.jsonl*"):
+        pairs = read_pairs(spec)
+        assert [(pair.paradigm, pair.file) for pair in pairs] == [
+            (name, name) for name, size in sizes.items() for _ in range(size)
+        ]
+    right = np.array([1, 1, 1, 0.5, 0, 0, 1, 0, 0, 0, 0, 0])
+    found = shares(pairs, right)
+    assert {name: share.accuracy for name, share in found.items()} == pytest.approx(
+        {"hypernym": 3.5 / 6, "qa_congruence": 0.5, "turn_taking": 0.0, "all": 4.5 / 12}
+    )
+    assert mean_of_files(pairs, right) == pytest.approx((3.5 / 6 + 0.5 + 0.0) / 3)
+    assert len(read_pairs(tmp_path, per_paradigm=2)) == 6
+
+
+def test_files_of_one_name_are_several(tmp_path: pathlib.Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.jsonl").write_text('{"good": "a", "bad": "b"}\n')
+    pairs = read_pairs(tmp_path / "*" / "p.jsonl")
+    assert len({pair.file for pair in pairs}) == len({pair.paradigm for pair in pairs}) == 2
+
+
+def test_an_empty_file_among_others_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"good": "a", "bad": "b"}\n')
+    (tmp_path / "b.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match=r"no pair in '.*b\.jsonl'"):
+        read_pairs(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="is a directory; it has no file that can be read here"):
+        read_pairs(tmp_path / "none")

@@ -52,6 +52,15 @@ def named(request: pytest.FixtureRequest) -> tuple[str, Pretrained]:
     return request.param, random_model(MODELS[request.param])
 
 
+def test_a_special_token_that_a_text_spells_out_is_text(named: tuple[str, Pretrained]) -> None:
+    _, model = named
+    unknown = 1  # a word like any that the tokenizer has not
+    passages = [Passage(np.array([6, unknown, 7, unknown]))]
+    (expected,) = passage_scores(model, passages)
+    (found,) = token_scores(model, ["w6 [MASK] w7 [EOD]"])
+    np.testing.assert_array_equal(found, expected.logs)
+
+
 def log_softmax(x: Any) -> np.ndarray:
     x = np.asarray(x, np.float64)
     return x - x.max(-1, keepdims=True) - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1))

@@ -13,6 +13,7 @@ import lmjax
 from configs import prompting as configured
 from experiments import command_line, evaluate
 from lmjax.errors import ConfigError
+from lmjax.evaluation.continuations import last_words
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
 from lmjax.evaluation.perplexity import perplexity
 from lmjax.evaluation.prompting import NORMALISATIONS, answer, read_questions
@@ -76,7 +77,7 @@ def test_minimal_pairs(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     columns = ["gpt (causal)", "unigram, tokens of gpt", "trigram, tokens of gpt"]
     columns += ["xlnet (pseudo)", "xlnet (left_to_right)"]
     found = lines(place)
-    assert list(found[0])[4:] == columns
+    assert list(found[0])[5:] == columns
     expected = judge(lmjax.load(place / "gpt"), read_pairs(place / "pairs.jsonl"))
     assert [line["gpt (causal)"] for line in found] == expected.tolist()
     table = (place / "out/found.md").read_text()
@@ -92,6 +93,61 @@ def test_perplexity(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> 
     documents = corpus.read_text().split("\n\n")
     assert found["tokens"] == 30 * len(documents)
     expected = perplexity(lmjax.load(place / "gpt"), documents, stride=5)
+    assert found["nats"] == pytest.approx(expected.nats)
+
+
+def test_several_files_of_pairs(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = place / "supplement"
+    folder.mkdir()
+    listed = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    for name, rows in {"first": listed[:1], "second": listed[1:]}.items():
+        bare = ({"sentence_good": r["good"], "sentence_bad": r["bad"]} for r in rows)
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    for data in (str(folder), f"{folder}/*.jsonl"):
+        printed = run(capsys, place, data=data, model=[str(place / "gpt")])
+        right = judge(lmjax.load(place / "gpt"), read_pairs(place / "pairs.jsonl"))
+        mean = (right[0] + right[1:].mean()) / 2
+        table = (place / "out/found.md").read_text()
+        assert f"| first | 1 | {right[0]:.1%} |" in table and "| second | 5 |" in table
+        assert f"| mean of 2 files |  | {mean:.1%} |" in table
+        assert "mean of 2 files" in printed and "second" in printed
+        assert [line["file"] for line in lines(place)] == ["first"] + 5 * ["second"]
+
+
+def test_last_word(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"passage": f"w{6 + i} w8 w{7 + i % 3}"} for i in range(9)] + [{"passage": "w6"}]
+    (place / "passages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given: dict[str, Any] = {"task": "last_word", "data": str(place / "passages.jsonl")}
+    given |= {"text_feature": "passage", "model": [str(place / "gpt"), str(place / "xlnet")]}
+    with pytest.raises(ConfigError, match=r"passages.jsonl:10: no word before the last one"):
+        run(capsys, place, **given)
+    printed = run(capsys, place, on_bad_rows="skip", **given)
+    assert "no word before the last one: 1 rows, such as passages.jsonl:10" in printed
+    found = lines(place)
+    assert len(found) == 18 and {line["model"] for line in found} == {"gpt", "xlnet"}
+    pairs = [(f"w{6 + i} w8", f" w{7 + i % 3}") for i in range(9)]
+    expected = last_words(lmjax.load(place / "gpt"), pairs)
+    assert [line["right"] for line in found[:9]] == expected.right.tolist()
+    np.testing.assert_allclose([line["nats"] for line in found[:9]], expected.nats, atol=1e-5)
+    share, table = expected.share, (place / "out/found.md").read_text()
+    low, high = share.interval
+    cells = f"| gpt (causal) | 9 | {share.accuracy:.1%} ({low:.1%} to {high:.1%}) |"
+    assert f"{cells} {expected.perplexity:,.2f} | 0 |" in table
+
+
+def test_json_lines_are_scored_as_the_text_they_hold(
+    place: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = (place / "corpus.txt").read_text().split("\n\n")[:20]
+    (place / "c.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in documents))
+    given: dict[str, Any] = {"task": "perplexity", "model": [str(place / "gpt")]}
+    given |= {"data": str(place / "c.jsonl")}
+    with pytest.raises(ConfigError, match=r"c.jsonl:1: no text in column 'text' .*--text_feature"):
+        run(capsys, place, **given)
+    run(capsys, place, text_feature="body", **given)
+    (found,) = lines(place)
+    assert found["tokens"] == 30 * 20
+    expected = perplexity(lmjax.load(place / "gpt"), documents)
     assert found["nats"] == pytest.approx(expected.nats)
 
 

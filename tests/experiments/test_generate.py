@@ -43,7 +43,7 @@ def test_one_prompt_is_shown_as_it_comes_and_several_as_json(
     expected = lmjax.generate(lmjax.load(directory), ["It is", "Why"], **settings)
     settings["model"] = [str(directory)]
     assert printed(capsys, prompt=["It is"], **settings) == f"It is{expected[0].text}\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Why\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfWhy\r\n")))
     listed = printed(capsys, prompt=["It is"], prompts="-", jsonl=True, **settings)
     # Not splitlines: the texts are random bytes, and separators among them.
     made = [json.loads(line) for line in listed.removesuffix("\n").split("\n")]
@@ -62,7 +62,7 @@ def test_one_prompt_is_shown_as_it_comes_and_several_as_json(
         ({}, "--model: missing"),
         ({"model": ["m", "n"]}, "--model: give one of them"),
         ({"model": ["m"]}, "--prompt: missing"),
-        ({"model": ["m"], "prompts": "nowhere.txt"}, "--prompts: cannot read 'nowhere.txt'"),
+        ({"model": ["m"], "prompts": "nowhere.txt"}, "--prompts: no such file 'nowhere.txt'"),
         ({"model": ["nowhere"], "prompt": ["a"]}, "nowhere/config.json: cannot be read"),
     ],
 )

@@ -34,7 +34,8 @@ def log_p(model: Pretrained, ids: np.ndarray) -> np.ndarray:
 def masked(model: Pretrained, text: str) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     assert model.tokenizer is not None
     roles = model.tokenizer.roles
-    ids = np.concatenate([[roles["cls"]], model.tokenizer.encode_batch([text])[0], [roles["sep"]]])
+    (ids,) = model.tokenizer.encode_batch([text], special_tokens=True)
+    ids = np.concatenate([[roles["cls"]], ids, [roles["sep"]]])
     return ids, np.flatnonzero(ids == roles["mask"]), roles
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from lmjax.errors import ConfigError
 from lmjax.nn import kernels, masks
 from lmjax.nn.attention import attention
-from lmjax.nn.partition import AXES
+from lmjax.nn.partition import AXES, platform
 
 LENGTH, HEADS, HEAD_DIM = 128, 2, 16
 RNG = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_splash_lowers_for_tpus_on_a_mesh() -> None:
 def chosen(
     monkeypatch: pytest.MonkeyPatch,
     wanted: Any = "auto",
-    platform: str = "gpu",
+    here: str = "gpu",
     capability: float = 9.0,
     length: int = LENGTH,
     head_dim: int = 64,
@@ -108,7 +108,7 @@ def chosen(
     dtype: Any = jnp.bfloat16,
     drops: bool = False,
 ) -> str:
-    monkeypatch.setattr(kernels, "_platform", lambda: platform)
+    monkeypatch.setattr(kernels, "platform", lambda: here)
     monkeypatch.setattr(kernels, "_compute_capability", lambda: capability)
     query = jnp.zeros((2, length, HEADS, head_dim))
     return kernels.choose(wanted, query, query, MASKS[mask], dtype, drops)
@@ -119,18 +119,18 @@ def chosen(
     [
         ({}, "cudnn", ""),
         ({"mask": "prefix"}, "cudnn", ""),
-        ({"platform": "tpu"}, "splash", ""),
-        ({"platform": "cpu"}, "plain", ""),
+        ({"here": "tpu"}, "splash", ""),
+        ({"here": "cpu"}, "plain", ""),
         ({"wanted": "plain"}, "plain", ""),
-        ({"platform": "tpu", "wanted": "plain"}, "plain", ""),
+        ({"here": "tpu", "wanted": "plain"}, "plain", ""),
         ({"dtype": jnp.float32}, "plain", "cudnn computes in bfloat16"),
         ({"drops": True}, "plain", "cudnn has no dropout of the weights"),
         ({"capability": 7.5}, "plain", "of the Ampere generation"),
         ({"head_dim": 12}, "plain", "a multiple of 8 up to 128, not of 12"),
         ({"head_dim": 256}, "plain", "a multiple of 8 up to 128, not of 256"),
         ({"length": 127}, "plain", "an even length, not 127"),
-        ({"platform": "tpu", "mask": "prefix"}, "plain", "knows causal masks and documents alone"),
-        ({"platform": "tpu", "length": 96}, "plain", "a multiple of 128, not 96"),
+        ({"here": "tpu", "mask": "prefix"}, "plain", "knows causal masks and documents alone"),
+        ({"here": "tpu", "length": 96}, "plain", "a multiple of 128, not 96"),
     ],
 )
 def test_auto_takes_the_devices_kernel_where_it_can_and_says_once_where_not(
@@ -152,7 +152,7 @@ def test_auto_takes_the_devices_kernel_where_it_can_and_says_once_where_not(
     ("case", "message"),
     [
         ({"wanted": "splash"}, r"trunk\.attention: 'splash' does not run on this device \(gpu\)"),
-        ({"wanted": "cudnn", "platform": "cpu"}, r"'cudnn' does not run on this device \(cpu\)"),
+        ({"wanted": "cudnn", "here": "cpu"}, r"'cudnn' does not run on this device \(cpu\)"),
         ({"wanted": "cudnn", "drops": True}, r"set config\.model\.trunk\.attention_dropout to 0"),
         ({"wanted": "cudnn", "dtype": jnp.float32}, r"config\.model\.trunk\.dtype\), not in float"),
     ],
@@ -174,7 +174,7 @@ def test_a_length_that_is_split_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_platform_is_that_of_the_mesh() -> None:
-    assert kernels._platform() == "cpu"
+    assert platform() == "cpu"
     mesh = jax.make_mesh((8, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
     with jax.set_mesh(mesh):
-        assert jax.jit(lambda: len(kernels._platform()))() == 3
+        assert jax.jit(lambda: len(platform()))() == 3

@@ -14,7 +14,7 @@ from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
 from lmjax.tasks.batches import Collator
-from lmjax.tasks.embeddings import Embeddings, embed, ranked
+from lmjax.tasks.embeddings import Embeddings, ranked
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
 from lmjax.training.reporting import read_metrics
@@ -180,7 +180,7 @@ def test_a_run_finds_the_pairs_and_opens_again(tmp_path: pathlib.Path) -> None:
     assert next(iter(result.scores)) == "accuracy@1"
     assert result.not_exported == ""
     model = lmjax.load(tmp_path / "run")
-    first, second = (embed(model, [p[n] for p in result.predictions], 32) for n in ("text", "pair"))
+    first, second = (model.embed([p[n] for p in result.predictions]) for n in ("text", "pair"))
     cosines = [p["prediction"] for p in result.predictions]
     np.testing.assert_allclose((first * second).sum(1), cosines, atol=1e-4)
     # The encoder is one for `transformers`: mean pooling there gives the same.

@@ -14,16 +14,15 @@ from ml_collections import ConfigDict
 
 import lmjax
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data.rows import RowsConfig
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.models.gpt import Gpt
 from lmjax.models.heads import Headed
 from lmjax.nn.masks import causal
 from lmjax.tasks import finetuning
-from lmjax.tasks.base import Task
 from lmjax.tasks.batches import Collator, Epochs
-from lmjax.tasks.opened import open_run
-from lmjax.tasks.plan import Prepared, prepare
+from lmjax.tasks.plan import Prepared, named_tests, prepare
 from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import Run
@@ -433,14 +432,15 @@ def test_a_malformed_network_is_one_clear_error(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("task", "x", "config.json: task: expected a block"),
-        ("task", {}, "config.json: task.type: missing"),
-        ("task.type", "os.path", "config.json: task.type: 'os.path' is not of lmjax"),
+        ("task", "x", "task.json: task: expected a block"),
+        ("task", {}, "task.json: task.type: missing"),
+        ("task.type", "os.path", "task.json: task.type: 'os.path' is not of lmjax"),
         ("task.type", "lmjax.models.gpt.GptConfig", "is no lmjax.tasks.base.Task"),
-        ("task.type", "lmjax.tasks.tagging.Tagging", "--judge: .* are of different tasks"),
+        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network is one of"),
+        ("task.labels", ["no", "yes", "maybe"], "the network is one of another task"),
         ("task.head_dropout", math.nan, "task.head_dropout: must be a finite number"),
         ("task.length", 10**9, "task.length: must lie in"),
-        ("data", None, "config.json: data: expected a block"),
+        ("data", None, "task.json: data: expected a block"),
         ("data.train_rows", -1, "data.train_rows: must not be negative"),
     ],
 )
@@ -451,11 +451,12 @@ def test_the_task_of_a_malformed_run_is_one_clear_error(
     whole: tuple[ConfigDict, pathlib.Path, Any],
     tmp_path: pathlib.Path,
 ) -> None:
-    copy = changed(whole[1], tmp_path, "config.json", field, value)
-    if value == {}:  # a fine-tuning run all the same
-        assert lmjax.load(copy).labels == ("no", "yes")
+    copy = changed(whole[1], tmp_path, "task.json", field, value)
     with pytest.raises(ConfigError, match=message):
-        open_run(copy, Task, "--judge")
+        lmjax.load(copy)
+    # An earlier version left no task.json: the config says what the task was.
+    (copy / "task.json").unlink()
+    assert lmjax.load(copy).task is not None
 
 
 @pytest.mark.parametrize(
@@ -508,6 +509,61 @@ def test_bad_rows_of_held_out_data_are_skipped_and_told(tmp_path: pathlib.Path) 
     assert "- test: 1 skipped: empty text" in lines
     assert "- test: 1 skipped: label 'maybe' is none of the set" in lines
     assert any("test.jsonl:5" in line for line in lines)
+
+
+def test_several_test_sets_have_scores_and_files_of_their_own(tmp_path: pathlib.Path) -> None:
+    files = data(tmp_path, 24)
+    far = [{"text": f"{r['text']} nok", "label": "yes"} for r in small.labelled(8, 3)]
+    files["test"] = {
+        "1-near": files["test"],
+        "far-off": small.write_rows(tmp_path / "far.jsonl", far),
+    }
+    config = small.config(CLASSIFICATION, files)
+    config.training.epochs = 1
+    prepared = prepare(config)
+    assert prepared.scored == ("1-near", "far-off")
+    result = finetuning.finetune(prepared, config, tmp_path / "run", "", seed=0)
+    place = tmp_path / "run"
+    assert not {"predictions.jsonl", "report.md"} & {p.name for p in place.iterdir()}
+    values = json.loads((place / "results.json").read_text())
+    assert values["scored"] == ["1-near", "far-off"]
+    assert values["rows"] == {"train": 24, "validation": 24, "1-near": 32, "far-off": 8}
+    for name, count in (("1-near", 32), ("far-off", 8)):
+        told = [json.loads(line) for line in (place / f"predictions-{name}.jsonl").open()]
+        assert len(told) == count
+        right = np.mean([p["gold"] == p["prediction"] for p in told])
+        assert values["scores"][name]["accuracy"] == pytest.approx(right)
+        assert values["baselines"][name].keys() == prepared.baselines[name].keys()
+        assert f"{count} rows of {name}" in (place / f"report-{name}.md").read_text()
+    assert result.scores == result.sets["1-near"].scores
+    assert len(lmjax.load(place).held_out()) == 40
+
+
+def test_test_sets_are_named_in_a_block_or_a_line(tmp_path: pathlib.Path) -> None:
+    def named(test: Any) -> dict[str, str]:
+        return named_tests(RowsConfig(train="a.jsonl", test=test))
+
+    assert named("") == {}
+    assert named("b.jsonl") == {"test": "b.jsonl"}
+    assert named("near=b.jsonl,far=c/*.jsonl") == named({"near": "b.jsonl", "far": "c/*.jsonl"})
+    # What is a path is a path, whatever is in it.
+    path = tmp_path / "lang=de" / "x,y=z.jsonl"
+    path.parent.mkdir()
+    path.touch()
+    for spec in (str(path), "./lang=de/x.jsonl", "data/lang=de/x.jsonl"):
+        assert named(spec) == {"test": spec}
+    for spec, message in (
+        ("a=b.jsonl,a=c.jsonl", "two test sets of one name"),
+        ({"train": "b.jsonl"}, "'train' cannot name a test set"),
+        ({"a/b": "b.jsonl"}, "'a/b' cannot name a test set"),
+        ({"a": ""}, "config.data.test.a: expected a path, got ''"),
+        (7, "config.data.test: expected a path or a block of paths, got 7"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            named(spec)
+    files = data(tmp_path, 8) | {"test": "far=missing.jsonl"}
+    with pytest.raises(ConfigError, match=r"config.data.test.far: no such file"):
+        prepare(small.config(CLASSIFICATION, files))
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

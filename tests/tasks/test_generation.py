@@ -92,7 +92,9 @@ def test_what_is_learnt_is_generated_and_opens_again(tmp_path: pathlib.Path) -> 
     result = finetune(prepared, config, tmp_path / "run", "", seed=0)
     right = np.mean([p["gold"] == p["prediction"] for p in result.predictions])
     assert right > 0.9
-    assert result.scores["chrf"] > 90 > prepared.baselines["words of the prompt"]["chrf"]
+    assert (
+        result.scores["chrf"] > 90 > prepared.baselines["validation"]["words of the prompt"]["chrf"]
+    )
     assert all(0 < p["confidence"] <= 1 for p in result.predictions)
     report = (tmp_path / "run" / "report.md").read_text()
     assert "nearest to the truth" in report

@@ -77,7 +77,7 @@ def test_two_runs_make_triples(tmp_path: pathlib.Path) -> None:
         assert (triple.head.begin, triple.tail.begin, triple.relation) == (8, 0, "R")
         confidence = predicted[texts[triple.head.text]]["confidence"]
         assert triple.confidence == pytest.approx(confidence, abs=1e-4)
-    with pytest.raises(ConfigError, match="no run of tagging"):
+    with pytest.raises(ConfigError, match="a model of Relations, not of Tagging"):
         graphs.find_entities(tmp_path / "pairs", texts)
-    with pytest.raises(ConfigError, match="no run of relations"):
+    with pytest.raises(ConfigError, match="a model of Tagging, not of Relations"):
         graphs.find_triples(tmp_path / "tags", texts, entities)

@@ -133,6 +133,15 @@ def test_a_run_learns_all_tasks_and_continues_exactly(
         dict(model.params),
     )
     assert results["spans"].scores["span_f1"] >= 0
+    for name, result in results.items():
+        told = [{k: v for k, v in p.items() if k != "where"} for p in result.predictions]
+        for found, before in zip(
+            lmjax.load(tmp_path / "run" / name).predict(told), told, strict=True
+        ):
+            assert found["prediction"] == before["prediction"]
+            assert found["confidence"] == pytest.approx(before["confidence"], abs=1e-5)
+    with pytest.raises(ConfigError, match="a run of several tasks; open one, such as"):
+        lmjax.load(tmp_path / "run")
 
     evaluate, calls = multitask._Several.evaluate, []
 

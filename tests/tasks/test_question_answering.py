@@ -2,18 +2,20 @@
 
 import dataclasses
 import itertools
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmjax.data.rows import BadRowError, Notes
+from lmjax.convert.forms import spans, widest_windows
+from lmjax.data.rows import BadRowError, Notes, RowsConfig, read_split
+from lmjax.errors import ConfigError
 from lmjax.tasks.question_answering import (
     QuestionAnswering,
     best_spans,
-    spans,
     trimmed,
-    widest_windows,
 )
 from tests.tasks import small
 
@@ -35,6 +37,25 @@ def article(*questions: dict[str, Any]) -> dict[str, Any]:
 def question(text: str = "fem gil", start: int = 9, **more: Any) -> dict[str, Any]:
     answers = [{"text": text, "answer_start": start}] if text else []
     return {"id": "1", "question": "gil bak?", "answers": answers, **more}
+
+
+def test_a_bad_question_is_named_by_its_id(tmp_path: pathlib.Path) -> None:
+    good, bad = question(id="good"), question(text="nowhere", id="5f-a")
+    twice = json.dumps(question(id="twice")).replace('"question"', '"id": "x", "question"')
+    text = json.dumps({"data": [article(good, good), article(good, bad, {"TWICE": 0})]})
+    path = tmp_path / "s.json"
+    path.write_text(text.replace('{"TWICE": 0}', twice))
+    config = RowsConfig(train="none.csv", test=str(path))
+    with pytest.raises(ConfigError) as caught:
+        read_split(config, "test", task().parse, lambda *_: iter(()), Notes())
+    message = str(caught.value)
+    assert "2 of 5 rows" in message
+    assert "s.json[2], question '5f-a': the answer is not in the context" in message
+    assert "s.json[2]: two values are named 'id'" in message
+    config = dataclasses.replace(config, on_bad_rows="skip")
+    notes = Notes()
+    assert len(read_split(config, "test", task().parse, lambda *_: iter(()), notes)) == 3
+    assert sum(notes.counts.values()) == 2
 
 
 def test_nested_and_flat_rows_are_the_same() -> None:
@@ -103,7 +124,7 @@ def test_windows_cover_all_and_each_token_has_its_widest() -> None:
 @pytest.mark.parametrize("text", ["fem gil", "Bak", "Never nok.", "gil. Don"])
 def test_the_true_logits_give_the_answer_back(family: str, text: str) -> None:
     made = task(family, length=20)
-    rows = [made._question(question(text, CONTEXT.index(text)), {"context": CONTEXT})]
+    rows = [made.parse(question(text, CONTEXT.index(text), context=CONTEXT))]
     examples = made.encode(rows, TOKENIZER, Notes(), training=True)
     assert len(examples) > 1
     outputs = []
@@ -145,7 +166,7 @@ def test_best_spans_are_those_of_brute_force() -> None:
 
 def test_no_answer_wins_where_cls_scores_higher_by_the_threshold() -> None:
     made = task(no_answer=True, length=40)
-    rows = [made._question(question(), {"context": CONTEXT})]
+    rows = [made.parse(question(context=CONTEXT))]
     examples = made.encode(rows, TOKENIZER, Notes(), training=False)
     assert len(examples) == 1
     logits = np.zeros((len(examples[0]["tokens"]), 2))
@@ -154,7 +175,7 @@ def test_no_answer_wins_where_cls_scores_higher_by_the_threshold() -> None:
         chosen = dataclasses.replace(made, null_threshold=threshold)
         (found,) = chosen.predict(rows, examples, [{"logits": logits}])
         assert (found["prediction"] == "") == empty
-    found["prediction"] = "Bak"
+    found = {"prediction": "Bak"}
     scores = made.scores([found | {"gold": []}, found | {"gold": ["bak!"]}])
     assert scores == {"f1": 0.5, "exact": 0.5, "f1_answer": 1, "f1_no_answer": 0}
 
@@ -167,8 +188,8 @@ def test_spaces_at_the_start_of_tokens_are_no_part_of_them() -> None:
 
 def test_long_questions_are_cut_and_counted() -> None:
     made, notes = task(), Notes()
-    long = question() | {"question": " ".join(small.WORDS[:20])}
-    rows = [made._question(long, {"context": CONTEXT})]
+    long = question(context=CONTEXT) | {"question": " ".join(small.WORDS[:20])}
+    rows = [made.parse(long)]
     examples = made.encode(rows, TOKENIZER, notes, training=True)
     assert notes.counts["questions cut to 6 tokens"] == 1
     assert notes.counts["contexts read in windows"] == 1

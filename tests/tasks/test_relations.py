@@ -13,8 +13,9 @@ from lmjax.errors import ConfigError
 from lmjax.tasks.batches import Collator
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.metrics import relation_scores
+from lmjax.tasks.opened import open_run
 from lmjax.tasks.plan import prepare
-from lmjax.tasks.relations import MARKERS, Relations, _kept, load_relations, marked
+from lmjax.tasks.relations import MARKERS, Relations, _kept, marked
 from tests.tasks import small
 
 SEMEVAL = """1\t"The <e1>author</e1> of a keygen uses a <e2>disassembler</e2>."
@@ -173,14 +174,12 @@ def test_a_run_learns_which_span_is_which_and_opens_again(tmp_path: pathlib.Path
     result = finetune(prepared, config, tmp_path / "run", "", seed=0)
     assert result.scores["macro_f1"] > 0.8
     assert next(iter(result.scores)) == "macro_f1"
-    task, params, tokenizer = load_relations(tmp_path / "run")
-    assert task.labels == prepared.task.labels
-    examples = task.encode(result.predictions[:8], tokenizer, Notes(), False)
-    logits = task.forward(params, Collator(task, 8)(examples), None)["logits"]
-    again = [task.labels[i] for i in np.asarray(logits).argmax(1)]
-    assert again == [p["prediction"] for p in result.predictions[:8]]
+    opened = open_run(tmp_path / "run", Relations, "--relations")
+    assert opened.labels == prepared.task.labels
+    again = [p["prediction"] for p in opened.predict(rows[200:])]
+    assert again == [p["prediction"] for p in result.predictions]
     transformers = pytest.importorskip("transformers", reason="opens the encoder")
     model = transformers.AutoModel.from_pretrained(tmp_path / "run" / "model")
-    assert model.config.vocab_size == tokenizer.size
-    with pytest.raises(ConfigError, match="no run of relations"):
-        load_relations(tmp_path / "run" / "model")
+    assert model.config.vocab_size == prepared.start.tokenizer.size
+    with pytest.raises(ConfigError, match="a model of no task, not of Relations"):
+        open_run(tmp_path / "run" / "model", Relations, "--relations")

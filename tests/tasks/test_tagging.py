@@ -1,12 +1,14 @@
 """Tags on first tokens: words and tokens matched, windows, predictions put together."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmjax.data.rows import BadRowError, Notes
+from lmjax.data.rows import BadRowError, Notes, RowsConfig, place_of, read_split
+from lmjax.errors import ConfigError
 from lmjax.tasks.tagging import Tagging, first_tokens, words_of_tokens
 from tests.tasks import small
 
@@ -17,6 +19,24 @@ def task(tokenizer: Any, family: str = "bert", **fields: Any) -> Tagging:
     vocabulary = small.vocabulary(tokenizer)
     model = small.model(family, vocabulary.size)
     return Tagging(vocabulary=vocabulary, model=model, length=16, **fields)
+
+
+def test_the_line_of_a_bad_tag_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "c.conll").write_text("a O\nb B-X\n\na O\nb O\nc X\n\na O\nb B-Y\n")
+    made = task(small.tokenizer(), words="0", tags="-1")
+    config = RowsConfig(train="none.csv", test=str(tmp_path / "c.conll"))
+    with pytest.raises(ConfigError, match=r"1 of 3 rows .* c\.conll:6: 'X' is no BIO tag"):
+        read_split(config, "test", made.parse, made.embedded, Notes())
+    # CoNLL-U has lines that are no word.
+    (tmp_path / "u.conllu").write_text("# x\n1-2\tab\tO\n1\ta\tO\n2\tb\tX\n")
+    made = task(small.tokenizer(), words="1", tags="-1")
+    config = RowsConfig(train="none.csv", test=str(tmp_path / "u.conllu"))
+    with pytest.raises(ConfigError, match=r"u\.conllu:4: 'X' is no BIO tag"):
+        read_split(config, "test", made.parse, made.embedded, Notes())
+    bound = made.bind([{"words": ["a"], "gold": ["O"]}])
+    with pytest.raises(BadRowError, match="'B-Y' is none of the set") as caught:
+        bound.check({"words": ["a", "b"], "gold": ["O", "B-Y"]})
+    assert place_of(caught.value, "c.conll:8") == "c.conll:8, word 2"
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
@@ -43,7 +63,8 @@ def test_tokens_are_matched_with_their_words(kind: str) -> None:
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)
-def test_long_sentences_are_read_in_windows_that_end_between_words(family: str) -> None:
+def test_long_sentences_are_read_in_windows_that_overlap(family: str) -> None:
+    """Each word once, where most of what is around it is seen."""
     tokenizer = small.tokenizer()
     made = dataclasses.replace(task(tokenizer, family), labels=("O", "B-X"))
     rng = np.random.default_rng(1)
@@ -55,8 +76,26 @@ def test_long_sentences_are_read_in_windows_that_end_between_words(family: str) 
     examples = made.encode(rows, tokenizer, notes, training=True)
     assert notes.counts["split into windows of 16 tokens"] == 20
     read: dict[int, list[int]] = {i: [] for i in range(20)}
+    room = 16 - made.form.special_tokens(pair=False)
+    texts = tokenizer.encode_with_offsets([" ".join(row["words"]) for row in rows])
+    firsts = [
+        first_tokens(words_of_tokens(row["words"], offsets)).tolist()
+        for row, (_, offsets) in zip(rows, texts, strict=True)
+    ]
+    begin = made.form.join(np.zeros(0, np.int32)).first
     for example in examples:
         assert len(example["tokens"]) <= 16
+        ids, first = texts[int(example["row"])][0].tolist(), firsts[int(example["row"])]
+        own = example["tokens"][begin : begin + len(example["tokens"]) - 2].tolist()
+        starts = [i for i in range(len(ids)) if ids[i : i + len(own)] == own]
+        for place in np.flatnonzero(example["word"] >= 0):
+            token = first.index(int(example["word"][place]))
+            start = token - (int(place) - begin)
+            assert start in starts
+            # On both sides a quarter of a window, or all that there is.
+            assert min(token, token - start) >= min(token, room // 4)
+            end = start + len(own)
+            assert end - token > min(len(ids) - token - 1, room // 4)
         row = rows[int(example["row"])]
         for place in np.flatnonzero(example["word"] >= 0):
             word = int(example["word"][place])

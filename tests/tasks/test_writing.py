@@ -65,7 +65,7 @@ class Likes:
 
     def __init__(self, liked: str):
         self.liked = liked
-        self.task = type("Task", (), {"labels": ("no", "yes")})
+        self.labels = ("no", "yes")
 
     def predict(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         shares = [row["text"].split().count(self.liked) + 1 for row in rows]
@@ -104,6 +104,11 @@ def test_the_candidate_that_the_judge_likes_is_taken(model: Pretrained) -> None:
     assert made[0].endswith("dol fak") and made[2].endswith("dan")
     assert not made[0].startswith("bak")
     assert restyle(model, likes, texts, {}, "yes") == texts
+    # A mask that the text itself spells out is none.
+    assert model.tokenizer is not None
+    kept = model.tokenizer.decode(model.tokenizer.encode_batch([" [MASK] dol"])[0])
+    (made_of_it,) = restyle(model, likes, ["bak [MASK] dol"], {("bak",): 20.0}, "yes", seed=1)
+    assert made_of_it.endswith(kept) and not made_of_it.startswith("bak")
 
 
 def test_told_by_words() -> None:

@@ -91,6 +91,26 @@ def test_every_way_to_split_eight_devices_trains_alike(
         np.testing.assert_allclose(found, alone, rtol=1e-5, err_msg=str(config))
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, "plain") for name in tiny.NAMES),
+        *((name, "scanned in chunks") for name in ("gpt", "xlnet")),
+        ("bert", "on a mesh"),
+    ],
+)
+def test_every_objective_trains_in_bfloat16(name: str, form: str) -> None:
+    mesh, accumulation, trunk = MeshConfig(data=1), 1, {}
+    if form == "scanned in chunks":
+        accumulation, trunk = 2, {"scan_layers": True, "query_chunk": 5, "layers": 2}
+    elif form == "on a mesh":
+        mesh = MeshConfig(data=2, tensor=2, sequence=2)
+    exact = losses_on(name, mesh, 3, accumulation, **trunk)
+    rough = losses_on(name, mesh, 3, accumulation, **trunk, dtype="bfloat16")
+    assert rough != exact
+    np.testing.assert_allclose(rough, exact, rtol=2e-3)
+
+
 def test_eight_devices_and_accumulation_together_change_nothing() -> None:
     alone = losses_on("xlnet", MeshConfig(data=1), 3)
     together = losses_on("xlnet", MeshConfig(data=8), 3, accumulation=2)
@@ -206,6 +226,42 @@ def test_gradient_norms_tell_which_tensor_is_not_finite() -> None:
     assert metrics["gradient_norms"].shape == (len(leaves),)
     assert not np.isfinite(metrics["gradient_norms"]).all()
     assert not np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_losses_have_derivatives_in_either_mode(name: str) -> None:
+    objective, batch = tiny.objective(name), tiny.batch(name, 0, rows=4)
+    corrupted, seeds = corrupt_batch(objective, jax.random.key(0), batch)
+    params = start(objective, name).params
+    key = jax.random.key(1)
+    direction = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
+
+    def loss(params: Any) -> jax.Array:
+        scored = objective.loss(params, corrupted, objective.init_mems(4), seeds)
+        return sum(total / count for total, count in scored.terms.values())
+
+    def along(tree: Any) -> jax.Array:
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, tree, direction)))
+
+    @jax.jit
+    def derivatives(params: Any) -> dict[str, jax.Array]:
+        forward = jax.jvp(loss, (params,), (direction,))[1]
+        _, linear = jax.linearize(loss, params)
+        # Of the Hessian, by forward over reverse and by reverse over forward.
+        twice = jax.jvp(jax.grad(loss), (params,), (direction,))[1]
+        again = jax.grad(lambda p: jax.jvp(loss, (p,), (direction,))[1])(params)
+        return {
+            "reverse": along(jax.grad(loss)(params)),
+            "forward": forward,
+            "linear": linear(direction),
+            "twice": along(twice),
+            "again": along(again),
+        }
+
+    found = jax.device_get(derivatives(params))
+    np.testing.assert_allclose(found["forward"], found["reverse"], rtol=1e-4)
+    np.testing.assert_allclose(found["linear"], found["reverse"], rtol=1e-4)
+    np.testing.assert_allclose(found["twice"], found["again"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

@@ -1,6 +1,7 @@
-"""How each family reads one text or two: special tokens, segments, and the side of padding."""
+"""How each family reads one text or two: special tokens, segments, windows, side of padding."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -73,6 +74,12 @@ class Form:
             start + len(first) + 1,
         )
 
+    def ask(self, prompt: np.ndarray, answer: np.ndarray | None = None) -> Joined:
+        """A prompt and what a language model answers: start prompt delimiter answer."""
+        following = answer if answer is not None else np.zeros(0, np.int32)
+        tokens = np.array([self.vocabulary.eod, *prompt, self.vocabulary.sep, *following], np.int32)
+        return Joined(tokens, np.zeros_like(tokens), 1, len(prompt) + 2)
+
     def cut(
         self, first: np.ndarray, second: np.ndarray | None, length: int
     ) -> tuple[np.ndarray, np.ndarray | None, bool]:
@@ -103,3 +110,26 @@ def pad(array: np.ndarray, length: int, fill: int, left: bool) -> np.ndarray:
     missing = length - array.shape[-1]
     sides = (missing, 0) if left else (0, missing)
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [sides], constant_values=fill)
+
+
+def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
+    windows, begin = [], 0
+    while True:
+        end = min(begin + room, count)
+        windows.append((begin, end))
+        if end == count:
+            return windows
+        begin += min(end - begin, stride)
+
+
+def widest_windows(windows: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """The window that shows most around each token, [count]; run_squad's `_check_is_max_context`:
+    min(left, right) + 0.01 * length of the window, the first of equals."""
+    place = np.arange(count)
+    scores = np.full((len(windows), count), -1.0)
+    for w, (begin, end) in enumerate(windows):
+        around = np.minimum(place - begin, end - 1 - place)
+        inside = (place >= begin) & (place < end)
+        scores[w] = np.where(inside, around + 0.01 * (end - begin), -1.0)
+    return scores.argmax(0)

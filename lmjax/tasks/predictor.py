@@ -1,4 +1,4 @@
-"""Predictions for rows, with parameters as they are."""
+"""Predictions for rows, by a task and its parameters as they are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from lmjax.training.step import total_loss
 from lmjax.training.watch import means_of
 
 
-class Reader:
-    """A task's forward pass, compiled once for each length of its batches."""
+class Predictor:
+    """A task's forward pass, compiled once for each shape of its batches."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Reader:
             read, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh)
         )
 
-    def predict(
+    def outputs(
         self, params: Any, rows: Sequence[Row], examples: Sequence[Example]
-    ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows, and the means of what the loss is made of.
+    ) -> tuple[list[Outputs], dict[str, float]]:
+        """What `Task.predict` reads of each example, and the means of what the loss is made of.
 
         Raises:
           NonFiniteError: the model's outputs are NaN or infinite.
@@ -60,17 +60,33 @@ class Reader:
         outputs: list[Outputs] = [{} for _ in examples]
         sums = []
         for indices, batch in by_length(examples, self._collate):
-            placed = global_batch(batch, self._mesh, self._collate.batch_size)
+            placed = global_batch(batch, self._mesh, len(batch["weight"]))
             found, counted = jax.device_get(self._read(params, placed))
             sums.append(counted)
             for place, index in enumerate(indices):
-                row = {name: array[place] for name, array in found.items()}
-                source = rows[int(examples[index]["row"])]
-                for name, array in row.items():
+                example = examples[index]
+                own = {name: array[place] for name, array in found.items()}
+                outputs[index] = self._task.unpadded(example, own)
+                source = rows[int(example["row"])]
+                for name, array in outputs[index].items():
                     if np.issubdtype(array.dtype, np.floating):
                         require_finite(array, f"{source.get('where', 'a row')}: {name}")
-                outputs[index] = self._task.unpadded(examples[index], row)
         written = self._task.write(self._pick(params), self._tokenizer, examples)
         for output, more in zip(outputs, written, strict=True):
             output |= more
-        return self._task.predict(rows, examples, outputs), means_of(sums)
+        return outputs, means_of(sums)
+
+    def predict(
+        self,
+        params: Any,
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        task: Task | None = None,
+    ) -> tuple[list[Row], dict[str, float]]:
+        """Predictions for all rows, and the means of what the loss is made of.
+
+        Args:
+          task: decides instead of the predictor's own, as after `Task.tune`.
+        """
+        outputs, means = self.outputs(params, rows, examples)
+        return (task or self._task).predict(rows, examples, outputs), means

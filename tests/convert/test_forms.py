@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmjax.tasks.forms import Form, pad
+from lmjax.convert.forms import Form, pad
 from tests.tasks import small
 
 

@@ -141,7 +141,7 @@ def _pieces(tokenizer: Tokenizer) -> list[str]:
     ("settings", "says"),
     [
         ({"kind": "wordpieces"}, "kind: 'wordpieces' is not one of"),
-        ({"vocab_size": 20}, "vocab_size: 20 is too few"),
+        ({"vocab_size": 20}, "vocab_size: must be at least 100, got 20"),
         ({"kind": "bpe", "vocab_size": 200}, "vocab_size: 200 is too few"),
     ],
 )

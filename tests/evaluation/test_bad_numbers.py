@@ -11,7 +11,6 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 import lmjax
-from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import Notes
 from lmjax.data.tokenizers import Tokenizer
@@ -24,10 +23,10 @@ from lmjax.evaluation.scoring import methods_of, token_scores
 from lmjax.models.bert import BertConfig, BertForPreTraining
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.models.heads import Headed, PoolingHead
 from lmjax.models.xlnet import Xlnet, XlnetConfig
-from lmjax.tasks.embeddings import embed
-from tests.words import SIZE, random_model, trunk
+from lmjax.tasks.embeddings import Embeddings
+from lmjax.tasks.opened import Opened
+from tests.words import SIZE, random_model, tokenizer, trunk
 
 NETWORKS: dict[str, Any] = {
     "gpt": Gpt(GptConfig(trunk(norm="pre"), max_length=32, vocab_size=SIZE)),
@@ -137,13 +136,16 @@ def test_baselines() -> None:
         judged(np.array([-1.0, -np.inf]))
 
 
-def test_embeddings() -> None:
-    config = BertConfig(trunk(), max_length=32, vocab_size=SIZE)
-    model = random_model(headed(config, "mean_embedding", 0, 0.0))
-    assert isinstance(model.network, Headed) and isinstance(model.network.head, PoolingHead)
-    assert np.isfinite(embed(model, ["w6 w7", "w8"])).all()
-    with pytest.raises(NonFiniteError, match="embeddings of texts such as"):
-        embed(with_nan(model, "encoder/embeddings/embedding_norm/bias"), ["w6 w7"])
+def embedding(model: Pretrained, task: Embeddings) -> Opened:
+    return Opened(task.network, model.params, model.tokenizer, task=task)
+
+
+def test_embeddings(embeds: Embeddings) -> None:
+    model = random_model(embeds.network)
+    assert np.isfinite(embedding(model, embeds).embed(["w6 w7", "w8"])).all()
+    with pytest.raises(NonFiniteError, match="a row: first: 16 of 16 numbers"):
+        broken = with_nan(model, "encoder/embeddings/embedding_norm/bias")
+        embedding(broken, embeds).embed(["w6 w7"])
 
 
 def test_a_page_that_is_one_word_has_a_perplexity_without_bound() -> None:
@@ -184,7 +186,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pretrained, Any
     )
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(place)
-    (place / "tokenizer.json").write_text(end_only().as_loaded)
+    (place / "tokenizer.json").write_text(end_only().to_json(0))
     return lmjax.load(place), theirs
 
 
@@ -236,18 +238,24 @@ def grown() -> Pretrained:
     """A model whose tokenizer got the word 'foobarium' that its table has no row for."""
     model = random_model(NETWORKS["gpt"])
     assert model.tokenizer is not None
-    inner = tokenizers.Tokenizer.from_str(model.tokenizer.as_loaded)
+    inner = tokenizers.Tokenizer.from_str(model.tokenizer.to_json(SIZE))
     inner.add_tokens(["foobarium"])
     return dataclasses.replace(model, tokenizer=Tokenizer(inner))
 
 
-def test_a_text_with_a_token_without_a_row_is_refused_by_name(grown: Pretrained) -> None:
+@pytest.fixture(scope="module")
+def embeds() -> Embeddings:
+    config = BertConfig(trunk(), max_length=32, vocab_size=SIZE)
+    return Embeddings(model=config, vocabulary=tokenizer().vocabulary(np.zeros(SIZE)), length=32)
+
+
+def test_a_text_with_a_token_without_a_row_is_refused_by_name(
+    grown: Pretrained, embeds: Embeddings
+) -> None:
     text, template = "w6 foobarium w7", Template(prompt="{q}", choices=("a", "b"))
     row = template.parse({"q": "w6", "a": "foobarium", "b": "w8", "label": 0})
     asked = Questions(template, [{**row, "where": "0"}], [], 0, Notes())
-    config = BertConfig(trunk(), max_length=32, vocab_size=SIZE)
-    pooled = random_model(headed(config, "mean_embedding", 0, 0.0))
-    pooled = dataclasses.replace(pooled, tokenizer=grown.tokenizer)
+    pooled = dataclasses.replace(random_model(embeds.network), tokenizer=grown.tokenizer)
     uses: list[Any] = [
         lambda: token_scores(grown, [text]),
         lambda: judge(grown, [Pair(text, "w6")]),
@@ -256,7 +264,7 @@ def test_a_text_with_a_token_without_a_row_is_refused_by_name(grown: Pretrained)
         lambda: answer(grown, asked),
         lambda: lmjax.generate(grown, text),
         lambda: lmjax.generate(grown, "w6", choices=("foobarium", "w7")),
-        lambda: embed(pooled, [text]),
+        lambda: embedding(pooled, embeds).embed([text]),
     ]
     for use in uses:
         with pytest.raises(ConfigError, match=r"id 24 \('foobarium'\) is outside of the model's"):

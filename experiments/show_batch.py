@@ -62,7 +62,7 @@ def describe(
     """
     found = []
     for index, (tokens, documents) in enumerate(
-        zip(batch["tokens"], batch["documents"], strict=True)
+        zip(batch["tokens"], batch["segment_ids"], strict=True)
     ):
         real = tokens[documents > 0]
         score = float(-np.asarray(log_frequency)[real].mean()) if len(real) else 0.0

@@ -77,8 +77,8 @@ def batch(name: str, seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
     documents = np.ones_like(tokens)
     made = {
         "tokens": tokens,
-        "segments": np.tile((np.arange(LENGTH) > 8).astype(np.int32), (rows, 1)),
-        "documents": documents,
+        "token_types": np.tile((np.arange(LENGTH) > 8).astype(np.int32), (rows, 1)),
+        "segment_ids": documents,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (rows, 1)),
     }
     if name == "xlnet":

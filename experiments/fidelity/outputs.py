@@ -117,7 +117,7 @@ def make_arrays(case: Case, seed: int) -> dict[str, np.ndarray]:
     latest = np.argsort(np.where(real, -order, 1), axis=1)[:, :3]
     return {
         "tokens": tokens,
-        "segments": segments if case.segments else np.zeros_like(segments),
+        "token_types": segments if case.segments else np.zeros_like(segments),
         "real": real,
         "mems": rng.normal(size=(layers, batch, case.mems, hidden)).astype(np.float32),
         "perm_mask": order[:, :, None] <= order[:, None, :],
@@ -143,7 +143,7 @@ def run_theirs(case: Case, model: Any, arrays: dict[str, np.ndarray]) -> tuple[A
     if case.padding:
         given["attention_mask"] = tensor(arrays["real"].astype(np.int64))
     if case.segments:
-        given["token_type_ids"] = tensor(arrays["segments"])
+        given["token_type_ids"] = tensor(arrays["token_types"])
     if case.family == "gpt2":
         positions = np.maximum(arrays["real"].cumsum(1) - 1, 0)
         given["position_ids"] = tensor(positions)
@@ -194,7 +194,7 @@ def run_ours(
 
 
 def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
-    tokens, segments = jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["segments"])
+    tokens, segments = jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["token_types"])
     plain = inputs(network, tokens, segments, jnp.asarray(arrays["real"]))
     if not isinstance(network, Xlnet):
         return plain

@@ -14,7 +14,6 @@ from lmjax.configuration import NonNegativeInt, PositiveInt, check_ranges
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
-from lmjax.evaluation.scoring import METHODS
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
 from lmjax.training.reporting import read_metrics
@@ -101,7 +100,7 @@ class MinimalPairs(Measure):
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
         model = load(run)
-        if type(model.network) not in METHODS:
+        if not model.network.score_methods:
             return None
         return float(judge(model, read_pairs(self.data, self.per_paradigm, "data")).mean())
 

@@ -10,6 +10,7 @@ from lmjax.configuration import Finite, Interval, build, build_typed, check_fiel
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
+from lmjax.objectives.base import Objective
 from lmjax.training.plan import make_plan
 
 FIELDS = (
@@ -213,7 +214,7 @@ def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) 
     """Refuses objectives whose models a measure could not open, before they are trained."""
     for which, variant in variants.items():
         objective = make_plan(variant.config).objective
-        if measure.opens_model and not hasattr(objective, "network"):
+        if measure.opens_model and type(objective).network is Objective.network:
             raise ConfigError(
                 f"config.variants.{which}: {type(objective).__name__} has no property `network`,"
                 f" which the measure '{name}' takes the model from; give it one"

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lmjax.convert.forms import pad
 from lmjax.data.position import Position
 from lmjax.tasks.base import Example, Task
+from lmjax.tasks.input_format import pad
 
 _SHORTEST = 16  # tokens; shorter batches would be programs of their own for little
 

@@ -13,13 +13,12 @@ import numpy as np
 import optax
 
 from lmjax.convert.huggingface import save_huggingface
-from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
+from lmjax.models.heads import CLASS_TASKS, Headed
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
@@ -231,7 +230,10 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
     vocabulary = task.vocabulary
-    network, kept = exported(task.saved_network, task.merged(params))
+    network: Any = task.saved_network
+    kept = task.merged(params)
+    if isinstance(network, Headed) and network.task not in CLASS_TASKS.values():
+        network, kept = network.encoder, kept["encoder"]
     labels = task.class_names if isinstance(network, Headed) else ()
     ids = {"pad_token_id": vocabulary.pad}
     ids |= {"bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}

@@ -20,12 +20,12 @@ from lmjax.configuration import (
     convert,
     resolve_type,
 )
-from lmjax.convert.configs import ModelConfig
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, regularised, start_from, start_random
+from lmjax.tasks.starting import Start, start_from, start_random
 from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
@@ -180,7 +180,8 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
     mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
-    model = regularised(build_typed(values["model"], "config.model", ModelConfig), dropout)
+    family: ModelConfig = build_typed(values["model"], "config.model", ModelConfig)
+    model = family.for_finetuning(dropout)
     tokenizer = build(TokenizerConfig, values["tokenizer"], "config.tokenizer")
     cls = resolve_type(values["task"], "config.task", Task)
     if start is None and values["init"]:

@@ -17,6 +17,7 @@ from lmjax.configuration import (
     Seed,
     VocabSize,
     build,
+    build_typed,
     check_fields,
     check_ranges,
     convert,
@@ -251,11 +252,21 @@ def make_objective(
     )
     where = "config.objective"
     cls = resolve_type(objective, where, Objective)
-    model_type = typing.get_type_hints(cls)["model"]
-    if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
+    kind = typing.get_type_hints(cls)["model"]
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ConfigError(
             f"{where}.type: '{objective['type']}' does not say which config its model has"
         )
-    model_config = build(model_type, model, "config.model")
+    if "type" in model:
+        model_config = build_typed(model, "config.model", kind)
+    else:
+        model_config = build(cls.family or kind, model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)
-    return build(cls, objective, where, model=model_config, vocabulary=stand_in)
+    made: Objective = build(cls, objective, where, model=model_config, vocabulary=stand_in)
+    if cls.network is Objective.network:
+        return made  # it has parameters of its own, and its runs cannot be opened
+    try:
+        _ = made.network  # a family may lack the network that the objective trains
+    except ConfigError as error:
+        raise ConfigError(f"config.{error}") from error
+    return made

@@ -39,7 +39,7 @@ class PrefixLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         logits = apply(self.network, params, *self.inputs(batch), seeds)[:, :-1]
-        documents = batch["documents"]
+        documents = batch["segment_ids"]
         weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
         weights &= ~batch["in_prefix"][:, 1:]
         targets = batch["tokens"][:, 1:]
@@ -48,4 +48,4 @@ class PrefixLM(Objective):
     def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
         """tokens, positions, and the mask: (prefix | causal), inside each document."""
         seen = prefix(batch["in_prefix"]) | causal(batch["tokens"].shape[1])
-        return batch["tokens"], batch["positions"], seen & same_document(batch["documents"])
+        return batch["tokens"], batch["positions"], seen & same_document(batch["segment_ids"])

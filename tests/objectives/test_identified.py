@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_a_plain_loop(found: tuple[ReplaceMLM, Found], batch
             np.asarray(batch["target_weights"][row]) > 0
         ]
         for i in range(tiny.LENGTH):
-            if batch["documents"][row, i] == 0:
+            if batch["segment_ids"][row, i] == 0:
                 assert i not in chosen
                 continue
             token = int(batch["original"][row, i])

@@ -9,7 +9,8 @@ import pytest
 
 from lmjax.errors import ConfigError
 from lmjax.nn.masks import causal, same_document
-from lmjax.objectives.base import Batch, apply, cross_entropy
+from lmjax.nn.cross_entropy import cross_entropy
+from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.unified import UnifiedLM
 from tests import tiny
@@ -42,7 +43,7 @@ def test_alone_it_is_masked_lm_or_a_cloze_from_the_left(clean: Batch) -> None:
     found = UNIFIED.loss(params, both, None, None).terms["mlm"]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
-    mask = same_document(masked["documents"]) & causal(tiny.LENGTH)
+    mask = same_document(masked["segment_ids"]) & causal(tiny.LENGTH)
     tokens, segments, positions, _, targets = MASKED.inputs(masked)
     logits, _ = apply(MASKED.network, params, tokens, segments, positions, mask, targets)
     losses = cross_entropy(logits, masked["targets"]) * masked["target_weights"]

@@ -603,7 +603,7 @@ def test_gpts_auxiliary_loss(tmp_path: pathlib.Path) -> None:
         params
     )
     np.testing.assert_allclose(terms["classes"][0], alone["classes"][0], rtol=1e-6)
-    tokens, real = batch["tokens"], batch["documents"] > 0
+    tokens, real = batch["tokens"], batch["segment_ids"] > 0
     length = tokens.shape[1]
     network = Gpt(task.model)
     read = jax.jit(

@@ -119,11 +119,11 @@ def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Spe
       second: [m] token ids, m may be 0.
 
     Returns:
-      tokens, segments, documents, positions: int32 [length].
+      tokens, token_types, segment_ids, positions: int32 [length].
     """
     tokens = np.full(length, vocabulary.pad, np.int32)
-    segments = np.zeros(length, np.int32)
-    documents = np.zeros(length, np.int32)
+    token_types = np.zeros(length, np.int32)
+    segment_ids = np.zeros(length, np.int32)
     end = len(first) + 2
     tokens[0] = vocabulary.cls
     tokens[1 : end - 1] = first
@@ -132,12 +132,12 @@ def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Spe
         start, end = end, end + len(second) + 1
         tokens[start : end - 1] = second
         tokens[end - 1] = vocabulary.sep
-        segments[start:end] = 1
-    documents[:end] = 1
+        token_types[start:end] = 1
+    segment_ids[:end] = 1
     positions = np.arange(length, dtype=np.int32)
     return {
         "tokens": tokens,
-        "segments": segments,
-        "documents": documents,
+        "token_types": token_types,
+        "segment_ids": segment_ids,
         "positions": positions,
     }

@@ -37,8 +37,6 @@ def main() -> None:
             raise ConfigError(f"--{name}: missing")
     # After the flags: importing it takes seconds.
     import lmjax
-    from lmjax.generation.infilling import MASKED_MODELS
-    from lmjax.models.gpt import Gpt
     from lmjax.tasks.classification import Classification
     from lmjax.tasks.opened import open_run
     from lmjax.tasks.writing import check_style
@@ -48,13 +46,13 @@ def main() -> None:
         lmjax.load(flags.FLAGS.model),
     )
     check_style(judge, flags.FLAGS.to, "--to")
-    if isinstance(model.network, MASKED_MODELS):
+    if model.network.fills_masks:
         restyled(judge, model)
-    elif isinstance(model.network, Gpt):
+    elif model.network.continues_texts:
         continued(judge, model)
     else:
         raise ConfigError(
-            f"--model: a {type(model.network).__name__} neither fills gaps nor goes on"
+            f"--model: {type(model.network).__name__} neither fills masks nor continues texts"
         )
 
 

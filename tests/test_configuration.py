@@ -23,7 +23,6 @@ from lmjax.configuration import (
     opening,
     resolve,
 )
-from lmjax.convert.configs import ModelConfig
 from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig
@@ -34,6 +33,7 @@ from lmjax.generation.settings import GenerationConfig
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
 from lmjax.lab.plan import Published, Scaling
+from lmjax.models.family import ModelConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
@@ -187,12 +187,11 @@ def configs() -> list[type]:
         *(TransformerConfig, DataConfig, TokenizerConfig, RowsConfig, OptimizerConfig),
         *(TrainingConfig, MeshConfig, FinetuningConfig, LoraConfig, Budget, Published, Scaling),
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
-        *typing.get_args(ModelConfig),
     ]
-    for room in ("objectives", "tasks"):
+    for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):
             importlib.import_module(f"lmjax.{room}.{module.stem}".removesuffix(".__init__"))
-    kinds: list[type] = [Objective, Measure]
+    kinds: list[type] = [ModelConfig, Objective, Measure]
     while kinds:
         kind = kinds.pop()
         kinds += [sub for sub in kind.__subclasses__() if sub.__module__.startswith("lmjax.")]

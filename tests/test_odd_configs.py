@@ -29,7 +29,7 @@ from configs.finetune import (
 from configs.searches import optimizer
 from lmjax.configuration import build, build_typed, resolve
 from lmjax.convert.adapting import adapted
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig, prepare
 from lmjax.data.tokenizers import TokenizerConfig
@@ -244,8 +244,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A published encoder with random parameters."""
     place = tmp_path_factory.mktemp("start") / "bert"
     tokenizer = small.tokenizer()
-    network, ids = BertEncoder(small.model("bert", tokenizer.size)), np.zeros((1, 1), np.int32)
-    params = network.init(jax.random.key(0), *inputs(network, ids, ids, ids == 0))["params"]
+    model, ids = small.model("bert", tokenizer.size), np.zeros((1, 1), np.int32)
+    network = BertEncoder(model)
+    params = network.init(jax.random.key(0), model.inputs(ids, ids, ids == 0))["params"]
     lmjax.save_huggingface(Pretrained(network, params, tokenizer), place)
     return str(place)
 

@@ -17,7 +17,7 @@ class Case:
       network: the class of `transformers`.
       config: fields of its config.
       padding: on which side of the shorter texts; '' = no text is shorter.
-      segments: two segments a text, or none told.
+      token_types: two types of tokens a text, or none given.
       mems: earlier positions that XLNet remembers.
       permuted: XLNet with perm_mask and target_mapping, both streams.
       batch: rows.
@@ -27,7 +27,7 @@ class Case:
     network: str
     config: Mapping[str, Any]
     padding: Literal["", "left", "right"] = "right"
-    segments: bool = True
+    token_types: bool = True
     mems: int = 0
     permuted: bool = False
     batch: int = 4
@@ -67,7 +67,7 @@ def _bert(name: str, network: str, how: Mapping[str, Any] | None = None, **confi
 
 
 def _gpt2(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
-    return Case(f"gpt2 {name}", network, {**_GPT2, **config}, segments=False, **(how or {}))
+    return Case(f"gpt2 {name}", network, {**_GPT2, **config}, token_types=False, **(how or {}))
 
 
 def _xlnet(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:

@@ -142,6 +142,7 @@ class BertEncoder(Network):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("BertModel", self.config.encoder_rules(""), bare=True)
 
@@ -177,6 +178,7 @@ class BertWithPooler(Network):
     def whole(self, inputs: TextInputs) -> tuple[jax.Array, jax.Array]:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         def rules() -> Rules:
             yield from self.config.encoder_rules("encoder/")
@@ -230,10 +232,12 @@ class BertForPreTraining(MaskedNetwork):
         outputs = self(inputs, every_position(inputs))
         return outputs if self.sentence_head else outputs[0]
 
+    @nn.nowrap
     def published(self) -> Published:
         architecture = "BertForPreTraining" if self.sentence_head else "BertForMaskedLM"
         return Published(architecture, self._rules())
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         tied = self.config.tie_embeddings
         also = ("cls.predictions.decoder.weight",) if tied else ()

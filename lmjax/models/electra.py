@@ -224,9 +224,11 @@ class ElectraEncoder(Network):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("ElectraModel", self.rules(""), bare=True)
 
+    @nn.nowrap
     def rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
         """As `ModelConfig.encoder_rules`, of either network's trunk."""
         yield from text_embeddings("electra.embeddings", f"{ours}embeddings", tied)
@@ -262,10 +264,12 @@ class ElectraGenerator(MaskedNetwork):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self.fill(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         _check_generator_activation(self.config.generator_trunk, "trunk.activation")
         return Published("ElectraForMaskedLM", self._rules())
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         tied = self.config.tie_embeddings
         encoder = ElectraEncoder(self.config, self.config.generator_trunk)
@@ -318,9 +322,11 @@ class ElectraDiscriminator(Network):
         logits = self(inputs)
         return jax.nn.log_sigmoid(-logits), logits <= 0
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("ElectraForPreTraining", self._rules())
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         yield from self.config.encoder_rules("encoder/")
         yield from dense("discriminator_predictions.dense", "dense")
@@ -376,6 +382,7 @@ class Electra(_Generating):
         """Both networks on the same tokens; touches every parameter, for `init`."""
         return self.generate(inputs, target_positions), self.discriminate(inputs)
 
+    @nn.nowrap
     def part(self, params: Any, name: str) -> tuple[Network, Any]:
         config = dataclasses.replace(self.config, embedding_size=self.config.embedding_features)
         if name == "discriminator":
@@ -435,6 +442,7 @@ class ElectraWithLM(_Generating):
             *self.identify(inputs, target_positions),
         )
 
+    @nn.nowrap
     def part(self, params: Any, name: str) -> tuple[Network, Any]:
         """The language model, whichever is asked for."""
         del name

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,6 +223,7 @@ class GptEncoder(Network):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("GPT2Model", self.config.encoder_rules(""), bare=True)
 
@@ -258,9 +260,11 @@ class Gpt(CausalNetwork):
         here = jax.lax.dynamic_slice_in_dim(positions, start, count, axis=1)
         return self.encoder.extend(new, here, mask, None, cache, start)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("GPT2LMHeadModel", self._rules())
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         tied = self.config.tie_embeddings
         yield from self.config.encoder_rules("encoder/", ("lm_head.weight",) if tied else ())

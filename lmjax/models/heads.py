@@ -204,6 +204,7 @@ class Headed(Network):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published | None:
         names = [name for name, task in CLASS_TASKS.items() if task == self.task]
         names = [name for name in names if self.config.published_has(name)]
@@ -211,6 +212,7 @@ class Headed(Network):
             return None
         return Published(self.config.published_prefix + names[0], list(self._rules()))
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         yield from self.config.encoder_rules("encoder/")
         head = self.head

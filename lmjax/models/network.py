@@ -66,6 +66,7 @@ class Network(nn.Module):
         """Whether a text stands behind the token that begins a document."""
         return "begin" in self.frame[0]
 
+    @nn.nowrap
     def part(self, params: Any, name: str) -> tuple["Network", Any]:
         """One of its networks with its parameters, where it is made of several.
 
@@ -75,6 +76,7 @@ class Network(nn.Module):
         del name
         return self, params
 
+    @nn.nowrap
     def published(self) -> Published | None:
         """Its class of `transformers`; None where there is none."""
         return None

@@ -255,6 +255,7 @@ class XlnetEncoder(Network):
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("XLNetModel", self.config.encoder_rules(""), bare=True)
 
@@ -447,9 +448,11 @@ class Xlnet(Network):
         inputs = TextInputs(tokens, jnp.zeros_like(tokens), tokens, mask, real)
         return self.decode(self(inputs, None, mapping)[0][:, 0]).astype(jnp.float32)
 
+    @nn.nowrap
     def published(self) -> Published:
         return Published("XLNetLMHeadModel", self._rules())
 
+    @nn.nowrap
     def _rules(self) -> Rules:
         tied = self.config.tie_embeddings
         yield from self.config.encoder_rules("encoder/", ("lm_loss.weight",) if tied else ())

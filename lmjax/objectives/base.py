@@ -14,7 +14,7 @@ from lmjax.configuration import check_ranges
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.models.family import ModelConfig
-from lmjax.models.network import TextInputs
+from lmjax.models.network import Network, TextInputs
 from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import Mask
@@ -77,7 +77,7 @@ class Objective:
         return {}
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """What is trained; `lmjax.load` gives it with its parameters."""
         raise ConfigError(
             f"objective: {type(self).__name__} has no property `network`, which a run is opened"

@@ -81,7 +81,8 @@ def test_chunks_keep_the_logits_out_of_memory() -> None:
         model = GptConfig(trunk, max_length=length, vocab_size=size)
         objective = CausalLM(vocabulary=vocabulary, model=model, loss_chunk=chunk)
         shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-        batch = dict.fromkeys(("tokens", "positions", "segment_ids"), shape)
+        names = ("tokens", "token_types", "positions", "segment_ids")
+        batch = dict.fromkeys(names, shape)
 
         def gradient(params: Any, batch: Any, objective: CausalLM = objective) -> Any:
             return jax.grad(lambda p: objective.loss(p, batch, None, None).terms["lm"][0])(params)

@@ -239,8 +239,8 @@ def test_memory_is_what_each_layer_read_of_the_first_part() -> None:
     one = Xlnet(dataclasses.replace(made.model, trunk=dataclasses.replace(trunk, layers=1)))
     first = {"layer_0": params["encoder"]["layers"]["layer_0"]}
     shallow = {**params, "encoder": {**params["encoder"], "layers": first}}
-    tokens, segments, mask, *_ = made.inputs(batch, None)
-    read, _ = jax.jit(lambda: apply(one, shallow, tokens, segments, mask, old[:1]))()
+    inputs, *_ = made.inputs(batch)
+    read, _ = jax.jit(lambda: apply(one, shallow, inputs, old[:1]))()
     np.testing.assert_allclose(mems[1, :, 4:], read[:, :8], atol=1e-5)
     assert not jax.jit(jax.grad(lambda x: made.loss(params, batch, x, None).mems.sum()))(old).any()
 

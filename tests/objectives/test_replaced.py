@@ -126,10 +126,11 @@ def test_the_discriminator_is_told_which_tokens_differ(
 
     @jax.jit
     def outputs() -> tuple[jax.Array, jax.Array]:
-        inputs = OBJECTIVE.inputs(batch)
-        logits = apply(network, params, *inputs, method="generate")
+        inputs, where = OBJECTIVE.inputs(batch)
+        logits = apply(network, params, inputs, where, method="generate")
         tokens = sample_replacements(logits, batch)
-        return tokens, apply(network, params, tokens, *inputs[1:-1], method="discriminate")
+        read = inputs.replace(tokens=tokens)
+        return tokens, apply(network, params, read, method="discriminate")
 
     tokens, logits = jax.device_get(outputs())
     loss, replaced, right, real = 0.0, 0, 0, 0

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.convert.networks import in_unit
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
+from lmjax.models.heads import Headed, in_unit
 from lmjax.nn.lora import LoraConfig
 from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Regression

@@ -20,6 +20,7 @@ from lmjax.configuration import (
     convert,
     resolve_type,
 )
+from lmjax.convert.runs import check_saved
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
@@ -241,6 +242,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     task = task.bind(rows["train"])  # all of them: few may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     task = task.fit(rows["train"])
+    check_saved(task.saved_network)
     for split in splits:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:

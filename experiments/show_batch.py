@@ -56,7 +56,7 @@ def describe(
     """A few lines a row: its place, size, how surprising its tokens are, and its text.
 
     Args:
-      batch: clean, `tokens` and `documents` [batch, length].
+      batch: clean, `tokens` and `segment_ids` [batch, length].
       log_frequency: [vocab_size], nats.
       rows: how many, the most surprising first (mean unigram score in nats a token).
     """

@@ -1,12 +1,33 @@
 """What the forms of examples share: their interface, and reading sentences of a store."""
 
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from lmjax.errors import ConfigError
 
-Row = dict[str, np.ndarray]
+
+class Row(TypedDict):
+    """One example of clean text, and so the arrays of a batch, which have an axis in front.
+
+    An objective's `corrupt` adds arrays of its own.
+
+    Attributes:
+      tokens: int32 [length], ids.
+      token_types: int32 [length]: 0 or 1, BERT's A or B; 2 for XLNet's [CLS].
+      segment_ids: int32 [length]: the number of the document in a packed row, from 1 on; 0 is
+        padding. Attention stays within a number.
+      positions: int32 [length], rows of the position table.
+      label: int32 []: whether the second text follows the first (0), or does not (1).
+      direction: int32 []: 1, or -1 where the text is reversed (XLNet's bi_data).
+    """
+
+    tokens: np.ndarray
+    token_types: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    label: NotRequired[np.ndarray]
+    direction: NotRequired[np.ndarray]
 
 
 class Store(Protocol):

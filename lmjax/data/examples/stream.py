@@ -126,7 +126,7 @@ class StreamSource:
         token_types = np.zeros(form.length, np.int32)
         token_types[len(before) + 1 : -1] = 1
         token_types[-1] = 2
-        result = {
+        result: Row = {
             "tokens": tokens,
             "token_types": token_types,
             "segment_ids": np.ones(form.length, np.int32),

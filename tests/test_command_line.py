@@ -26,7 +26,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["--config=configs/none.py"], "--config: cannot read 'configs/none.py'"),
         (["--config.training.steps=3"], "config.training.steps"),
         ([TINY, "--config.training.stepz=3"], "config.training.stepz: unknown field"),
-        ([TINY, "--config.training.steps=abc"], "--config.training.steps=abc"),
+        ([TINY, "--config.training.steps=abc"], "config.training.steps: expected int, got 'abc'"),
         ([TINY, "--config.model.trunk.heads=3"], "config.model.trunk.heads: 3 heads"),
         ([TINY, "--config.data.examples.length=1024"], "config.data.examples.length: 1024"),
         ([TINY, "--config.data.corpus=missing.txt"], "config.data.corpus: no such file"),

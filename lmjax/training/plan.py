@@ -118,22 +118,19 @@ def model_class(objective: Mapping[str, Any], where: str) -> type:
     return found
 
 
-def _examples_class(examples: Mapping[str, Any], around: Mapping[str, Any], where: str) -> type:
-    del around
-    cls = resolve_type(examples, where)
-    if not hasattr(cls, "source"):
-        raise ConfigError(
-            f"{where}.type: '{examples['type']}' is no form of examples; those of lmjax are in"
-            " lmjax.data.examples"
-        )
-    return cls
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainingData(DataConfig):
     """Which text, and how it is cut into examples; see `lmjax.data.examples`."""
 
-    examples: Annotated[Examples, Block(find=_examples_class)]
+    examples: Annotated[Examples, Block()]
+
+    def __post_init__(self) -> None:
+        cls = type(self.examples)
+        if not hasattr(cls, "source"):
+            raise ConfigError(
+                f"examples.type: '{cls.__module__}.{cls.__qualname__}' is no form of examples;"
+                " those of lmjax are in lmjax.data.examples"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

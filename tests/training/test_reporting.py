@@ -61,7 +61,7 @@ def make_config(**changes):
         {
             "seed": 0,
             "objective": {"type": f"{__name__}.Objective", "rate": 0.15},
-            "model": {"trunk": {"layers": 2}},
+            "model": {"trunk": {"layers": 2, "sizes": (1, 2)}},
             "training": {"steps": 10},
         }
     )

@@ -3,8 +3,9 @@
   python -m experiments.show_config --config=configs/bert.py:tiny --config.training.steps=1000
 
 A value comes from the command line, from the config file, or is the default of a dataclass. A field
-that needs a value and has none is marked as missing. Of an ablation, `pretraining` shows what all
-variants share; `variants` shows what each changes.
+that needs a value and has none is marked as missing; those of the model come from the checkpoint
+where `init` names one. Of an ablation, `pretraining` shows what all variants share, and `variants`
+what each changes.
 """
 
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ ORDER = [
     "lab",
 ]
 # What every room may import, and which imports no room.
-COMMON = {"__init__", "errors", "progress", "configuration", "locking"}
+COMMON = {"__init__", "errors", "progress", "configuration", "overrides", "locking"}
 
 # What asks for the class of an object.
 CHECKS = {"isinstance", "issubclass"}

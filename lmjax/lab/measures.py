@@ -6,16 +6,16 @@ import pathlib
 import shutil
 import statistics
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ml_collections
 
-from lmjax.configuration import NonNegativeInt, PositiveInt, check_ranges
+from lmjax.configuration import Block, NonNegativeInt, PositiveInt, check_ranges
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
 from lmjax.tasks.finetuning import finetune
-from lmjax.tasks.plan import prepare
+from lmjax.tasks.plan import FinetuneConfig, prepare
 from lmjax.training.reporting import read_metrics
 
 
@@ -116,7 +116,7 @@ class FineTuning(Measure):
         rows that are drawn, too.
     """
 
-    config: Mapping[str, Any]
+    config: Annotated[Mapping[str, Any], Block(find=lambda *_: FinetuneConfig)]
     score: str = ""
     seeds: PositiveInt = 1
 

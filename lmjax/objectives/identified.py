@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.configuration import Weight
 from lmjax.models.electra import ElectraWithLM
 from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
@@ -23,20 +22,14 @@ from lmjax.objectives.replaced import Replacing
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ReplaceMLM(Replacing):
-    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place.
-
-    Attributes:
-      identity_weight: of the second network's loss. The paper does not say; both are masked
-        LMs, and both count 1 here.
-    """
+    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place."""
 
     headline = "identity"
 
-    identity_weight: Weight = 1.0
-
     @property
     def weights(self) -> dict[str, float]:
-        return {"mlm": self.generator_weight, "identity": self.identity_weight}
+        # The paper gives no weight of the second network's loss; both are masked LMs.
+        return {"mlm": self.generator_weight, "identity": 1.0}
 
     @property
     def network(self) -> ElectraWithLM:

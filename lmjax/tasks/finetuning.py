@@ -22,7 +22,7 @@ from lmjax.models.heads import CLASS_TASKS, Headed
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
-from lmjax.tasks.plan import MAY_CHANGE, Prepared
+from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
@@ -101,7 +101,7 @@ def finetune(
     own.seed = seed
     if scratch:
         own.init = ""
-    directory = RunDirectory(workdir, own, MAY_CHANGE)
+    directory = RunDirectory(workdir, own, FinetuneConfig)
     start = prepared.start.from_scratch() if scratch else prepared.start
     task = prepared.task
     check_model_fits(task.model, prepared.mesh)

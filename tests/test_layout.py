@@ -67,7 +67,7 @@ def test_imports_run_one_way(path: pathlib.Path) -> None:
 
 def test_files_are_small_and_named_for_what_they_hold() -> None:
     for path in sources():
-        assert len(path.read_text().splitlines()) <= 400, path
+        assert len(path.read_text().splitlines()) <= 600, path
         assert path.name not in ("utils.py", "helpers.py", "misc.py"), path
 
 

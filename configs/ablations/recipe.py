@@ -97,7 +97,6 @@ def ablation(
         "question": question,
         "base": base,
         "seeds": 3,
-        "seeds_together": True,
         "comparable_losses": comparable_losses,
         "budget": {"unit": "tokens", "amount": float(s.tokens)},
         "pretraining": pretraining,

@@ -17,7 +17,6 @@ FIELDS = (
     "question",
     "base",
     "seeds",
-    "seeds_together",
     "comparable_losses",
     "budget",
     "pretraining",
@@ -29,10 +28,10 @@ _PLAIN = {
     "question": str,
     "base": str,
     "seeds": Annotated[int, Interval("[1, 1000]")],
-    "seeds_together": bool,
     "comparable_losses": bool,
 }
-# What a continued ablation may change: more seeds are more cells.
+# Fields that a resumed ablation may change: more seeds are more cells. `seeds_together` is a
+# field of earlier versions, whose directories resume without it.
 MAY_CHANGE = ("seeds", "seeds_together")
 
 
@@ -90,7 +89,6 @@ class Ablation:
 
     Attributes:
       base: the variant that the others are held against.
-      together: whether the seeds of a variant train in one program.
       comparable_losses: whether the variants' held-out losses are of the same targets.
     """
 
@@ -98,7 +96,6 @@ class Ablation:
     question: str
     base: str
     seeds: tuple[int, ...]
-    together: bool
     comparable_losses: bool
     budget: Budget
     variants: Mapping[str, Variant]
@@ -137,6 +134,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
       ConfigError: names the field.
     """
     values = config.to_dict()
+    refuse_retired_fields(values)
     check_fields(values, FIELDS, plain=_PLAIN, optional=("published", "scaling"))
     for name, hint in _PLAIN.items():
         if convert(values[name], hint, f"config.{name}") == "":
@@ -185,7 +183,6 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         question=values["question"],
         base=values["base"],
         seeds=tuple(range(values["seeds"])),
-        together=values["seeds_together"],
         comparable_losses=values["comparable_losses"],
         budget=build(Budget, values["budget"], "config.budget"),
         variants=variants,
@@ -193,6 +190,19 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         published=published,
         scaling=scaling,
     )
+
+
+def refuse_retired_fields(values: Mapping[str, Any]) -> None:
+    """Refuses fields of earlier versions.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    if "seeds_together" in values:
+        raise ConfigError(
+            "config.seeds_together: no longer supported; delete the field, seeds train one after"
+            " the other"
+        )
 
 
 def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:

@@ -24,12 +24,12 @@ import ml_collections
 from lmjax.configuration import PositiveInt, Seed, check_fields, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.lab.cells import check_variants, run_cells
-from lmjax.lab.plan import Ablation, read_ablation
+from lmjax.lab.plan import Ablation, read_ablation, refuse_retired_fields
 from lmjax.lab.results import read_results
-from lmjax.training.reporting import RunDirectory, write_json
-from lmjax.training.watch import DivergedError
+from lmjax.training.monitor import DivergedError
+from lmjax.training.run_directory import RunDirectory, write_json
 
-# A search may go on for longer than was first said.
+# Fields that a resumed search may change; for `seeds_together` see `lmjax.lab.plan`.
 MAY_CHANGE = ("trials", "seeds_together")
 _OWN = {
     "sampler": Literal["grid", "random", "tpe"],
@@ -38,7 +38,7 @@ _OWN = {
     "seed": Seed,
 }
 # And of an ablation's fields, those that a search has too.
-_PLAIN = ("name", "question", "seeds", "seeds_together", "comparable_losses", *_OWN)
+_PLAIN = ("name", "question", "seeds", "comparable_losses", *_OWN)
 _BLOCKS = ("budget", "pretraining", "measures", "space")
 _TRIAL = "trial"
 
@@ -92,7 +92,7 @@ def search(
     place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
-    with own.alone():
+    with own.locked():
         own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
@@ -171,6 +171,7 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
       ConfigError: names the field; or Optuna is not installed.
     """
     values = config.to_dict()
+    refuse_retired_fields(values)
     check_fields(values, (*_PLAIN, *_BLOCKS), plain=_PLAIN)
     for name, hint in _OWN.items():
         convert(values[name], hint, f"config.{name}")

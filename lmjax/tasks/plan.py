@@ -26,9 +26,9 @@ from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Example, Scores, Task
 from lmjax.tasks.starting import Start, regularised, start_from, start_random
-from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
+from lmjax.training.sharding import MeshConfig, check_batch, make_mesh
 
 FIELDS = (
     "seed",

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.command_line import tune_host_memory
 from lmjax.errors import ConfigError
-from lmjax.training.devices import peak_flops, tune_host_memory
-from lmjax.training.mesh import (
+from lmjax.training.monitor import peak_flops
+from lmjax.training.sharding import (
     MeshConfig,
     batch_sharding,
     check_batch,

@@ -244,14 +244,14 @@ def _examples(values: Any, where: str) -> Examples:
     cls = resolve_type(values, where)
     if not hasattr(cls, "source"):
         raise ConfigError(
-            f"{where}.type: '{values['type']}' is no form of examples; those of lmjax are in"
+            f"{where}.type: '{values['type']}' is not a class of examples; those of lmjax are in"
             " lmjax.data.examples"
         )
     return build(cls, values, where)
 
 
 def _check_segments(model: Any, examples: Examples) -> None:
-    """Refuses rows with segments that the model's table does not have."""
+    """Checks that the segment table of the model has all segments of the rows."""
     rows, wanted = getattr(model, "segment_types", None), getattr(examples, "segment_types", 1)
     if rows is not None and rows < wanted:
         raise ConfigError(
@@ -263,9 +263,14 @@ def _check_segments(model: Any, examples: Examples) -> None:
 def make_objective(
     objective: Mapping[str, Any], model: Mapping[str, Any], vocab_size: int
 ) -> Objective:
-    """The objective with a stand-in vocabulary of `vocab_size` tokens.
+    """Builds the objective with a stand-in vocabulary of `vocab_size` tokens.
 
-    Enough to check a config and to count parameters and FLOPs without data.
+    It suffices to check a config, and to count parameters and FLOPs, without data.
+
+    Args:
+      objective: block of the config; its `type` names the class.
+      model: block of the config.
+      vocab_size: rows of the token table.
     """
     ones = np.broadcast_to(np.True_, vocab_size)
     stand_in = Vocabulary(
@@ -285,7 +290,7 @@ def make_objective(
     model_type = typing.get_type_hints(cls)["model"]
     if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
         raise ConfigError(
-            f"{where}.type: '{objective['type']}' does not say which config its model has"
+            f"{where}.type: '{objective['type']}' does not declare the config of its model, `model: SomeConfig`"
         )
     model_config = build(model_type, model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)

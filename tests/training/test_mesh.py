@@ -75,7 +75,7 @@ def test_check_batch():
 def test_too_many_devices():
     with pytest.raises(ConfigError, match=r"config\.mesh\.data: .* = 1000 x 1 x 1 x 1 devices"):
         make_mesh(MeshConfig(data=1000))
-    with pytest.raises(ConfigError, match="data: 0 is no number"):
+    with pytest.raises(ConfigError, match="data: must be at least 1, or -1"):
         MeshConfig(data=0)
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp: .* = 0 x 1000 x 1 x 1 devices"):
         make_mesh(MeshConfig(fsdp=1000))

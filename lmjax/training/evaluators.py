@@ -19,8 +19,9 @@ class Evaluator(abc.ABC):
       config.evaluators = {"cloze": {"type": "my_package.Cloze", "every": 100, ...its fields}}
 
     The loop evaluates at step 0, every `every` steps, and at the last step. An evaluator does not
-    change training: the run has the same parameters with and without it. With several processes,
-    all of them call `evaluate`, and the first one writes the results.
+    change training: the run has the same parameters with and without it. (It ends an interval of
+    the training metrics, as an evaluation on held-out data does.) With several processes, all of
+    them call `evaluate`, and the first one writes the results.
 
     Compile in a `functools.cached_property`, not in `evaluate`, to compile once:
 

@@ -290,8 +290,8 @@ def make_objective(
     model_type = typing.get_type_hints(cls)["model"]
     if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
         raise ConfigError(
-            f"{where}.type: '{objective['type']}' does not declare the config of its model; annotate"
-            " its field as `model: SomeConfig`"
+            f"{where}.type: '{objective['type']}' does not declare the config of its model;"
+            " annotate its field as `model: SomeConfig`"
         )
     model_config = build(model_type, model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)

@@ -24,11 +24,11 @@ import ml_collections
 from lmjax.configuration import Block, PositiveInt, Seed, build, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.lab.cells import check_variants, run_cells
-from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation
+from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation, refuse_retired_fields
 from lmjax.lab.results import read_results
+from lmjax.training.monitor import DivergedError
 from lmjax.training.plan import PretrainConfig
-from lmjax.training.reporting import RunDirectory, write_json
-from lmjax.training.watch import DivergedError
+from lmjax.training.run_directory import RunDirectory, write_json
 
 _TRIAL = "trial"
 
@@ -110,7 +110,7 @@ def search(
     place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
-    with own.alone():
+    with own.locked():
         own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
@@ -188,6 +188,7 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field; or Optuna is not installed.
     """
+    refuse_retired_fields(config)
     settings = build(SearchConfig, config, "config")
     space = dict(_leaves(settings.space))
     if not space:

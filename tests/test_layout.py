@@ -23,7 +23,17 @@ ORDER = [
     "lab",
 ]
 # What every room may import, and which imports no room.
-COMMON = {"__init__", "errors", "progress", "configuration", "locking"}
+COMMON = {
+    "__init__",
+    "atomic",
+    "configuration",
+    "errors",
+    "extras",
+    "locking",
+    "progress",
+    "tables",
+    "trees",
+}
 
 
 def sources() -> list[pathlib.Path]:

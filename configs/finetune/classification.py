@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
         "pair": "",
         "label": "label",
         "lm_weight": 0.0,
+        "pydocs": "packages",
     }
     data = {"test": "pydocs", "train_rows": 4000}
     return finetuning(task, data, learning_rate=1e-3, epochs=3)

@@ -1,7 +1,6 @@
 """A run of lmjax or a Hugging Face directory, opened alike; `lmjax.load` adds its task."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 
+from lmjax.atomic import write_json
 from lmjax.configuration import (
     Finite,
     Interval,
@@ -121,8 +121,7 @@ def write_network(
         labels=tuple(labels),
         unit=getattr(head, "unit", (0.0, 1.0)),
     )
-    text = json.dumps(dataclasses.asdict(values), indent=2) + "\n"
-    (directory / _NETWORK).write_text(text)
+    write_json(directory / _NETWORK, dataclasses.asdict(values))
 
 
 def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from lmjax.lab import plots
 from lmjax.lab.results import Results, read_results
 from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law, told
+from lmjax.tables import markdown_table
 
 _READING = """\
 Intervals hold the true mean with a probability of 95% (Student's t). Differences are taken seed by
@@ -234,8 +235,7 @@ def _p(value: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(heads), ["---"] * len(heads), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(heads, rows, "l"))
 
 
 def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:

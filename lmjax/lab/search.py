@@ -21,12 +21,14 @@ from typing import Any, Literal
 import flax.traverse_util
 import ml_collections
 
+from lmjax.atomic import write_json
 from lmjax.configuration import PositiveInt, Seed, check_fields, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
+from lmjax.extras import require
 from lmjax.lab.cells import check_variants, run_cells
 from lmjax.lab.plan import Ablation, read_ablation
 from lmjax.lab.results import read_results
-from lmjax.training.reporting import RunDirectory, write_json
+from lmjax.training.reporting import RunDirectory
 from lmjax.training.watch import DivergedError
 
 # A search may go on for longer than was first said.
@@ -211,12 +213,7 @@ def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
 
 
 def _distribution(name: str, leaf: Mapping[str, Any]) -> Any:
-    try:
-        from optuna import distributions
-    except ImportError as error:
-        raise ConfigError(
-            "searches are made by Optuna, which is not installed; pip install -e '.[search]'"
-        ) from error
+    distributions = require("optuna.distributions", "search", "config.space: a search")
     where = f"config.space.{name}"
     given = dict(leaf) if "choices" in leaf else {"log": False, **leaf}
     fields: dict[str, Any] = {"low": int | float, "high": int | float, "log": bool}

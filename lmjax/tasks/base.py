@@ -25,6 +25,7 @@ from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
+from lmjax.trees import map_named
 
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]
@@ -224,12 +225,11 @@ class Task(Objective):
         return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        def stopped(path: Any, leaf: jax.Array) -> jax.Array:
+        def stopped(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
             # Where nothing is trained below, nothing is computed backwards there.
-            names = tuple(str(getattr(key, "key", key)) for key in path)
             return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
 
-        params = jax.tree_util.tree_map_with_path(stopped, params)
+        params = map_named(stopped, params)
         return self.judge(self.forward(self.merged(params), batch, seeds), batch)
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:

@@ -15,6 +15,7 @@ from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import installed
 from lmjax.models import heads
 from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
@@ -187,10 +188,10 @@ class Embeddings(Task):
             # Of a rank drawn evenly from 1 to n.
             chances = 1 / np.arange(1, len(rows) + 1)
             found["chance"] = {"accuracy@1": float(chances[-1]), "mrr": float(chances.mean())}
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-        except ImportError:
+        if not installed("sklearn"):
             return found
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         words = TfidfVectorizer(sublinear_tf=True)
         words.fit([text for row in train for text in self.texts(row)])
         first, second = (words.transform([row[n] for row in rows]) for n in ("text", "pair"))

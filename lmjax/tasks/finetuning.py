@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from lmjax.atomic import write_json, write_text
 from lmjax.convert.huggingface import save_huggingface
 from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
@@ -20,6 +21,7 @@ from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
+from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
@@ -33,6 +35,7 @@ from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
 from lmjax.training.state import TrainState
+from lmjax.trees import map_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,7 @@ class _Finetuning(Run):
         self, config: OptimizerConfig, steps: int, shapes: Any
     ) -> tuple[optax.GradientTransformation, Schedule]:
         trainable = self.prepared.task.trainable
-        labels = _map_paths(lambda path, _: "train" if trainable(path) else "keep", shapes)
+        labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
         if set(jax.tree.leaves(labels)) == {"train"}:
             return super().transformation(config, steps, shapes)
         # Moments and the norm that is clipped are of the trained parameters alone.
@@ -194,16 +197,9 @@ def score_sets(
     return task, sets, chosen
 
 
-def _map_paths(function: Any, tree: Any) -> Any:
-    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(tuple(str(getattr(k, "key", k)) for k in path), leaf), tree
-    )
-
-
 def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     """The tree with `other` in place of what is not trained."""
-    return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
+    return map_named(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
 def save_model(
@@ -265,12 +261,11 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
     }
     if result.chosen:
         values["chosen_on_validation"] = result.chosen
-    (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(place / "results.json", values)
     for split, found in result.sets.items():
         suffix = suffix_of(prepared, split)
         lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in found.predictions]
-        text = "\n".join(lines) + "\n"
-        (place / f"predictions{suffix}.jsonl").write_text(text, encoding="utf-8")
+        write_text(place / f"predictions{suffix}.jsonl", "\n".join(lines) + "\n")
         every = {"fine-tuned": found.scores, **prepared.baselines[split]}
         report = [
             f"# {type(prepared.task).__name__}",
@@ -278,14 +273,13 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
             f"{counts['train']:,} rows to learn from; scores are of the {counts[split]:,}"
             f" rows of {split}.",
             "",
-            *markdown_table({name: [scores] for name, scores in every.items()}),
+            *score_table({name: [scores] for name, scores in every.items()}),
             "",
             *_chosen_lines(result.chosen, counts["validation"], split),
             *note_lines(prepared),
             *result.task.report(found.predictions),
         ]
-        text = "\n".join(report) + "\n"
-        (place / f"report{suffix}.md").write_text(text, encoding="utf-8")
+        write_text(place / f"report{suffix}.md", "\n".join(report) + "\n")
 
 
 def suffix_of(prepared: Prepared, split: str) -> str:
@@ -331,11 +325,10 @@ def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """The lines of `table_rows` in markdown."""
+def score_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """`table_rows` as lines of Markdown."""
     header, *rows = table_rows(scores)
-    ruler = ("---", *["---:"] * (len(header) - 1))
-    return [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
+    return markdown_table(header, rows)
 
 
 def _plain(value: Any) -> Any:

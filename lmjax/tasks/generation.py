@@ -13,6 +13,7 @@ from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import installed
 from lmjax.generation.generating import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
@@ -20,8 +21,8 @@ from lmjax.models.gpt import GptConfig
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
-from lmjax.tasks.words import words_of_code
 
 _SHOWN = 10
 _AT_ONCE = 64  # texts that are generated side by side
@@ -223,10 +224,10 @@ def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | No
     Returns:
       None where scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
+    if not installed("sklearn"):
         return None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(analyzer=words_of_code)
     known = vectorizer.fit_transform([row["prompt"] for row in train])
     asked = vectorizer.transform([row["prompt"] for row in rows])

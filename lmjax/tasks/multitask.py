@@ -32,6 +32,7 @@ from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.schedules import Schedule
 from lmjax.training.state import TrainState
+from lmjax.trees import map_named
 
 _OF = "of:"  # a batch has an array of this name and its task's
 
@@ -306,15 +307,14 @@ def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransfor
             for name, head in gradients["heads"].items()
         }
 
-        def chosen(path: Any, new: jax.Array, old: Any) -> jax.Array:
-            names = [getattr(key, "key", None) for key in path]
+        def chosen(names: tuple[str, ...], new: jax.Array, old: Any) -> jax.Array:
             if "heads" not in names:
                 return new
             return jnp.where(active[names[names.index("heads") + 1]], new, old)
 
         updates, new_state = inner.update(gradients, state, params)
         still = jax.tree.map(jnp.zeros_like, updates)
-        updates = jax.tree_util.tree_map_with_path(chosen, updates, still)
-        return updates, jax.tree_util.tree_map_with_path(chosen, new_state, state)
+        updates = map_named(chosen, updates, still)
+        return updates, map_named(chosen, new_state, state)
 
     return optax.GradientTransformation(inner.init, update)

@@ -1,4 +1,4 @@
-"""An ablation's config, read and checked whole before anything is trained."""
+"""The config of an ablation, read and checked as a whole before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ MAY_CHANGE = ("seeds", "seeds_together")
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of what is compared.
+    """One of the things compared.
 
     Attributes:
-      says: what is different, in words.
-      config: of pretraining, whose steps the budget says and whose seed the cell.
+      description: what is different.
+      config: of pretraining. The budget sets its steps, and the cell its seed.
     """
 
-    says: str
+    description: str
     config: ml_collections.ConfigDict
 
 
@@ -56,15 +56,15 @@ class Published:
     Attributes:
       source: paper and table.
       measure: what its numbers are.
-      better: which end of it is.
-      beside: the name of the measure here that they are held against.
-      values: by variant; some may lack one.
+      direction: which of them are better.
+      compare_to: the name of the measure here to compare with.
+      values: by variant; variants without one are left out.
     """
 
     source: str
     measure: str
-    better: str
-    beside: str
+    direction: Literal["higher", "lower"]
+    compare_to: str
     values: Mapping[str, Finite]
 
 
@@ -89,7 +89,7 @@ class Ablation:
     """A config as typed parts; its cells are the variants times the seeds.
 
     Attributes:
-      base: the variant that the others are held against.
+      base: the variant that the others are compared with.
       together: whether the seeds of a variant train in one program.
       comparable_losses: whether the variants' held-out losses are of the same targets.
     """
@@ -120,10 +120,18 @@ class Ablation:
             "base": self.base,
             "seeds": list(self.seeds),
             "comparable_losses": self.comparable_losses,
-            "variants": {name: {"says": v.says} for name, v in self.variants.items()},
+            "variants": {
+                name: {"description": variant.description}
+                for name, variant in self.variants.items()
+            },
             "measures": [
-                {"name": name, "says": m.says, "better": m.better, "percent": m.percent}
-                for name, m in self.measures.items()
+                {
+                    "name": name,
+                    "description": measure.description,
+                    "direction": measure.direction,
+                    "percent": measure.percent,
+                }
+                for name, measure in self.measures.items()
             ],
             "published": self.published and dataclasses.asdict(self.published),
             "scaling": self.scaling and dataclasses.asdict(self.scaling),
@@ -166,7 +174,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     if values.get("published"):
         published = build(Published, values["published"], "config.published")
         for given, known, field in (
-            ([published.beside], measures, "beside"),
+            ([published.compare_to], measures, "compare_to"),
             (published.values, variants, "values"),
         ):
             if odd := [name for name in given if name not in known]:
@@ -197,8 +205,8 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
 
 def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
     where = f"config.variants.{name}"
-    if not isinstance(block, Mapping) or set(block) != {"says", "changes"}:
-        raise ConfigError(f"{where}: a variant has the fields says and changes")
+    if not isinstance(block, Mapping) or set(block) != {"description", "changes"}:
+        raise ConfigError(f"{where}: a variant has the fields description and changes")
     if not isinstance(block["changes"], Mapping):
         raise ConfigError(f"{where}.changes: expected a block, got {quoted(block['changes'])}")
     config = ml_collections.ConfigDict(overlaid(pretraining, block["changes"]))
@@ -206,7 +214,7 @@ def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
         make_plan(config)
     except ConfigError as error:
         raise ConfigError(f"{where}, with its changes: {error}") from error
-    return Variant(str(block["says"]), config)
+    return Variant(str(block["description"]), config)
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:

@@ -83,7 +83,7 @@ def search(
     values = config.to_dict()
     space = dict(_leaves(values["space"]))
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
-    better = ablation.measures[values["measure"]].better
+    direction = ablation.measures[values["measure"]].direction
     trials, seed = values["trials"], values["seed"]
     points: list[dict[str, Any]] = []  # of a grid, in order
     if values["sampler"] == "grid":
@@ -99,7 +99,7 @@ def search(
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
             study_name=values["name"],
-            direction="maximize" if better == "higher" else "minimize",
+            direction="maximize" if direction == "higher" else "minimize",
             load_if_exists=True,
         )
         while len(study.get_trials(states=(states.COMPLETE, states.FAIL))) < trials:
@@ -125,7 +125,7 @@ def search(
     if not done:
         raise ConfigError(f"config.space: all {trials} trials diverged; search lower rates")
     found = [Found(t.number, t.params, t.values[0]) for t in done]
-    found.sort(key=lambda f: -f.value if better == "higher" else f.value)
+    found.sort(key=lambda f: -f.value if direction == "higher" else f.value)
     _write(found, place)
     return found
 
@@ -154,7 +154,9 @@ def _as_ablation(
     """Of a variant for each of `trials`, name -> the fields that it sets."""
     variants = {
         trial: {
-            "says": ", ".join(f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items()),
+            "description": ", ".join(
+                f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items()
+            ),
             "changes": flax.traverse_util.unflatten_dict(dict(fields), sep="."),
         }
         for trial, fields in trials.items()

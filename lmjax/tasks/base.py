@@ -313,12 +313,6 @@ def filled(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and not value.strip())
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Shares of the classes in float64. logits: [classes]."""
-    shares = np.exp(np.asarray(logits, np.float64) - logits.max())
-    return shares / shares.sum()
-
-
 def number(values: Row, name: str) -> float:
     """The number in the column that `config.task.label` names.
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import Finite, Interval, Weight
 from lmjax.convert.networks import in_unit
@@ -21,7 +22,7 @@ from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
 from lmjax.tables import markdown_table
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number, softmax
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number
 from lmjax.tasks.baselines import classes_by_words
 from lmjax.tasks.metrics import class_scores, confusion, correlations
 
@@ -67,7 +68,7 @@ class Classes(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            shares = softmax(output["logits"])
+            shares = softmax(output["logits"].astype(np.float64))
             best = int(shares.argmax())
             told = row | {"prediction": self.labels[best], "confidence": float(shares[best])}
             if "gold" in row:

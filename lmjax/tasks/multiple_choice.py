@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import Interval
 from lmjax.convert.forms import pad
@@ -16,7 +17,7 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, softmax
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.metrics import normalise_answer
 
 _WORST = 10
@@ -147,7 +148,7 @@ class MultipleChoice(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            shares = softmax(output["logits"])
+            shares = softmax(output["logits"].astype(np.float64))
             best = int(shares.argmax())
             predictions.append(row | {"prediction": best, "confidence": float(shares[best])})
         return predictions

@@ -106,7 +106,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_questions_have_an_intent_and_their_section() -> None:
     rows = list(intent_rows("validation", ""))
-    task = Classification(model=small.model("bert"), vocabulary=None, pydocs="intents")
+    task = Classification(model=small.model("bert"), length=32, vocabulary=None, pydocs="intents")
     learnt = list(task.embedded("validation", ""))
     assert learnt == [{"text": row["text"], "gold": row["label"]} for row in rows]
     assert len({row["label"] for row in rows}) > CLASSES // 2

@@ -132,7 +132,7 @@ def test_a_style_that_is_none_is_refused() -> None:
 
 def test_moods_have_twins() -> None:
     found = list(mood_rows("validation", ""))
-    task = Classification(model=small.model("bert"), vocabulary=None, pydocs="moods")
+    task = Classification(model=small.model("bert"), length=32, vocabulary=None, pydocs="moods")
     learnt = list(task.embedded("validation", ""))
     assert learnt == [{"text": r["text"], "gold": r["label"], "other": r["other"]} for r in found]
     assert {row["label"] for row in found} == {"descriptive", "imperative"}

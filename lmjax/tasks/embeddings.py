@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
-from lmjax.convert.forms import Form, pad
+from lmjax.convert.forms import Form
 from lmjax.convert.networks import headed
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -255,14 +255,13 @@ def _stacked(
         kept, _, cut = form.cut(ids, None, length)
         joined.append(form.join(kept))
         any_cut |= cut
-    longest = max(len(j.tokens) for j in joined)
     columns = {
         "tokens": ([j.tokens for j in joined], form.vocabulary.pad),
         "segments": ([j.segments for j in joined], 0),
         "documents": ([np.ones(len(j.tokens), np.int32) for j in joined], 0),
     }
     arrays = {
-        name: np.stack([pad(a, longest, fill, form.left_padded) for a in parts])
+        name: batching.stack(parts, fill=fill, left=form.left_padded)
         for name, (parts, fill) in columns.items()
     }
     return arrays, any_cut

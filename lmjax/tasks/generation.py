@@ -9,7 +9,7 @@ import numpy as np
 
 from lmjax.configuration import Finite, NonNegativeInt, PositiveInt, Size
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -147,10 +147,8 @@ class Generation(Task):
     ) -> list[Outputs]:
         model = Pretrained(self.network, self.merged(params), tokenizer)
         prompts = [e["tokens"][: int(e["prompt_length"])].tolist() for e in examples]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts: list[Outputs] = [{} for _ in prompts]
-        for begin in range(0, len(order), _AT_ONCE):
-            chosen = order[begin : begin + _AT_ONCE]
+        for chosen, _ in batching.by_length([len(prompt) for prompt in prompts], _AT_ONCE):
             made = generate(model, [prompts[i] for i in chosen], **self._settings())
             for i, text in zip(chosen, made, strict=True):
                 sure = float(np.exp(np.mean(text.log_probs)))

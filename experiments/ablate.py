@@ -6,8 +6,8 @@
 Finished cells are kept; the same command continues an interrupted ablation. It may run in several
 processes at once, on machines that share a disk: each takes a variant that no other works on.
 --print=commands prints one command per variant, --print=slurm a job array. --report writes the
-report of the finished cells in --workdir and needs nothing else. The report: report.md, report.html,
-results.csv.
+report of the finished cells in --workdir and needs nothing else. It consists of report.md,
+report.html and results.csv.
 """
 
 import pathlib

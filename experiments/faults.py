@@ -30,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 from experiments import command_line
 from lmjax.progress import track
+from lmjax.tables import markdown_table
 from lmjax.training.run_directory import read_metrics
 
 KILLS = flags.DEFINE_integer("kills", 30, "How often the run is killed.")
@@ -73,9 +74,8 @@ def main() -> None:
     ):
         run = place / name.replace(" ", "-")
         rows.append((name, scenario(run), same(run, peace)))
-    print("| what | how it went | all numbers the same |\n| --- | --- | --- |")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    columns = ("what", "how it went", "all numbers the same")
+    print(*markdown_table(columns, rows, "l"), sep="\n")
     print(f"{time.time() - started:.0f} seconds")
 
 

@@ -94,7 +94,7 @@ def show_scores(
       results: by the name of their line, the Result of each seed.
       name: stands before the title.
     """
-    from lmjax.tasks.finetuning import markdown_table, suffix_of, table_rows
+    from lmjax.tasks.finetuning import score_table, suffix_of, table_rows
 
     for split in prepared.scored:
         scores = {line: [r.sets[split].scores for r in found] for line, found in results.items()}
@@ -107,7 +107,7 @@ def show_scores(
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        text = "\n".join(markdown_table(scores)) + "\n"
+        text = "\n".join(score_table(scores)) + "\n"
         (place / f"table{suffix_of(prepared, split)}.md").write_text(text)
     for line, found in results.items():
         for result in found if prepared.task.tunes else ():

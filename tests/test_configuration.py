@@ -271,3 +271,10 @@ def test_of_a_run_that_is_opened_only_allowed_modules_are_imported() -> None:
         with allowing([__name__.split(".")[0]]):
             assert resolve(f"{__name__}.Inner", "x") is Inner
     assert resolve(f"{__name__}.Inner", "x") is Inner  # a user's own config
+
+
+@pytest.mark.parametrize("name", ["intents.Intents", "mood.Mood"])
+def test_a_class_that_was_replaced_is_refused_with_the_remedy(name: str) -> None:
+    message = rf"task\.json: task\.type: 'lmjax\.tasks\.{name}' has been replaced; write .*pydocs"
+    with pytest.raises(ConfigError, match=message):
+        build_typed({"type": f"lmjax.tasks.{name}"}, "task.json: task")

@@ -23,7 +23,18 @@ ORDER = [
     "lab",
 ]
 # What every room may import, and which imports no room.
-COMMON = {"__init__", "errors", "progress", "configuration", "overrides", "locking"}
+COMMON = {
+    "__init__",
+    "atomic",
+    "configuration",
+    "errors",
+    "extras",
+    "locking",
+    "overrides",
+    "progress",
+    "tables",
+    "trees",
+}
 
 # What asks for the class of an object.
 CHECKS = {"isinstance", "issubclass"}

@@ -1,7 +1,6 @@
 """A run of lmjax or a Hugging Face directory, opened alike; `lmjax.load` adds its task."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 
+from lmjax.atomic import write_json
 from lmjax.configuration import (
     Finite,
     Interval,
@@ -124,7 +124,7 @@ def write_network(
         fields = {name: getattr(own.head, name) for name in _head_fields(type(own.head))}
         fields.pop("config", None)  # the model's trunk
         values["head"] = {"type": _path_of(own.head), **fields}
-    (directory / _NETWORK).write_text(json.dumps(values, indent=2) + "\n")
+    write_json(directory / _NETWORK, values)
 
 
 def check_saved(network: nn.Module) -> None:

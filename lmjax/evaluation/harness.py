@@ -17,6 +17,7 @@ from lmjax.errors import ConfigError
 from lmjax.evaluation.continuations import continuation_scores
 from lmjax.evaluation.perplexity import LONGEST, perplexity
 from lmjax.evaluation.scoring import Method, methods_of, token_scores
+from lmjax.extras import require
 
 # Of the harness, by our names; 'until' and the number of tokens are handled apart.
 _SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -42,14 +43,10 @@ def register() -> type:
     Raises:
       ConfigError: lm-eval is not installed.
     """
-    try:
-        from lm_eval.api.model import LM
-        from lm_eval.api.registry import register_model
-        from lm_eval.models.utils import normalize_gen_kwargs
-    except ImportError as error:
-        raise ConfigError(
-            f"lm-eval is not installed ({error}); pip install -e '.[harness]'"
-        ) from error
+    require("lm_eval.api.model", "harness", "the harness")
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     class HarnessModel(LM):
         """See `harness_model`. Other arguments that the harness passes are of no use here."""

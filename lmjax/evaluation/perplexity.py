@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import causal_scores
 from lmjax.progress import track
@@ -107,15 +108,13 @@ def perplexity(
     rows: list[tuple[np.ndarray, int]] = []
 
     def read() -> float:
-        batch = np.full((_ROWS, length), first, np.int32)
-        real = np.zeros((_ROWS, length), bool)
-        scored = np.zeros((_ROWS, length), bool)
-        for i, (ids, start) in enumerate(rows):
-            batch[i, : len(ids)], real[i, : len(ids)] = ids, True
-            scored[i, start : len(ids)] = True
-        real[:, 0] = True
+        lengths = [len(ids) for ids, _ in rows]
+        batch = batching.stack([ids for ids, _ in rows], length, first, rows=_ROWS)
+        real = batching.real(lengths, length, rows=_ROWS)
+        starts = np.array([[start] for _, start in rows])
+        scored = real[: len(rows)] & (np.arange(length) >= starts)
         found = causal_scores(network, model.params, jnp.asarray(batch), jnp.asarray(real))
-        logs = np.asarray(found, np.float64)[scored]
+        logs = np.asarray(found, np.float64)[: len(rows)][scored]
         if not np.isfinite(logs).all():
             require_finite(logs, f"--data: scores in or near {model.named(rows[0][0])}")
         return -float(logs.sum())

@@ -14,9 +14,10 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax
+import flax.traverse_util
 import ml_collections
 
+from lmjax.atomic import write_json
 from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import flops_per_step
@@ -25,7 +26,7 @@ from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import check_run, pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.run_directory import RunDirectory, read_metrics, write_json
+from lmjax.training.run_directory import RunDirectory, read_metrics
 
 
 def run_cells(
@@ -136,12 +137,10 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
             curve["flops"].append((flops or 0) * line["step"])
             curve["loss"].append(line[headline])
     params, steps = read_part(place / "checkpoints", "params"), config.training.steps
-    sizes = {
-        jax.tree_util.keystr(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)
-    }
+    sizes = {names: x.size for names, x in flax.traverse_util.flatten_dict(params).items()}
     cost = {
         "parameters": sum(sizes.values()),
-        "trunk_parameters": sum(n for path, n in sizes.items() if "'stack'" in path),
+        "trunk_parameters": sum(n for names, n in sizes.items() if "stack" in names),
         "steps": steps,
         "tokens": sum(line["tokens"] for line in train),
         "flops": flops and flops * steps,

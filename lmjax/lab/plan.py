@@ -1,4 +1,4 @@
-"""An ablation's config, read and checked whole before anything is trained."""
+"""The config of an ablation, read and checked as a whole before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from lmjax.training.plan import PretrainConfig, make_plan
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of what is compared.
+    """One of the things compared.
 
     Attributes:
-      says: what is different, in words.
-      config: of pretraining, whose steps the budget says and whose seed the cell.
+      description: what is different.
+      config: of pretraining. The budget sets its steps, and the cell its seed.
     """
 
-    says: str
+    description: str
     config: ml_collections.ConfigDict
 
 
@@ -34,15 +34,15 @@ class Published:
     Attributes:
       source: paper and table.
       measure: what its numbers are.
-      better: which end of it is.
-      beside: the name of the measure here that they are held against.
-      values: by variant; some may lack one.
+      direction: which of them are better.
+      compare_to: the name of the measure here to compare with.
+      values: by variant; variants without one are left out.
     """
 
     source: str
     measure: str
-    better: str
-    beside: str
+    direction: Literal["higher", "lower"]
+    compare_to: str
     values: Mapping[str, Finite]
 
 
@@ -88,11 +88,11 @@ class VariantConfig:
     """A variant in a config.
 
     Attributes:
-      says: what is different, in words.
+      description: what is different, in words.
       changes: what is laid over the config of pretraining.
     """
 
-    says: str
+    description: str
     changes: Mapping[str, Any]
 
 
@@ -133,7 +133,7 @@ class Ablation:
     """A config as typed parts; its cells are the variants times the seeds.
 
     Attributes:
-      base: the variant that the others are held against.
+      base: the variant that the others are compared with.
       comparable_losses: whether the variants' held-out losses are of the same targets.
     """
 
@@ -162,10 +162,18 @@ class Ablation:
             "base": self.base,
             "seeds": list(self.seeds),
             "comparable_losses": self.comparable_losses,
-            "variants": {name: {"says": v.says} for name, v in self.variants.items()},
+            "variants": {
+                name: {"description": variant.description}
+                for name, variant in self.variants.items()
+            },
             "measures": [
-                {"name": name, "says": m.says, "better": m.better, "percent": m.percent}
-                for name, m in self.measures.items()
+                {
+                    "name": name,
+                    "description": measure.description,
+                    "direction": measure.direction,
+                    "percent": measure.percent,
+                }
+                for name, measure in self.measures.items()
             ],
             "published": self.published and dataclasses.asdict(self.published),
             "scaling": self.scaling and dataclasses.asdict(self.scaling),
@@ -203,7 +211,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         raise ConfigError("config.measures: none; a table has at least one column")
     if own.published:
         for given, known, field in (
-            ([own.published.beside], measures, "beside"),
+            ([own.published.compare_to], measures, "compare_to"),
             (own.published.values, variants, "values"),
         ):
             if odd := [name for name in given if name not in known]:
@@ -247,7 +255,7 @@ def _variant(name: str, own: VariantConfig, pretraining: Mapping[str, Any]) -> V
         make_plan(config)
     except ConfigError as error:
         raise ConfigError(f"config.variants.{name}, with its changes: {error}") from error
-    return Variant(own.says, config)
+    return Variant(own.description, config)
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:

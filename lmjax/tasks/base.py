@@ -24,6 +24,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
 from lmjax.tasks.input_format import InputFormat
+from lmjax.trees import map_named
 
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]
@@ -234,12 +235,11 @@ class Task(Objective):
         return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        def stopped(path: Any, leaf: jax.Array) -> jax.Array:
+        def stopped(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
             # Where nothing is trained below, nothing is computed backwards there.
-            names = tuple(str(getattr(key, "key", key)) for key in path)
             return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
 
-        params = jax.tree_util.tree_map_with_path(stopped, params)
+        params = map_named(stopped, params)
         return self.judge(self.forward(self.merged(params), batch, seeds), batch)
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
@@ -325,12 +325,6 @@ class Task(Objective):
 def filled(value: Any) -> bool:
     """Whether a column of a row has a value."""
     return value is not None and not (isinstance(value, str) and not value.strip())
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Shares of the classes in float64. logits: [classes]."""
-    shares = np.exp(np.asarray(logits, np.float64) - logits.max())
-    return shares / shares.sum()
 
 
 def number(values: Row, name: str) -> float:

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import installed
 from lmjax.models import heads
 from lmjax.models.network import Network
 from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, number
-from lmjax.tasks.input_format import InputFormat, pad
+from lmjax.tasks.input_format import InputFormat
 from lmjax.tasks.metrics import correlations
 
 _WORST = 10
@@ -188,10 +189,10 @@ class Embeddings(Task):
             # Of a rank drawn evenly from 1 to n.
             chances = 1 / np.arange(1, len(rows) + 1)
             found["chance"] = {"accuracy@1": float(chances[-1]), "mrr": float(chances.mean())}
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-        except ImportError:
+        if not installed("sklearn"):
             return found
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         words = TfidfVectorizer(sublinear_tf=True)
         words.fit([text for row in train for text in self.texts(row)])
         first, second = (words.transform([row[n] for row in rows]) for n in ("text", "pair"))
@@ -255,14 +256,13 @@ def _stacked(
         kept, _, cut = form.cut(ids, None, length)
         joined.append(form.join(kept))
         any_cut |= cut
-    longest = max(len(j.tokens) for j in joined)
     columns = {
         "tokens": ([j.tokens for j in joined], form.vocabulary.pad),
         "token_types": ([j.token_types for j in joined], 0),
         "segment_ids": ([np.ones(len(j.tokens), np.int32) for j in joined], 0),
     }
     arrays = {
-        name: np.stack([pad(a, longest, fill, form.left_padded) for a in parts])
+        name: batching.stack(parts, fill=fill, left=form.left_padded)
         for name, (parts, fill) in columns.items()
     }
     return arrays, any_cut

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from lmjax.atomic import write_json, write_text
 from lmjax.convert.huggingface import save_huggingface
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
@@ -20,6 +21,7 @@ from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.heads import CLASS_TASKS, Headed
+from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
@@ -32,6 +34,7 @@ from lmjax.training.multihost import detect_lost_processes
 from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
 from lmjax.training.run_directory import OnMetrics, RunDirectory
 from lmjax.training.step import Program, TrainState
+from lmjax.trees import map_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +164,7 @@ def make_task_optimizer(
       trainable: path of a parameter -> whether it is trained.
       config, steps, shapes: as `make_optimizer` takes them.
     """
-    labels = _map_paths(lambda path, _: "train" if trainable(path) else "keep", shapes)
+    labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
     if set(jax.tree.leaves(labels)) == {"train"}:
         return make_optimizer(config, steps, shapes)
     # Moments and the norm that is clipped are those of the trained parameters alone.
@@ -187,16 +190,9 @@ def score_sets(
     return task, sets, chosen
 
 
-def _map_paths(function: Any, tree: Any) -> Any:
-    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(tuple(str(getattr(k, "key", k)) for k in path), leaf), tree
-    )
-
-
 def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     """The tree with `other` in place of what is not trained."""
-    return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
+    return map_named(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
 def save_model(
@@ -261,12 +257,11 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
     }
     if result.chosen:
         values["chosen_on_validation"] = result.chosen
-    (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(place / "results.json", values)
     for split, found in result.sets.items():
         suffix = suffix_of(prepared, split)
         lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in found.predictions]
-        text = "\n".join(lines) + "\n"
-        (place / f"predictions{suffix}.jsonl").write_text(text, encoding="utf-8")
+        write_text(place / f"predictions{suffix}.jsonl", "\n".join(lines) + "\n")
         every = {"fine-tuned": found.scores, **prepared.baselines[split]}
         report = [
             f"# {type(prepared.task).__name__}",
@@ -274,14 +269,13 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
             f"{counts['train']:,} rows to learn from; scores are of the {counts[split]:,}"
             f" rows of {split}.",
             "",
-            *markdown_table({name: [scores] for name, scores in every.items()}),
+            *score_table({name: [scores] for name, scores in every.items()}),
             "",
             *_chosen_lines(result.chosen, counts["validation"], split),
             *note_lines(prepared),
             *result.task.report(found.predictions),
         ]
-        text = "\n".join(report) + "\n"
-        (place / f"report{suffix}.md").write_text(text, encoding="utf-8")
+        write_text(place / f"report{suffix}.md", "\n".join(report) + "\n")
 
 
 def suffix_of(prepared: Prepared, split: str) -> str:
@@ -327,11 +321,10 @@ def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """The lines of `table_rows` in markdown."""
+def score_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """`table_rows` as lines of Markdown."""
     header, *rows = table_rows(scores)
-    ruler = ("---", *["---:"] * (len(header) - 1))
-    return [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
+    return markdown_table(header, rows)
 
 
 def _plain(value: Any) -> Any:

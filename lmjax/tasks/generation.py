@@ -9,10 +9,11 @@ import numpy as np
 
 from lmjax.configuration import Finite, NonNegativeInt, PositiveInt, Size
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import installed
 from lmjax.generation.generating import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
@@ -20,8 +21,8 @@ from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
-from lmjax.tasks.words import words_of_code
 
 _SHOWN = 10
 _AT_ONCE = 64  # texts that are generated side by side
@@ -146,10 +147,8 @@ class Generation(Task):
     ) -> list[Outputs]:
         model = Pretrained(self.network, self.merged(params), tokenizer)
         prompts = [e["tokens"][: int(e["prompt_length"])].tolist() for e in examples]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts: list[Outputs] = [{} for _ in prompts]
-        for begin in range(0, len(order), _AT_ONCE):
-            chosen = order[begin : begin + _AT_ONCE]
+        for chosen, _ in batching.by_length([len(prompt) for prompt in prompts], _AT_ONCE):
             made = generate(model, [prompts[i] for i in chosen], **self._settings())
             for i, text in zip(chosen, made, strict=True):
                 sure = float(np.exp(np.mean(text.log_probs)))
@@ -223,10 +222,10 @@ def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | No
     Returns:
       None where scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
+    if not installed("sklearn"):
         return None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(analyzer=words_of_code)
     known = vectorizer.fit_transform([row["prompt"] for row in train])
     asked = vectorizer.transform([row["prompt"] for row in rows])

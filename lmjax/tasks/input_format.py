@@ -57,13 +57,6 @@ class InputFormat:
         return first[:a], second[:b], True
 
 
-def pad(array: np.ndarray, length: int, fill: int, left: bool) -> np.ndarray:
-    """The last axis filled up to `length`."""
-    missing = length - array.shape[-1]
-    sides = (missing, 0) if left else (0, missing)
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [sides], constant_values=fill)
-
-
 def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
     """(begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
     windows, begin = [], 0

@@ -31,6 +31,7 @@ from lmjax.training.multihost import detect_lost_processes
 from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
 from lmjax.training.run_directory import OnMetrics, RunDirectory
 from lmjax.training.step import Program, TrainState
+from lmjax.trees import map_named
 
 _OF = "of:"  # a batch has an array of this name and its task's
 
@@ -293,15 +294,14 @@ def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransfor
             for name, head in gradients["heads"].items()
         }
 
-        def chosen(path: Any, new: jax.Array, old: Any) -> jax.Array:
-            names = [getattr(key, "key", None) for key in path]
+        def chosen(names: tuple[str, ...], new: jax.Array, old: Any) -> jax.Array:
             if "heads" not in names:
                 return new
             return jnp.where(active[names[names.index("heads") + 1]], new, old)
 
         updates, new_state = inner.update(gradients, state, params)
         still = jax.tree.map(jnp.zeros_like, updates)
-        updates = jax.tree_util.tree_map_with_path(chosen, updates, still)
-        return updates, jax.tree_util.tree_map_with_path(chosen, new_state, state)
+        updates = map_named(chosen, updates, still)
+        return updates, map_named(chosen, new_state, state)
 
     return optax.GradientTransformation(inner.init, update)

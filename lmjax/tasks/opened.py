@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lmjax.atomic import write_json
 from lmjax.configuration import allowing, build, build_typed, opening
 from lmjax.convert import runs
 from lmjax.convert.huggingface import read_json
@@ -269,8 +269,7 @@ def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
     }
     name = f"{type(task).__module__}.{type(task).__qualname__}"
     values = {"task": {"type": name, **kept}, "data": data}
-    text = json.dumps(values, indent=2, default=dataclasses.asdict)
-    (directory / _TASK).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / _TASK, values, default=dataclasses.asdict)
 
 
 def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Task:

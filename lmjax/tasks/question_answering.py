@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import Finite, Size
 from lmjax.data import docstrings
@@ -228,9 +229,7 @@ class QuestionAnswering(Task):
             answers = [(source["context"][begin:end], score) for score, begin, end in best]
             if self.no_answer or not answers:
                 answers.append(("", nothing))
-            scores = np.array([score for _, score in answers])
-            shares = np.exp(scores - scores.max())
-            shares /= shares.sum()
+            shares = softmax([score for _, score in answers])
             told = {k: v for k, v in source.items() if k != "starts"}
             if self.no_answer:
                 told["best_answer"] = answers[0][0]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import OptionalSize
 from lmjax.data import docstrings
@@ -157,8 +158,7 @@ class Tagging(Task):
         for example, output in zip(examples, outputs, strict=True):
             row = predictions[int(example["row"])]
             logits = np.asarray(output["logits"], np.float64)
-            best, exponentials = logits.argmax(-1), np.exp(logits - logits.max(-1, keepdims=True))
-            sure = exponentials.max(-1) / exponentials.sum(-1)
+            best, sure = logits.argmax(-1), softmax(logits, axis=-1).max(-1)
             for place in np.flatnonzero(example["word"] >= 0):
                 row["prediction"][example["word"][place]] = self.labels[best[place]]
                 row["confidence"] = min(row["confidence"], float(sure[place]))

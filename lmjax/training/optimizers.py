@@ -15,6 +15,7 @@ import optax.contrib
 
 from lmjax.configuration import Interval, NonNegativeInt, Probability, Rate, check_ranges
 from lmjax.errors import ConfigError
+from lmjax.trees import map_named
 
 OptimizerName = Literal["adamw", "lamb", "adafactor", "lion", "muon"]
 ScheduleName = Literal["linear", "linear_product", "linear_after_warmup", "cosine", "constant"]
@@ -120,7 +121,7 @@ def make_optimizer(
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.kernel_share != 1:
-        slower = _map_named(
+        slower = map_named(
             lambda path, _: config.kernel_share if _is_inner_kernel(path) else 1.0, params_shapes
         )
         parts.append(_times(slower))
@@ -163,7 +164,7 @@ def decay_mask(params: Any, rule: DecayRule) -> Any:
             return False
         return leaf.ndim >= 2
 
-    return _map_named(decays, params)
+    return map_named(decays, params)
 
 
 def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
@@ -183,7 +184,7 @@ def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
         elif _EMBEDDINGS & set(path):
             depths[path] = 0
 
-    _map_named(note, params)
+    map_named(note, params)
     top = int(max((np.max(depth) for depth in depths.values()), default=0))
     above = 1 if form == "intended" else 2
 
@@ -194,7 +195,7 @@ def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
             return 1.0
         return layer_decay ** (top + above - depths[path])
 
-    return _map_named(share, params)
+    return map_named(share, params)
 
 
 def _layer_of(path: tuple[str, ...]) -> int | None:
@@ -271,7 +272,7 @@ def _muon(
         optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=dimensions),
         _scale_to_rms(_MUON_RMS),
     )
-    return optax.partition({"muon": muon, "adam": adam}, _map_named(label, params))
+    return optax.partition({"muon": muon, "adam": adam}, map_named(label, params))
 
 
 def _scale_to_rms(rms: float) -> optax.GradientTransformation:
@@ -298,7 +299,7 @@ def _layer_by_layer(
         stacked = leaf.ndim > _RANK.get(path[-1], leaf.ndim)
         return f"{leaf.shape[0]} layers" if stacked else "single"
 
-    labels = _map_named(label, params)
+    labels = map_named(label, params)
     if only is not None:
         labels = jax.tree.map(lambda name, yes: name if yes else "unchanged", labels, only)
     transformations = {
@@ -314,15 +315,6 @@ def _vmap(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(
         jax.vmap(transformation.init), jax.vmap(transformation.update)
     )
-
-
-def _map_named(function: Callable[[tuple[str, ...], Any], Any], tree: Any) -> Any:
-    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
-
-    def call(path: Any, leaf: Any) -> Any:
-        return function(tuple(str(getattr(key, "key", key)) for key in path), leaf)
-
-    return jax.tree_util.tree_map_with_path(call, tree)
 
 
 def make_schedule(

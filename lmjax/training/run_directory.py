@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from lmjax.atomic import write_json, write_text
 from lmjax.configuration import comparable, filled, flattened
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -246,7 +247,7 @@ class MetricsWriter:
         path = pathlib.Path(directory) / "metrics.jsonl"
         if path.exists():
             kept = [_encode(line) for line in read_metrics(path) if line["step"] <= step and step]
-            _write_atomically(path, "".join(kept))
+            write_text(path, "".join(kept))
         # Line buffered: a killed process loses no line that it has written.
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else 0)
@@ -306,17 +307,6 @@ def _encode(line: Mapping[str, Any]) -> str:
         for name, value in line.items()
     }
     return json.dumps(plain, allow_nan=False) + "\n"
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes a JSON file atomically."""
-    _write_atomically(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write it
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _git_commit() -> str | None:

@@ -61,7 +61,7 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     ]
     for result in found.values():
         measures = result["measures"]
-        assert list(measures) == ["blimp", "classification", "loss"]
+        assert list(measures) == ["blimp", "classification", "loss", "norm"]
         assert all(0 <= measures[name] <= 1 for name in ("blimp", "classification"))
         assert measures["loss"] == result["curve"]["loss"][-1]
         assert result["curve"]["steps"] == [0, 4, 8]
@@ -72,6 +72,8 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     assert len(set(losses)) == 4
     model = lmjax.load(whole / "cells" / "prefix" / "seed1", allow_modules=["tests"])
     sizes = sum(np.size(x) for x in jax.tree.leaves(model.params))
+    norm = sum(np.abs(x).sum() for x in jax.tree.leaves(model.params))
+    assert found["cells/prefix/seed1/result.json"]["measures"]["norm"] == pytest.approx(norm, 1e-5)
     assert found["cells/prefix/seed1/result.json"]["cost"]["parameters"] == sizes
     assert found["cells/causal/seed0/result.json"]["curve"]["flops"][-1] > 0
     assert found["cells/prefix/seed0/result.json"]["curve"]["flops"] is None  # it does not say
@@ -131,6 +133,17 @@ def test_a_variant_that_another_process_is_at_is_left_to_it(
     run(config, place, say=said.append)
     assert len(said) == 1
     assert results(place) == results(whole)
+
+
+def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
+    text = report(whole)["report.md"].decode()
+    (head,) = (line for line in text.splitlines() if line.startswith("| variant |  |"))
+    assert head.endswith("| norm ↓ |")
+    difference, _ = (line for line in text.splitlines() if line.startswith("| norm | prefix | "))
+    assert difference.split(" | ")[2][0] in "+-"
+    cells = {name: cell["measures"]["norm"] for name, cell in results(whole).items()}
+    (line,) = (line for line in text.splitlines() if line.startswith("| norm | causal | "))
+    assert f"{cells['cells/causal/seed0/result.json']:.4g}" in line
 
 
 def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmjax.tasks.input_format import InputFormat, pad
+from lmjax.tasks.input_format import InputFormat
 from tests.tasks import small
 
 
@@ -58,8 +58,3 @@ def test_cut_is_berts_truncation(made: dict[str, InputFormat]) -> None:
                 assert cut == (m + n > length - 3)
     first, second, cut = form.cut(np.arange(9), None, 8)
     assert (first.tolist(), second, cut) == ([0, 1, 2, 3, 4, 5], None, True)
-
-
-def test_pad_fills_the_last_axis() -> None:
-    assert pad(ids(1, 2), 4, 9, left=True).tolist() == [9, 9, 1, 2]
-    assert pad(np.ones((2, 1), int), 2, 0, left=False).tolist() == [[1, 0], [1, 0]]

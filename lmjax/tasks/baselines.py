@@ -1,31 +1,34 @@
-"""What words alone tell: the baseline of tasks with classes."""
+"""Baselines of words: logistic regression on TF-IDF for tasks with classes."""
 
 import re
 from collections.abc import Sequence
 
+from lmjax.extras import installed
+
 
 def words_of_code(text: str) -> list[str]:
-    """Words in lower case, of prose or of code: `as_two` and `asTwo` are two each."""
+    """The words of prose or code in lower case: `as_two` and `asTwo` have two words each."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
 
 
 def classes_by_words(
     train: Sequence[str], gold: Sequence[str], texts: Sequence[str]
 ) -> list[str] | None:
-    """Classes of `texts` by logistic regression on TF-IDF of what stands between spaces.
+    """Classes of `texts` by logistic regression on TF-IDF of words between spaces.
 
     Args:
-      train: texts to learn from, of the classes `gold`.
+      train: training texts.
+      gold: their classes.
 
     Returns:
-      None where scikit-learn is not installed.
+      None if scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
+    if not installed("sklearn"):
         return None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     words = make_pipeline(
         TfidfVectorizer(lowercase=True, token_pattern=r"\S+", sublinear_tf=True),
         LogisticRegression(C=10.0, max_iter=1000),

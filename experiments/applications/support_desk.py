@@ -1,14 +1,14 @@
-"""Answers questions as a support desk does: whose it is, where the answer stands, what it is.
+"""Answers questions as a support desk: recognises the intent, finds sections, reads the answer.
 
   python -m experiments.finetune --config=configs/finetune/intents.py \
       --config.init=runs/quickstart/bert --workdir=runs/intents
   python -m experiments.finetune --config=configs/finetune/question_answering.py \
       --config.init=runs/quickstart/electra --workdir=runs/answers
-  python -m experiments.support_desk --intents=runs/intents --answers=runs/answers \
+  python -m experiments.applications.support_desk --intents=runs/intents --answers=runs/answers \
       --question="How do I use axis in nanmedian?"
 
-Without --question the desk is asked all held-out questions of the embedded default, and how good
-each of its parts is, is printed. --sections names own ones: JSON lines with intent, source, text.
+Without --question it answers all held-out questions about docstrings and prints the scores of each
+stage. --sections names JSON lines of your own with intent, source and text.
 """
 
 from absl import flags
@@ -16,20 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
-from lmjax.data.files import (
-    BadRowError,
-    fault_of,
-    find_files,
-    form_of,
-    json_row,
-    read_lines,
-)
 from lmjax.errors import ConfigError
 
 flags.DEFINE_string("intents", None, "A run of configs/finetune/intents.py (its --workdir).")
 flags.DEFINE_string("answers", None, "A run of configs/finetune/question_answering.py.")
 flags.DEFINE_string("sections", "", "JSON lines to search; '' = sections of held-out docstrings.")
-flags.DEFINE_multi_string("question", [], "To be answered; may be given several times.")
+flags.DEFINE_multi_string("question", [], "A question; may be given several times.")
 
 
 def main() -> None:
@@ -38,17 +30,17 @@ def main() -> None:
             raise ConfigError(f"--{name}: missing; give a finished run of experiments.finetune")
     questions, path = flags.FLAGS.question, flags.FLAGS.sections
     if path and not questions:
-        raise ConfigError("--question: missing; own --sections come without questions to judge by")
-    # After the flags: importing it takes seconds.
+        raise ConfigError("--question: missing; --sections of your own have no held-out questions")
+    # Imported after the flags are parsed: this takes seconds.
+    from experiments.applications.desk import Desk, Section, evaluate, read_sections
     from lmjax.data.docstrings import intent_rows
     from lmjax.tasks.classification import Classification
-    from lmjax.tasks.desk import Desk, Section, judge
     from lmjax.tasks.opened import open_run
     from lmjax.tasks.question_answering import QuestionAnswering
 
     rows = [] if path else [r for s in ("validation", "test") for r in intent_rows(s, "")]
     made = {r["context"]: Section(r["label"], ".".join(r["asked"][:2]), r["context"]) for r in rows}
-    sections = [Section(**s) for s in read_sections(path)] if path else list(made.values())
+    sections = read_sections(path) if path else list(made.values())
     desk = Desk(
         open_run(flags.FLAGS.intents, Classification, "--intents"),
         open_run(flags.FLAGS.answers, QuestionAnswering, "--answers"),
@@ -60,35 +52,12 @@ def main() -> None:
             if answer.section is not None:
                 print(f"  {answer.section.source} ({answer.score:.2f}): {answer.text}")
             else:
-                print("  nothing there shares a word with the question")
+                print("  no section shares a word with the question")
         return
     table = Table("", "", title=f"{len(rows):,} held-out questions, {len(sections):,} sections")
-    for name, scores in judge(desk, rows).items():
+    for name, scores in evaluate(desk, rows).items():
         table.add_row(name, ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     Console(width=120).print(table)
-
-
-def read_sections(path: str) -> list[dict[str, str]]:
-    """Blocks of intent, source and text.
-
-    Raises:
-      ConfigError: names the line that is none.
-    """
-    found = []
-    where = "--sections"
-    for file in find_files(path, where, lambda file: form_of(file) == ".jsonl"):
-        for number, line in read_lines(file, where):
-            if not line.strip():
-                continue
-            row = json_row(line)
-            fault = fault_of(row)
-            if isinstance(row, BadRowError) or fault:
-                raise ConfigError(f"{where}: {file}:{number}: {fault}")
-            names = ("intent", "source", "text")
-            if missing := [name for name in names if row.get(name) is None]:
-                raise ConfigError(f"{where}: {file}:{number}: no '{missing[0]}'")
-            found.append({name: str(row[name]) for name in names})
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The support desk: what it searches, from whom it hears, and what it makes of both."""
+"""The support desk: search, the choice of an answer, and scores."""
 
 import pathlib
 from collections.abc import Sequence
@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.support_desk import read_sections
+from experiments.applications.desk import Desk, Section, evaluate, read_sections
 from lmjax.data.docstrings import CLASSES, intent_rows
 from lmjax.errors import ConfigError
 from lmjax.tasks.classification import Classification
-from lmjax.tasks.desk import Desk, Section, judge
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.opened import open_run
 from lmjax.tasks.plan import prepare
@@ -70,7 +69,7 @@ def test_the_answer_is_the_best_of_the_sections_read() -> None:
     assert (none.section, none.text, none.score) == (None, "", 0.0)
 
 
-def test_judge_by_hand() -> None:
+def test_scores_by_hand() -> None:
     rows = [
         {
             "text": "What does a ticket cost?",
@@ -85,7 +84,7 @@ def test_judge_by_hand() -> None:
             "answers": ["A train runs every hour."],
         },
     ]
-    scores = judge(desk("time"), rows, 2)
+    scores = evaluate(desk("time"), rows, 2)
     assert scores["intents"] == {"accuracy": 0.5}
     assert scores["sections, without the intent"] == {"first 1": 1.0, "first 2": 1.0}
     assert scores["sections, with the intent"] == {"first 1": 0.5, "first 2": 1.0}
@@ -107,6 +106,9 @@ def test_what_cannot_be_searched_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_questions_have_an_intent_and_their_section() -> None:
     rows = list(intent_rows("validation", ""))
+    task = Classification(model=small.model("bert"), length=32, vocabulary=None, pydocs="intents")
+    learnt = list(task.embedded("validation", ""))
+    assert learnt == [{"text": row["text"], "gold": row["label"]} for row in rows]
     assert len({row["label"] for row in rows}) > CLASSES // 2
     for row in rows:
         subpackage, function, name = row["asked"]

@@ -1,8 +1,7 @@
-"""From texts to a graph: entities by a tagger, the relations between them by another model."""
+"""Knowledge graphs from texts: a tagger finds entities, a second model their relations."""
 
 import collections
 import dataclasses
-import pathlib
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,9 +10,8 @@ from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.tasks.base import Scores
 from lmjax.tasks.metrics import undirected
-from lmjax.tasks.opened import open_run
+from lmjax.tasks.opened import Opened
 from lmjax.tasks.relations import Relations
-from lmjax.tasks.tagging import Tagging
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _FORWARD, _BACKWARD = "(e1,e2)", "(e2,e1)"
@@ -21,7 +19,7 @@ _FORWARD, _BACKWARD = "(e1,e2)", "(e2,e1)"
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """A span of a text: which text, [begin, end) in characters, its type."""
+    """A span of a text: the index of the text, [begin, end) in characters, and the type."""
 
     text: int
     begin: int
@@ -31,7 +29,7 @@ class Entity:
 
 @dataclasses.dataclass(frozen=True)
 class Triple:
-    """A relation that was found: from `head` to `tail`, with the model's confidence."""
+    """A predicted relation from `head` to `tail`, and the model's confidence."""
 
     head: Entity
     relation: str
@@ -39,19 +37,18 @@ class Triple:
     confidence: float
 
 
-def find_entities(path: str | pathlib.Path, texts: Sequence[str]) -> list[Entity]:
+def find_entities(model: Opened, texts: Sequence[str]) -> list[Entity]:
     """The spans that a tagger finds, in the order of the texts.
 
     Args:
-      path: a run of `lmjax.tasks.tagging`, with BIO tags.
+      model: of `lmjax.tasks.tagging`, with BIO tags.
       texts: each is split into words at spaces and punctuation.
 
     Raises:
-      ConfigError: as `lmjax.load`, or it is no such run.
+      ConfigError: the tags of the model are not BIO tags.
     """
-    model = open_run(path, Tagging, "--entities")
     if "O" not in model.labels:
-        raise ConfigError(f"--entities: '{path}' has no BIO tags: {', '.join(model.labels[:8])}")
+        raise ConfigError(f"--entities: the tags are no BIO tags: {', '.join(model.labels[:8])}")
     places = [[match.span() for match in _WORD.finditer(text)] for text in texts]
     rows = [
         {"words": [text[a:b] for a, b in spans], "number": i}
@@ -67,7 +64,7 @@ def find_entities(path: str | pathlib.Path, texts: Sequence[str]) -> list[Entity
 
 
 def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, last word) of BIO tags; an I that continues nothing begins a span."""
+    """(type, first word, last word) of BIO tags. An I that continues no span begins one."""
     found: list[tuple[str, int, int]] = []
     for i, tag in enumerate(tags):
         mark, _, kind = tag.partition("-")
@@ -81,7 +78,7 @@ def spans_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def find_triples(
-    path: str | pathlib.Path,
+    model: Opened,
     texts: Sequence[str],
     entities: Sequence[Entity],
     heads: Collection[str] = (),
@@ -89,17 +86,13 @@ def find_triples(
 ) -> list[Triple]:
     """The relations between the entities of each text.
 
-    Every pair is asked for: once, the first one as e1, where labels have directions
-    ('R(e2,e1)' is then from the second to the first); else in both orders.
+    If the labels have directions, the model classifies each pair once, with the first entity as e1,
+    and 'R(e2,e1)' is a relation from the second to the first. Otherwise it classifies both orders.
 
     Args:
-      path: a run of `lmjax.tasks.relations`.
-      heads, tails: types of entities that may be e1 and e2; () = any.
-
-    Raises:
-      ConfigError: as `lmjax.load`, or it is no such run.
+      model: of `lmjax.tasks.relations`.
+      heads, tails: types of entities that may be e1 and e2; () allows any.
     """
-    model = open_run(path, Relations, "--relations")
     directed = any(label.endswith((_FORWARD, _BACKWARD)) for label in model.labels)
     assert isinstance(model.task, Relations)
     other = model.task.other
@@ -127,10 +120,11 @@ def find_triples(
 
 
 def graph_of(texts: Sequence[str], triples: Sequence[Triple]) -> dict[str, Any]:
-    """{'nodes': [...], 'edges': [...]}, fit for JSON and networkx's node-link form.
+    """A graph in networkx's node-link form, ready for JSON.
 
-    Entities of one type that are written alike, but for upper case, are one node. An edge is
-    one relation between two nodes: 'count' texts state it, 'confidence' is the highest.
+    Entities of one type with the same spelling, ignoring case, are one node. An edge is one
+    relation between two nodes; 'count' is the number of texts that state it, and 'confidence' the
+    highest one.
     """
     nodes: dict[tuple[str, str], dict[str, Any]] = {}
     edges: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -164,7 +158,7 @@ def graph_of(texts: Sequence[str], triples: Sequence[Triple]) -> dict[str, Any]:
 def triple_scores(
     found: Collection[tuple[int, str, str, str]], gold: Collection[tuple[int, str, str, str]]
 ) -> Scores:
-    """Precision, recall and F1 of (text, head, relation, tail), each counted once."""
+    """Precision, recall and F1 of distinct (text, head, relation, tail)."""
     ours, theirs = set(found), set(gold)
     right = len(ours & theirs)
     precision = right / len(ours) if ours else 0.0

@@ -1,14 +1,13 @@
-"""Makes a graph of what a text says: entities, and the relations between them.
+"""Builds a knowledge graph of a text: entities, and the relations between them.
 
-  python -m experiments.knowledge_graph --entities=runs/parameters --relations=runs/relations \
-      --heads=NAME --tails=TYPE --text=notes.txt --out=graph.json
+  python -m experiments.applications.knowledge_graph --entities=runs/parameters \
+      --relations=runs/relations --heads=NAME --tails=TYPE --text=notes.txt --out=graph.json
 
 `entities` is a run of configs/finetune/tagging.py, `relations` one of
-configs/finetune/relations.py; each line of the text is read alone. graph.json is networkx's
-node-link form (networkx.node_link_graph(json.load(file), edges='edges')); a name that ends in
-.csv takes the edges alone. `--text=pydocs` reads the held-out docstrings of the relations, whose
-triples of names and types are known: how many of them are found, and how many of those found are
-right, is printed.
+configs/finetune/relations.py; each line of the text is a text of its own. graph.json is in
+networkx's node-link form (networkx.node_link_graph(json.load(file), edges='edges')); a name that
+ends in .csv receives the edges alone. `--text=pydocs` reads held-out docstrings, whose pairs of
+names and types are known, and prints precision and recall.
 """
 
 import csv
@@ -26,9 +25,9 @@ from lmjax.errors import ConfigError
 flags.DEFINE_string("entities", None, "A run of lmjax.tasks.tagging (its --workdir).")
 flags.DEFINE_string("relations", None, "A run of lmjax.tasks.relations (its --workdir).")
 flags.DEFINE_string(
-    "text", None, "A file with a text a line, or JSON lines (.jsonl) with a 'text'; or 'pydocs'."
+    "text", None, "A file with one text per line, JSON lines (.jsonl) with a 'text', or 'pydocs'."
 )
-flags.DEFINE_list("heads", [], "Types of entities that may be the head; all, where none is said.")
+flags.DEFINE_list("heads", [], "Types of entities that may be the head; any by default.")
 flags.DEFINE_list("tails", [], "Types of entities that may be the tail.")
 flags.DEFINE_string("out", None, "graph.json or graph.csv.")
 
@@ -44,9 +43,20 @@ def main() -> None:
     out = pathlib.Path(given["out"])
     if out.suffix not in (".json", ".csv"):
         raise ConfigError(f"--out: '{out}' ends neither in .json nor in .csv")
-    # After the flags: importing it takes seconds.
+    # Imported after the flags are parsed: this takes seconds.
+    from experiments.applications.graphs import (
+        find_entities,
+        find_triples,
+        graph_of,
+        triple_scores,
+    )
     from lmjax.data.docstrings import relation_rows
-    from lmjax.tasks.graphs import find_entities, find_triples, graph_of, triple_scores
+    from lmjax.tasks.opened import open_run
+    from lmjax.tasks.relations import Relations
+    from lmjax.tasks.tagging import Tagging
+
+    tagger = open_run(given["entities"], Tagging, "--entities")
+    classifier = open_run(given["relations"], Relations, "--relations")
 
     gold = set()
     if given["text"] == "pydocs":
@@ -61,10 +71,8 @@ def main() -> None:
         texts = [text for text in read_texts(given["text"], "--text") if text.strip()]
         if not texts:
             raise ConfigError(f"--text: '{given['text']}' is empty")
-    entities = find_entities(given["entities"], texts)
-    triples = find_triples(
-        given["relations"], texts, entities, flags.FLAGS.heads, flags.FLAGS.tails
-    )
+    entities = find_entities(tagger, texts)
+    triples = find_triples(classifier, texts, entities, flags.FLAGS.heads, flags.FLAGS.tails)
     graph = graph_of(texts, triples)
     if out.suffix == ".json":
         out.write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,8 +100,8 @@ def main() -> None:
             head, tail = (texts[e.text][e.begin : e.end] for e in (t.head, t.tail))
             found.add((t.head.text, head, t.relation, tail))
         scores = triple_scores(found, gold)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"of {len(gold):,} types that the docstrings state: {told}")
+        printed = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        print(f"of {len(gold):,} types that the docstrings state: {printed}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Text that a classifier likes: style transfer by delete and infill, continuations by choice.
+"""Style transfer by deletion and infilling, and continuations reranked by a classifier.
 
-Li et al. 2018, "Delete, Retrieve, Generate": words that mark a style are those that are frequent
-in it and rare outside; they are deleted, and what is left is completed in the other style. Here a
-masked model fills the gaps, and of its candidates one is chosen by a classifier of styles.
+Li et al. 2018, "Delete, Retrieve, Generate": the markers of a style are words that are frequent in
+it and rare elsewhere. They are deleted, and the rest is completed in the other style. Here a masked
+model fills the gaps, and a classifier of styles chooses among its candidates.
 """
 
 import collections
@@ -14,26 +14,27 @@ import numpy as np
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
+from lmjax.extras import require
 from lmjax.generation.generating import generate
+from lmjax.tasks.baselines import classes_by_words
 from lmjax.tasks.metrics import text_scores
 from lmjax.tasks.opened import Opened
-from lmjax.tasks.words import classes_by_words
 
-_LONGEST = 4  # words of a marker
-_GAP = (1, 2)  # masks that a gap is filled with
-_TOP_K = 20  # of the tokens at a mask
+_LONGEST = 4  # words in a marker
+_GAP = (1, 2)  # numbers of masks to try in each gap
+_TOP_K = 20  # candidate tokens at a mask
 
 
 def markers(
     rows: Sequence[Row], style: str, smoothing: float = 1.0, threshold: float = 15.0
 ) -> dict[tuple[str, ...], float]:
-    """n-grams of 1 to 4 words that mark a style, with their salience (eq. 1).
+    """The n-grams of 1 to 4 words that mark a style, with their salience (eq. 1).
 
     s(u, v) = (count(u, D_v) + smoothing) / (sum over other styles of count(u, D_v') + smoothing)
 
     Args:
-      rows: with 'text' and the style as 'gold'.
-      threshold: the least salience; 15 of sentiment in the paper (§4.1).
+      rows: have 'text', and the style as 'gold'.
+      threshold: the lowest salience; the paper uses 15 for sentiment (§4.1).
     """
     inside: collections.Counter[tuple[str, ...]] = collections.Counter()
     outside: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -52,10 +53,10 @@ def _ngrams(words: Sequence[str]) -> list[tuple[str, ...]]:
 def without_markers(
     words: Sequence[str], known: Mapping[tuple[str, ...], float]
 ) -> list[list[str]]:
-    """The words in pieces, with a gap between two of them where markers stood.
+    """The pieces of a text that remain without its markers, with a gap between any two.
 
-    The most salient marker is deleted first; of those alike the longest, then the leftmost. Gaps
-    side by side are one.
+    The most salient marker is deleted first; of equally salient ones the longest, then the
+    leftmost. Adjacent gaps merge.
     """
     lower = [word.lower() for word in words]
     found = [
@@ -86,15 +87,15 @@ def restyle(
     candidates: int = 8,
     seed: int = 0,
 ) -> list[str]:
-    """The texts, as far as possible in another style; those without markers as they are.
+    """The texts in another style. Texts without markers do not change.
 
     Args:
-      model: a masked one.
+      model: a masked language model.
       judge: a classifier of styles.
-      known: markers of the style that the texts have.
-      style: that they are to have.
-      candidates: fillings of a text and of each size of gap. Of all, that with the highest log p of
-        the style plus the mean log p of what was filled in is taken.
+      known: markers of the style of the texts.
+      style: the target style.
+      candidates: number of fillings per text and size of gap. The one with the highest
+        log p(style) plus mean log p of the filled tokens is returned.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -138,11 +139,15 @@ def continue_in_style(
     max_new_tokens: int = 32,
     seed: int = 0,
 ) -> tuple[list[str], list[str]]:
-    """Continuations, prompt included: of each prompt the first that was drawn, and the chosen one.
+    """Continuations of prompts, chosen by style.
 
     Args:
-      model: a causal one.
-      judge: a classifier of styles; the candidate with the highest p of `style` is chosen.
+      model: a causal language model.
+      judge: a classifier of styles.
+
+    Returns:
+      For each prompt the first sample, and the one of `candidates` samples with the highest
+      p(style). Both begin with the prompt.
     """
     made = generate(
         model,
@@ -159,42 +164,42 @@ def continue_in_style(
     return [texts[i] for i in starts], [texts[i] for i in starts + styled.argmax(1)]
 
 
-def told_by_words(
+def style_scores(
     train: Sequence[Row], before: Sequence[str], after: Sequence[str], style: str
 ) -> dict[str, float]:
-    """How far texts have gone to a style, told by a judge that had no part in choosing them.
+    """How many texts are of a style, by a classifier that took no part in choosing them.
 
     Args:
-      train: rows with 'text' and 'gold', on whose words logistic regression learns.
+      train: rows with 'text' and 'gold'; logistic regression on their words is the classifier.
 
     Returns:
-      The share of texts of the style, before and after, and chrF (Popović 2015) of the texts after
-      to those before: 100 where nothing has changed.
+      The share of texts of the style before and after, and chrF (Popović 2015) of the texts after
+      against those before, which is 100 if nothing changed.
 
     Raises:
       ConfigError: scikit-learn or sacrebleu is not installed.
     """
+    require("sklearn", "eval", "the score of a style")
     gold = [row["gold"] for row in train]
-    told = classes_by_words([r["text"].lower() for r in train], gold, [*before, *after])
-    if told is None:
-        raise ConfigError("texts are judged by scikit-learn; pip install -e '.[eval]'")
-    shares = np.array([found == style for found in told]).reshape(2, -1).mean(1)
+    found = classes_by_words([r["text"].lower() for r in train], gold, [*before, *after])
+    assert found is not None
+    shares = np.array([one == style for one in found]).reshape(2, -1).mean(1)
     chrf = text_scores(before, after)["chrf"]
     return {"of the style before": float(shares[0]), "after": float(shares[1]), "chrF": chrf}
 
 
 def alike(text: str, other: str) -> bool:
-    """But for spaces and case, which tokenizers do not keep."""
+    """Whether texts are equal up to spaces and case, which tokenizers do not keep."""
     return "".join(text.split()).lower() == "".join(other.split()).lower()
 
 
 def _log_probabilities(judge: Opened, texts: Sequence[str], style: str) -> list[float]:
-    """log p(style) of each text; an empty one is of none."""
+    """log p(style) of each text. An empty text is read as '-'."""
     rows = [{"text": text or "-", "gold": style} for text in texts]
     return [math.log(max(p["gold_probability"], 1e-12)) for p in judge.predict(rows)]
 
 
 def check_style(judge: Opened, style: str, flag: str) -> None:
-    """Raises ConfigError where the judge does not know a style."""
+    """Raises ConfigError if the classifier has no such class."""
     if style not in judge.labels:
         raise ConfigError(f"{flag}: '{style}' is none of {', '.join(judge.labels)}")

@@ -4,11 +4,14 @@ import pathlib
 
 import pytest
 
+from experiments.applications import graphs
+from experiments.applications.graphs import Entity, Triple, graph_of, spans_of, triple_scores
 from lmjax.errors import ConfigError
-from lmjax.tasks import graphs
 from lmjax.tasks.finetuning import finetune
-from lmjax.tasks.graphs import Entity, Triple, graph_of, spans_of, triple_scores
+from lmjax.tasks.opened import open_run
 from lmjax.tasks.plan import prepare
+from lmjax.tasks.relations import Relations
+from lmjax.tasks.tagging import Tagging
 from tests.tasks import small
 
 
@@ -66,9 +69,11 @@ def test_two_runs_make_triples(tmp_path: pathlib.Path) -> None:
         config = small.config(task, {"train": path, "validation": path})
         config.dropout, config.task.head_dropout, config.training.epochs = 0.0, 0.0, 12
         runs[name] = finetune(prepare(config), config, tmp_path / name, "", seed=0)
-    entities = graphs.find_entities(tmp_path / "tags", texts[:8])
+    tagger = open_run(tmp_path / "tags", Tagging, "--entities")
+    classifier = open_run(tmp_path / "pairs", Relations, "--relations")
+    entities = graphs.find_entities(tagger, texts[:8])
     assert entities == [Entity(i, a, a + 3, "N") for i in range(8) for a in (0, 8)]
-    triples = graphs.find_triples(tmp_path / "pairs", texts[:8], entities)
+    triples = graphs.find_triples(classifier, texts[:8], entities)
     predicted = {p["text"]: p for p in runs["pairs"].predictions}
     expected = [i for i, t in enumerate(texts[:8]) if predicted[t]["prediction"] != "S"]
     assert [t.head.text for t in triples] == expected
@@ -77,7 +82,5 @@ def test_two_runs_make_triples(tmp_path: pathlib.Path) -> None:
         assert (triple.head.begin, triple.tail.begin, triple.relation) == (8, 0, "R")
         confidence = predicted[texts[triple.head.text]]["confidence"]
         assert triple.confidence == pytest.approx(confidence, abs=1e-4)
-    with pytest.raises(ConfigError, match="a model of Relations, not of Tagging"):
-        graphs.find_entities(tmp_path / "pairs", texts)
-    with pytest.raises(ConfigError, match="a model of Tagging, not of Relations"):
-        graphs.find_triples(tmp_path / "tags", texts, entities)
+    with pytest.raises(ConfigError, match="no BIO tags: R"):
+        graphs.find_entities(classifier, texts)

@@ -1,21 +1,30 @@
-"""A support desk: whose question it is, where the answer may stand, and what it is."""
+"""A support desk: recognises the intent of a question, finds sections, reads the answer."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from lmjax.data.files import (
+    BadRowError,
+    fault_of,
+    find_files,
+    form_of,
+    json_row,
+    read_lines,
+)
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
+from lmjax.extras import require
 from lmjax.tasks.base import Scores
+from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import answer_scores
 from lmjax.tasks.opened import Opened
-from lmjax.tasks.words import words_of_code
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A piece of text that may hold answers, the intent it belongs to, and where it is from."""
+    """A text that may hold answers, the intent that it belongs to, and its source."""
 
     intent: str
     source: str
@@ -24,14 +33,15 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the desk says.
+    """The answer to a question.
 
     Attributes:
-      intent, confidence: what it takes the question for, and the classifier's probability.
-      section: that it read, None where no section shares a word with the question.
-      text: the answer, '' for none.
-      score: what `Desk.search` says of the section, times the reader's confidence; of the
-        sections read, the answer has the highest.
+      intent, confidence: the predicted intent and its probability.
+      section: the section that holds the answer; None if no section shares a word with the
+        question.
+      text: the answer; '' if there is none.
+      score: the similarity of `Desk.search` times the reader's confidence, the highest among the
+        sections read.
     """
 
     intent: str
@@ -42,34 +52,28 @@ class Answer:
 
 
 class Desk:
-    """Intent recognition, search and reading, one after the other."""
+    """A pipeline of intent recognition, search and extractive reading."""
 
     def __init__(self, classifier: Opened, reader: Opened, sections: Sequence[Section]):
-        """Indexes the sections by TF-IDF.
+        """Builds a TF-IDF index of the sections.
 
         Args:
-          classifier: a run of intents.
-          reader: a run of question answering.
+          classifier: a model of intents.
+          reader: a model of question answering.
 
         Raises:
-          ConfigError: no sections, or scikit-learn is not installed.
+          ConfigError: there are no sections, or scikit-learn is not installed.
         """
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-        except ImportError as error:
-            raise ConfigError(
-                "sections are searched by scikit-learn, which is not installed;"
-                " pip install -e '.[eval]'"
-            ) from error
+        text = require("sklearn.feature_extraction.text", "eval", "sections: the search")
         if not sections:
             raise ConfigError("sections: none to search")
         self.classifier, self.reader, self.sections = classifier, reader, list(sections)
-        self._vectorizer = TfidfVectorizer(analyzer=words_of_code, sublinear_tf=True)
+        self._vectorizer = text.TfidfVectorizer(analyzer=words_of_code, sublinear_tf=True)
         self._index = self._vectorizer.fit_transform([f"{s.source} {s.text}" for s in sections])
         self._intents = np.array([s.intent for s in sections])
 
     def recognise(self, questions: Sequence[str]) -> list[tuple[str, float]]:
-        """The intent of each question, and its probability."""
+        """The intent of each question and its probability."""
         return [(p["prediction"], p["confidence"]) for p in self.classifier.predict(questions)]
 
     def search(
@@ -78,11 +82,12 @@ class Desk:
         intents: Sequence[tuple[str, float]] | None,
         count: int,
     ) -> list[list[tuple[int, float]]]:
-        """For each question up to `count` sections with their similarities, the best first.
+        """The indices of up to `count` sections per question, with similarities, best first.
 
         Args:
-          intents: of the questions, with their confidences: the similarity of a section of the
-            intent is raised by that share, so that a wrong one hides nothing. None = unknown.
+          intents: an intent and its confidence for each question. The similarity of a section of
+            that intent is multiplied by 1 + confidence, so that a wrong intent hides no section.
+            None ignores intents.
         """
         similar = (self._vectorizer.transform(questions) @ self._index.T).toarray()
         found = []
@@ -95,20 +100,20 @@ class Desk:
         return found
 
     def answer(self, questions: Sequence[str], count: int = 3) -> list[Answer]:
-        """Answers read from the `count` sections that fit question and intent best."""
+        """Answers read from the `count` most similar sections."""
         intents = self.recognise(questions)
         found = self.search(questions, intents, count)
         pairs = [(q, s) for q, sections in enumerate(found) for s, _ in sections]
         texts = [self.sections[s].text for _, s in pairs]
-        said = dict(zip(pairs, self.read([questions[q] for q, _ in pairs], texts), strict=True))
+        read = dict(zip(pairs, self.read([questions[q] for q, _ in pairs], texts), strict=True))
         answers = []
-        for q, (intent, sure) in enumerate(intents):
-            best = Answer(intent, sure, None, "", 0.0)
+        for q, (intent, probability) in enumerate(intents):
+            best = Answer(intent, probability, None, "", 0.0)
             for s, similarity in found[q]:
-                text, confidence = said[q, s]
-                if similarity * confidence > best.score:
-                    score = similarity * confidence
-                    best = Answer(intent, sure, self.sections[s], text, score)
+                text, confidence = read[q, s]
+                score = similarity * confidence
+                if score > best.score:
+                    best = Answer(intent, probability, self.sections[s], text, score)
             answers.append(best)
         return answers
 
@@ -121,17 +126,17 @@ class Desk:
         return [(p["prediction"], p["confidence"]) for p in self.reader.predict(rows)]
 
 
-def judge(desk: Desk, rows: Sequence[Row], count: int = 3) -> dict[str, Scores]:
-    """How good each part of a desk is, and the whole.
+def evaluate(desk: Desk, rows: Sequence[Row], count: int = 3) -> dict[str, Scores]:
+    """Scores of each stage of a desk and of the whole.
 
     Args:
-      rows: questions with 'text', their intent 'label', their section's 'context', and 'answers'.
-      count: sections that are read.
+      rows: questions with 'text', the intent as 'label', the section as 'context', and 'answers'.
+      count: how many sections are read.
 
     Returns:
-      'intents' the share of those told right; 'sections' the share of the right ones among those
-      found, with the recognised intent or without it; 'answers' F1 and exact match of the
-      whole, with the right section given, and of the first sentence of the section that fits best.
+      'intents': accuracy. 'sections': how often the right one is found, with and without the
+      predicted intent. 'answers': F1 and exact match of the desk, of the reader given the right
+      section, and of the first line of the most similar section.
     """
     questions = [row["text"] for row in rows]
     answers = desk.answer(questions, count)
@@ -151,9 +156,9 @@ def judge(desk: Desk, rows: Sequence[Row], count: int = 3) -> dict[str, Scores]:
         "right section given": [text for text, _ in given],
         "first line of the best section": firsts,
     }
-    told = [i == row["label"] for (i, _), row in zip(intents, rows, strict=True)]
+    correct = [i == row["label"] for (i, _), row in zip(intents, rows, strict=True)]
     return {
-        "intents": {"accuracy": float(np.mean(told))},
+        "intents": {"accuracy": float(np.mean(correct))},
         **{
             f"sections, {how} the intent": {
                 f"first {most}": found(how == "with", most) for most in (1, count)
@@ -168,3 +173,26 @@ def _answers(rows: Sequence[Row], texts: Sequence[str]) -> Scores:
     every = [answer_scores(t, row["answers"]) for t, row in zip(texts, rows, strict=True)]
     exact, f1 = np.mean(every, axis=0)
     return {"f1": float(f1), "exact": float(exact)}
+
+
+def read_sections(path: str) -> list[Section]:
+    """Reads JSON lines with 'intent', 'source' and 'text'.
+
+    Raises:
+      ConfigError: names the line that lacks one of them.
+    """
+    found = []
+    where = "--sections"
+    for file in find_files(path, where, lambda file: form_of(file) == ".jsonl"):
+        for number, line in read_lines(file, where):
+            if not line.strip():
+                continue
+            row = json_row(line)
+            fault = fault_of(row)
+            if isinstance(row, BadRowError) or fault:
+                raise ConfigError(f"{where}: {file}:{number}: {fault}")
+            names = ("intent", "source", "text")
+            if missing := [name for name in names if row.get(name) is None]:
+                raise ConfigError(f"{where}: {file}:{number}: no '{missing[0]}'")
+            found.append(Section(**{name: str(row[name]) for name in names}))
+    return found

@@ -1,4 +1,4 @@
-"""Style: which words mark it, what is left without them, and that the best candidate is taken."""
+"""Markers of a style, deletion, and the choice of a candidate."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.convert.pretrained import Pretrained
-from lmjax.data.docstrings import mood_rows
-from lmjax.errors import ConfigError
-from lmjax.models.bert import BertForPreTraining
-from lmjax.models.gpt import Gpt
-from lmjax.tasks.writing import (
+from experiments.applications.style_transfer import (
     alike,
     check_style,
     continue_in_style,
     markers,
     restyle,
-    told_by_words,
+    style_scores,
     without_markers,
 )
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.docstrings import mood_rows
+from lmjax.errors import ConfigError
+from lmjax.models.bert import BertForPreTraining
+from lmjax.models.gpt import Gpt
+from lmjax.tasks.classification import Classification
 from tests.tasks import small
 
 
@@ -111,15 +112,15 @@ def test_the_candidate_that_the_judge_likes_is_taken(model: Pretrained) -> None:
     assert made_of_it.endswith(kept) and not made_of_it.startswith("bak")
 
 
-def test_told_by_words() -> None:
+def test_style_scores() -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     pytest.importorskip("sacrebleu", reason="is not installed")
     train = rows(*[("sum it", "a"), ("sums it", "b")] * 8)
     before = ["sum all", "sum none"]
-    scores = told_by_words(train, before, ["sums all", "sum none"], "b")
+    scores = style_scores(train, before, ["sums all", "sum none"], "b")
     assert (scores["of the style before"], scores["after"]) == (0.0, 0.5)
     assert 50 < scores["chrF"] < 100
-    assert math.isclose(told_by_words(train, before, before, "b")["chrF"], 100.0)
+    assert math.isclose(style_scores(train, before, before, "b")["chrF"], 100.0)
 
 
 def test_a_style_that_is_none_is_refused() -> None:
@@ -131,6 +132,9 @@ def test_a_style_that_is_none_is_refused() -> None:
 
 def test_moods_have_twins() -> None:
     found = list(mood_rows("validation", ""))
+    task = Classification(model=small.model("bert"), length=32, vocabulary=None, pydocs="moods")
+    learnt = list(task.embedded("validation", ""))
+    assert learnt == [{"text": r["text"], "gold": r["label"], "other": r["other"]} for r in found]
     assert {row["label"] for row in found} == {"descriptive", "imperative"}
     for row in found:
         (first, *rest), (other, *same) = row["text"].split(), row["other"].split()

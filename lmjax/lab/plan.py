@@ -216,7 +216,7 @@ def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
         make_plan(config)
     except ConfigError as error:
         raise ConfigError(f"{where}, with its changes: {error}") from error
-    return Variant(str(block["says"]), config)
+    return Variant(convert(block["says"], str, f"{where}.says"), config)
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:

@@ -3,17 +3,33 @@
 import typing
 
 if typing.TYPE_CHECKING:
+    from lmjax.api import evaluate, finetune, pretrain
     from lmjax.convert.huggingface import save_huggingface
     from lmjax.convert.pretrained import Pretrained
+    from lmjax.evaluation.scoring import token_scores
     from lmjax.generation.generating import generate, stream
     from lmjax.tasks.opened import load
 
-__all__ = ["Pretrained", "generate", "load", "save_huggingface", "stream"]
+__all__ = [
+    "Pretrained",
+    "evaluate",
+    "finetune",
+    "generate",
+    "load",
+    "pretrain",
+    "save_huggingface",
+    "stream",
+    "token_scores",
+]
 
 _WHERE = {
+    "pretrain": "api",
+    "finetune": "api",
+    "evaluate": "api",
     "load": "tasks.opened",
     "save_huggingface": "convert.huggingface",
     "Pretrained": "convert.pretrained",
+    "token_scores": "evaluation.scoring",
     "generate": "generation.generating",
     "stream": "generation.generating",
 }

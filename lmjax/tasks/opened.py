@@ -18,6 +18,9 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.formats import Sentence
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, place_of, sound
 from lmjax.errors import ConfigError
+from lmjax.generation.generated import Generated
+from lmjax.generation.generating import generate
+from lmjax.generation.prompts import Prompts
 from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
 from lmjax.tasks.base import Gold, Task
@@ -114,6 +117,10 @@ class Opened(Pretrained):
             raise ConfigError("the model embeds no texts; open a run of lmjax.tasks.embeddings")
         found = [row["prediction"] for row in self.predict(texts)]
         return np.array(found, np.float32).reshape(len(texts), self.task.model.trunk.hidden_size)
+
+    def generate(self, prompts: Prompts, **settings: Any) -> list[Generated]:
+        """`lmjax.generate` with this model."""
+        return generate(self, prompts, **settings)
 
     def read(self, values: Any, where: str = "", gold: Gold = "optional") -> list[Item]:
         """A row as the task reads it; several where it holds several.

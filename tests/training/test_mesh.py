@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.command_line import tune_host_memory
 from lmjax.errors import ConfigError
+from lmjax.host import tune_host_memory
 from lmjax.training.monitor import peak_flops
 from lmjax.training.sharding import (
     MeshConfig,

@@ -1,12 +1,13 @@
-"""Runs an ablation: variants times seeds, trained, measured, and told in a report.
+"""Runs an ablation: trains and measures variants times seeds, and writes a report.
 
   python -m experiments.ablate --config=configs/ablations/four_objectives.py:tiny \
       --workdir=runs/four_objectives
 
-What is done is kept; the same command goes on where it was, and may run in several processes at
-once, on machines that share a disk: each takes a variant that no other is at. --print=commands
-prints a command a variant, --print=slurm a job array. --report writes the report of what there
-is in --workdir, and needs nothing else. The report: report.md, report.html, results.csv.
+Finished cells are kept; the same command continues an interrupted ablation. It may run in several
+processes at once, on machines that share a disk: each takes a variant that no other works on.
+--print=commands prints one command per variant, --print=slurm a job array. --report writes the
+report of the finished cells in --workdir and needs nothing else. It consists of report.md,
+report.html and results.csv.
 """
 
 import pathlib
@@ -20,19 +21,23 @@ from rich.markdown import Markdown
 from experiments import command_line
 from lmjax.errors import ConfigError
 
-ONLY = flags.DEFINE_list("only", [], "Variants to run, with commas; none = all.")
-PRINT = flags.DEFINE_enum("print", "", ["", "commands", "slurm"], "Print how, and run nothing.")
-REPORT = flags.DEFINE_bool("report", False, "Write the report of what is there, and run nothing.")
+ONLY = flags.DEFINE_list("only", [], "Variants to run, separated by commas; all by default.")
+PRINT = flags.DEFINE_enum(
+    "print", "", ["", "commands", "slurm"], "Print the commands, and run nothing."
+)
+REPORT = flags.DEFINE_bool(
+    "report", False, "Write the report of the finished cells, and run nothing."
+)
 
 
 def main() -> None:
     workdir = pathlib.Path(command_line.workdir())
     if REPORT.value:
         if not (workdir / "ablation.json").exists():
-            raise ConfigError(f"--workdir: '{workdir}' holds no ablation.json to report of")
+            raise ConfigError(f"--workdir: '{workdir}' holds no ablation.json")
     else:
         config = command_line.config()
-        # After the flags: importing it takes seconds.
+        # Imported after the flags are parsed: this takes seconds.
         from lmjax.lab.cells import run_cells
         from lmjax.lab.plan import read_ablation
 
@@ -50,12 +55,12 @@ def main() -> None:
 
 
 def as_commands(names: list[str]) -> list[str]:
-    """A command for each variant."""
+    """One command per variant."""
     return [f"{_command()} --only={name}" for name in names]
 
 
 def as_slurm(names: list[str]) -> list[str]:
-    """A batch script whose array has a task for each variant."""
+    """A batch script whose array has one task per variant."""
     return [
         "#!/bin/bash",
         f"#SBATCH --job-name=ablation --array=0-{len(names) - 1}",
@@ -66,7 +71,7 @@ def as_slurm(names: list[str]) -> list[str]:
 
 
 def _command() -> str:
-    """This command without what only says how it is run."""
+    """This command without the flags that only choose what it runs."""
     own = ("--only", "--print", "--report")
     given = [a for a in sys.argv[1:] if not a.startswith(own)]
     return shlex.join(["python", "-m", "experiments.ablate", *given])

@@ -11,12 +11,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import command_line
-from lmjax.errors import ConfigError
+from lmjax.extras import require
+from lmjax.tables import markdown_row, markdown_table
 
 flags.DEFINE_list("batch", ["1", "8"], "Prompts at a time.")
 flags.DEFINE_integer("prompt_length", 32, "Tokens of a prompt.")
@@ -26,11 +28,9 @@ flags.DEFINE_string("size", "small", "Of configs/gpt.py.")
 
 
 def main() -> None:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise ConfigError("torch: not installed; pip install -e '.[huggingface]'") from None
+    torch, transformers = (
+        require(name, "huggingface", "the comparison") for name in ("torch", "transformers")
+    )
     import jax
 
     import lmjax
@@ -41,11 +41,10 @@ def main() -> None:
     values = flags.FLAGS
     config = get_config(values.size)
     objective = make_objective(config.objective, config.model, 50257)
-    network = objective.network  # type: ignore[attr-defined]
-    tokens = np.zeros((1, 8), np.int32)
-    params = jax.jit(network.init)(jax.random.key(0), tokens, tokens, np.ones((1, 8, 8), bool))[
-        "params"
-    ]
+    network: Any = objective.network
+    names = ("tokens", "token_types", "segment_ids", "positions")
+    example = dict.fromkeys(names, np.zeros((1, 8), np.int32))
+    params = jax.jit(objective.init)(jax.random.key(0), example)
     new = values.new_tokens
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,15 +66,16 @@ def main() -> None:
         return output[:, prompts.shape[1] :].numpy()
 
     print(f"configs/gpt.py:{values.size}, prompts of {values.prompt_length}, {new} new tokens each")
-    print("| batch | lmjax tokens/s | transformers tokens/s | ratio | same tokens |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
+    columns = ["batch", "lmjax tokens/s", "transformers tokens/s", "ratio", "same tokens"]
+    print(*markdown_table(columns, [], "r"), sep="\n")
     rng = np.random.default_rng(0)
     for batch in map(int, values.batch):
         prompts = rng.integers(0, 50257, (batch, values.prompt_length)).astype(np.int32)
         same = (here(prompts) == there(prompts)).mean()
         pairs = [(timed(here, prompts), timed(there, prompts)) for _ in range(values.repeats)]
         mine, other = (batch * new / statistics.median(side) for side in zip(*pairs, strict=True))
-        print(f"| {batch} | {mine:.1f} | {other:.1f} | {mine / other:.2f} | {same:.0%} |")
+        speeds = f"{mine:.1f}", f"{other:.1f}", f"{mine / other:.2f}"
+        print(markdown_row([str(batch), *speeds, f"{same:.0%}"]))
 
 
 def timed(run: Callable[[np.ndarray], np.ndarray], prompts: np.ndarray) -> float:

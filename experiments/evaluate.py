@@ -19,6 +19,7 @@ OUT.md with the table and OUT.jsonl with what it is made of.
 
 import json
 import pathlib
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -29,6 +30,7 @@ from rich.table import Table
 from experiments import command_line
 from experiments.model_flag import MODELS
 from lmjax.errors import ConfigError
+from lmjax.tables import markdown_table
 
 TASKS = ["minimal_pairs", "perplexity", "last_word", "prompting", "harness"]
 TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
@@ -261,10 +263,10 @@ def _models() -> Iterator[tuple[str, str, Any]]:
 
 def _methods(model: Any) -> Sequence[Any]:
     """Those of --method that the model has, or its family's own."""
-    from lmjax.evaluation.scoring import METHODS, methods_of
+    from lmjax.evaluation.scoring import Method, methods_of
 
     known = methods_of(model)
-    every = {method for methods in METHODS.values() for method in methods}
+    every = typing.get_args(Method)
     for method in METHOD.value:
         if method not in every:
             raise ConfigError(f"--method: '{method}' is none of {', '.join(sorted(every))}")
@@ -330,10 +332,7 @@ def _write(tables: Sequence[Sequence[Sequence[str]]], lines: Iterable[Mapping[st
         return
     place = pathlib.Path(OUT.value)
     place.parent.mkdir(parents=True, exist_ok=True)
-    texts = []
-    for header, *rows in tables:
-        marked = [header, ("---",) + ("---:",) * (len(header) - 1), *rows]
-        texts.append("".join(f"| {' | '.join(row)} |\n" for row in marked))
+    texts = ["\n".join(markdown_table(header, rows)) + "\n" for header, *rows in tables]
     place.with_name(f"{place.name}.md").write_text("\n".join(texts), encoding="utf-8")
     with place.with_name(f"{place.name}.jsonl").open("w", encoding="utf-8") as file:
         for line in lines:

@@ -25,10 +25,10 @@ def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
     from lmjax.tasks.plan import FinetuneConfig
-    from lmjax.training.reporting import RunDirectory
+    from lmjax.training.run_directory import RunDirectory
 
     # The directories of the other seeds are in that of the first.
-    with RunDirectory(workdir, config, FinetuneConfig).alone():
+    with RunDirectory(workdir, config, FinetuneConfig).locked():
         finetune_all(config, workdir)
 
 
@@ -94,7 +94,7 @@ def show_scores(
       results: by the name of their line, the Result of each seed.
       name: stands before the title.
     """
-    from lmjax.tasks.finetuning import markdown_table, suffix_of, table_rows
+    from lmjax.tasks.finetuning import score_table, suffix_of, table_rows
 
     for split in prepared.scored:
         scores = {line: [r.sets[split].scores for r in found] for line, found in results.items()}
@@ -107,7 +107,7 @@ def show_scores(
         for row in rows:
             table.add_row(*row)
         console.print(table)
-        text = "\n".join(markdown_table(scores)) + "\n"
+        text = "\n".join(score_table(scores)) + "\n"
         (place / f"table{suffix_of(prepared, split)}.md").write_text(text)
     for line, found in results.items():
         for result in found if prepared.task.tunes else ():

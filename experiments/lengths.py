@@ -23,6 +23,7 @@ from lmjax.nn.positions import relative_distances, sinusoid
 from lmjax.nn.relative import RelativeContext, TwoStreamBlock
 from lmjax.nn.transformer import Block, Stack
 from lmjax.nn.trunk import TransformerConfig
+from lmjax.tables import markdown_row, markdown_table
 
 PLOT = flags.DEFINE_string("plot", "", "Where to draw memory against length; '' = nowhere.")
 GIGABYTES = flags.DEFINE_float("gigabytes", 4.0, "What needs more memory is not run.")
@@ -43,7 +44,7 @@ def main() -> None:
         "two streams, plain": (two_streams, 0),
         f"two streams, chunks of {CHUNK}": (two_streams, CHUNK),
     }
-    print(f"| length | {' | '.join(forms)} |\n| ---: |{' ---: |' * len(forms)}")
+    print(*markdown_table(["length", *forms], [], "r"), sep="\n")
     found: dict[str, list[float]] = {name: [] for name in forms}
     for length in LENGTHS:
         cells = []
@@ -51,14 +52,14 @@ def main() -> None:
             measured = measure(*form(dataclasses.replace(TRUNK, query_chunk=chunk), length))
             found[name].append(measured[0])
             cells.append(show(measured))
-        print(f"| {length} | {' | '.join(cells)} |", flush=True)
+        print(markdown_row([str(length), *cells]), flush=True)
     kinds: dict[str, dict[str, Any]] = {
         "unrolled": {},
         "unrolled, remat": {"remat": "nothing_saveable"},
         "scanned": {"scan_layers": True},
         "scanned, remat": {"scan_layers": True, "remat": "nothing_saveable"},
     }
-    print(f"\n| layers | {' | '.join(kinds)} |\n| ---: |{' ---: |' * len(kinds)}")
+    print("", *markdown_table(["layers", *kinds], [], "r"), sep="\n")
     for layers in (2, 4, 8, 16, 32):
         row = []
         for change in kinds.values():
@@ -68,7 +69,7 @@ def main() -> None:
             jax.jit(jax.grad(loss)).lower(*arguments).compile()
             compiled = time.perf_counter() - started
             row.append(f"{show(measure(loss, arguments))}, compiled in {compiled:.1f} s")
-        print(f"| {layers} | {' | '.join(row)} |", flush=True)
+        print(markdown_row([str(layers), *row]), flush=True)
     if PLOT.value:
         draw(found)
 

@@ -27,6 +27,7 @@ from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.objectives.replaced import ReplacedTokenDetection
+from lmjax.tables import markdown_table
 from lmjax.training.loop import Result, pretrain
 
 STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.", 1)
@@ -60,7 +61,7 @@ def main() -> None:
             console.print()
     rows = [row for name, result in results.items() for row in table_rows(name, result)]
     console.print(rich_table(rows))
-    (workdir / "table.md").write_text(markdown_table(rows))
+    (workdir / "table.md").write_text("\n".join(markdown_table(COLUMNS, rows)) + "\n")
     console.print(
         "Losses are in nats per target, on held-out text; what is scored differs between rows,\n"
         "so each is to be held against the unigram score beside it.\n"
@@ -107,11 +108,6 @@ def rich_table(rows: list[tuple[str, ...]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def markdown_table(rows: list[tuple[str, ...]]) -> str:
-    lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def plot(results: dict[str, Result], path: pathlib.Path) -> None:

@@ -32,6 +32,7 @@ def main() -> None:
     values = read_json(pathlib.Path(command_line.workdir()) / "config.json")
     # Data does not depend on the devices that read it.
     values["mesh"] = {"data": 1}
+    values.pop("evaluators", None)  # nor on evaluators, whose classes need not be imported
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         with opening():
             plan = make_plan(ml_collections.ConfigDict(values))
@@ -56,13 +57,13 @@ def describe(
     """A few lines a row: its place, size, how surprising its tokens are, and its text.
 
     Args:
-      batch: clean, `tokens` and `documents` [batch, length].
+      batch: clean, `tokens` and `segment_ids` [batch, length].
       log_frequency: [vocab_size], nats.
       rows: how many, the most surprising first (mean unigram score in nats a token).
     """
     found = []
     for index, (tokens, documents) in enumerate(
-        zip(batch["tokens"], batch["documents"], strict=True)
+        zip(batch["tokens"], batch["segment_ids"], strict=True)
     ):
         real = tokens[documents > 0]
         score = float(-np.asarray(log_frequency)[real].mean()) if len(real) else 0.0

@@ -29,6 +29,13 @@ _OPENING = contextvars.ContextVar("opening", default=False)
 _ALLOWED = contextvars.ContextVar[tuple[str, ...]]("allowed", default=("lmjax",))
 
 
+# Classes that earlier versions had, and what a config or a run names in place of them.
+_REPLACED = {
+    "lmjax.tasks.intents.Intents": "lmjax.tasks.classification.Classification, pydocs 'intents'",
+    "lmjax.tasks.mood.Mood": "lmjax.tasks.classification.Classification, pydocs 'moods'",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """The interval a number must lie in: `dropout: Annotated[float, Interval("[0, 1)")]`.
@@ -187,6 +194,8 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
     """
     if not isinstance(path, str) or not re.fullmatch(r"\w+(\.\w+)+", path):
         raise ConfigError(f"{where}: {quoted(path)} is no import path; write 'package.module.Name'")
+    if path in _REPLACED:
+        raise ConfigError(f"{where}: '{path}' has been replaced; write {_REPLACED[path]}")
     module_name, _, name = path.rpartition(".")
     _check_allowed(module_name, path, where)
     try:

@@ -23,7 +23,6 @@ from lmjax.configuration import (
     opening,
     resolve,
 )
-from lmjax.convert.configs import ModelConfig
 from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig
@@ -35,13 +34,14 @@ from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
 from lmjax.lab.plan import AblationConfig, Published, Scaling, VariantConfig
 from lmjax.lab.search import SearchConfig
+from lmjax.models.family import ModelConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
 from lmjax.tasks.plan import FinetuneConfig, FinetuningConfig, MultitaskConfig, TaskConfig
-from lmjax.training.mesh import MeshConfig
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import PretrainConfig, PretrainingData, TrainingConfig
+from lmjax.training.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,12 +190,11 @@ def configs() -> list[type]:
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
         *(PretrainConfig, PretrainingData, FinetuneConfig, TaskConfig, MultitaskConfig),
         *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig),
-        *typing.get_args(ModelConfig),
     ]
-    for room in ("objectives", "tasks"):
+    for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):
             importlib.import_module(f"lmjax.{room}.{module.stem}".removesuffix(".__init__"))
-    kinds: list[type] = [Objective, Measure]
+    kinds: list[type] = [ModelConfig, Objective, Measure]
     while kinds:
         kind = kinds.pop()
         kinds += [sub for sub in kind.__subclasses__() if sub.__module__.startswith("lmjax.")]
@@ -272,3 +271,10 @@ def test_of_a_run_that_is_opened_only_allowed_modules_are_imported() -> None:
         with allowing([__name__.split(".")[0]]):
             assert resolve(f"{__name__}.Inner", "x") is Inner
     assert resolve(f"{__name__}.Inner", "x") is Inner  # a user's own config
+
+
+@pytest.mark.parametrize("name", ["intents.Intents", "mood.Mood"])
+def test_a_class_that_was_replaced_is_refused_with_the_remedy(name: str) -> None:
+    message = rf"task\.json: task\.type: 'lmjax\.tasks\.{name}' has been replaced; write .*pydocs"
+    with pytest.raises(ConfigError, match=message):
+        build_typed({"type": f"lmjax.tasks.{name}"}, "task.json: task")

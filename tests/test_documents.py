@@ -111,5 +111,8 @@ def test_every_named_extra_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = set(project["optional-dependencies"])
     for path in DOCUMENTS:
-        for extras in re.findall(r"\.\[([a-z_]+(?:,[a-z_]+)*)\]['\"]", path.read_text()):
+        text = path.read_text()
+        named = re.findall(r"(?:\.|lmjax)\[([a-z_]+(?:,[a-z_]+)*)\]['\"]", text)
+        required = re.findall(r"require\(\s*[\w\".]+,\s*\"(\w+)\"", text)
+        for extras in named + required:
             assert set(extras.split(",")) <= known, f"{path}: {extras}"

@@ -29,7 +29,7 @@ from configs.finetune import (
 from configs.searches import optimizer
 from lmjax.configuration import build, build_typed, filled
 from lmjax.convert.adapting import adapted
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
 from lmjax.evaluation.prompting import PromptingConfig, read_questions
@@ -43,11 +43,10 @@ from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.multitask import prepare_several
 from lmjax.tasks.plan import FinetuneConfig, MultitaskConfig, read_settings
 from lmjax.tasks.plan import prepare as prepare_rows
-from lmjax.training.memory import check_model_fits
+from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.plan import PretrainConfig, make_plan
-from lmjax.training.state import init_state
-from lmjax.training.step import make_train_step
+from lmjax.training.step import init_state, make_train_step
 from tests import odd
 from tests.runs import write_text
 from tests.tasks import small
@@ -219,8 +218,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A published encoder with random parameters."""
     place = tmp_path_factory.mktemp("start") / "bert"
     tokenizer = small.tokenizer()
-    network, ids = BertEncoder(small.model("bert", tokenizer.size)), np.zeros((1, 1), np.int32)
-    params = network.init(jax.random.key(0), *inputs(network, ids, ids, ids == 0))["params"]
+    model, ids = small.model("bert", tokenizer.size), np.zeros((1, 1), np.int32)
+    network = BertEncoder(model)
+    params = network.init(jax.random.key(0), model.inputs(ids, ids, ids == 0))["params"]
     lmjax.save_huggingface(Pretrained(network, params, tokenizer), place)
     return str(place)
 
@@ -276,7 +276,7 @@ def test_ablations(shipped: str) -> None:
 @pytest.mark.parametrize("measure", [HeldOut, MinimalPairs, FineTuning])
 def test_measures(measure: Any) -> None:
     block = {
-        "says": "it",
+        "description": "it",
         "data": "",
         "config": {},
         "type": f"{measure.__module__}.{measure.__name__}",

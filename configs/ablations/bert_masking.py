@@ -39,8 +39,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
         published={
             "source": "Devlin et al. 2019, Table 8",
             "measure": "MNLI dev accuracy after fine-tuning",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {_name(rule): score for rule, (*_, score) in TABLE_8.items()},
         },
     )

@@ -47,8 +47,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
         published={
             "source": "Devlin et al. 2019, Table 6",
             "measure": "MNLI-m dev accuracy after fine-tuning",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {name: score for name, (*_, score) in TABLE_6.items()},
         },
     )

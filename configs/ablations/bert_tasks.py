@@ -40,13 +40,15 @@ def get_config(size: str = "tiny") -> ConfigDict:
         question="What do next-sentence prediction and reading in both directions bring?",
         base="bert",
         objective="bert",
-        variants={name: (says, fields) for name, (says, fields, _) in TABLE_5.items()},
+        variants={
+            name: (description, fields) for name, (description, fields, _) in TABLE_5.items()
+        },
         comparable_losses=False,
         published={
             "source": "Devlin et al. 2019, Table 5",
             "measure": "MNLI-m dev accuracy after fine-tuning",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {name: score for name, (*_, score) in TABLE_5.items()},
         },
     )

@@ -38,7 +38,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
     electra = quickstart.OBJECTIVES["electra"]
     most = electra["objective"]["max_predictions"]
     variants: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, (says, objective, _) in TABLE_5.items():
+    for name, (description, objective, _) in TABLE_5.items():
         model = dict(electra["model"])
         if name == "bert":
             del model["generator_size"]
@@ -51,7 +51,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
             # At first all that is chosen is replaced: its loss falls to none, and rises as the
             # generator learns.
             changes["training"] = {"max_loss_rise": 0.0}
-        variants[name] = says, changes
+        variants[name] = description, changes
     return ablation(
         size,
         name="electra_efficiency",
@@ -62,8 +62,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
         published={
             "source": "Clark et al. 2020, Table 5",
             "measure": "GLUE dev score",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {name: score for name, (*_, score) in TABLE_5.items()},
         },
     )

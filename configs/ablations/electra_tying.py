@@ -20,9 +20,9 @@ SECTION_3_2 = {
 
 def get_config(size: str = "tiny") -> ConfigDict:
     variants = {}
-    for name, (says, share, _) in SECTION_3_2.items():
+    for name, (description, share, _) in SECTION_3_2.items():
         fields = {"model": {"generator_size": 1.0, "share_embeddings": share}}
-        variants[name] = says, fields
+        variants[name] = description, fields
     return ablation(
         size,
         name="electra_tying",
@@ -34,8 +34,8 @@ def get_config(size: str = "tiny") -> ConfigDict:
         published={
             "source": "Clark et al. 2020, §3.2",
             "measure": "GLUE dev score after 500 thousand steps",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {name: score for name, (*_, score) in SECTION_3_2.items()},
         },
     )

@@ -76,10 +76,10 @@ SIZES = {
 }
 
 
-def held_out(says: str, metric: str) -> dict[str, Any]:
+def held_out(description: str, metric: str) -> dict[str, Any]:
     """The measure of a term of the held-out loss."""
     kind = "lmjax.lab.measures.HeldOut"
-    return {"loss": {"type": kind, "says": says, "metric": metric}}
+    return {"loss": {"type": kind, "description": description, "metric": metric}}
 
 
 def ablation(
@@ -99,8 +99,8 @@ def ablation(
 
     Args:
       size: see SIZES.
-      base: the variant that the others are held against.
-      variants: by name, what is different in words, and in the fields of pretraining.
+      base: the variant that the others are compared with.
+      variants: by name, a description of what is different, and the changed fields of pretraining.
       objective: of configs/quickstart.py, which the variants change; '' where each brings its
         own.
       comparable_losses: whether the held-out losses are of the same targets.
@@ -135,18 +135,19 @@ def ablation(
         "budget": {"unit": "tokens", "amount": float(s.tokens)},
         "pretraining": pretraining,
         "variants": {
-            k: {"says": said, "changes": fields} for k, (said, fields) in variants.items()
+            k: {"description": description, "changes": fields}
+            for k, (description, fields) in variants.items()
         },
         "measures": {
             "blimp": {
                 "type": "lmjax.lab.measures.MinimalPairs",
-                "says": "BLiMP",
+                "description": "BLiMP",
                 "data": "",  # a file of pairs; without one it is left out
                 "per_paradigm": 100,
             },
             "classification": {
                 "type": "lmjax.lab.measures.FineTuning",
-                "says": "fine-tuned, accuracy",
+                "description": "fine-tuned, accuracy",
                 "percent": True,
                 "score": "accuracy",
                 "seeds": 3,
@@ -157,5 +158,5 @@ def ablation(
     }
     for block in ("variants", "measures"):  # in the order in which they are to stand in tables
         config[block] = ConfigDict(config[block], sort_keys=False)
-    beside = {"published": published, "scaling": scaling}
-    return ConfigDict(config | {name: block for name, block in beside.items() if block})
+    more = {"published": published, "scaling": scaling}
+    return ConfigDict(config | {name: block for name, block in more.items() if block})

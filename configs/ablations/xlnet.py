@@ -31,13 +31,15 @@ def get_config(size: str = "tiny") -> ConfigDict:
         question="Which of XLNet's parts help?",
         base="k6",
         objective="xlnet",
-        variants={name: (says, fields) for name, (says, fields, _) in TABLE_6.items()},
+        variants={
+            name: (description, fields) for name, (description, fields, _) in TABLE_6.items()
+        },
         comparable_losses=False,  # other targets
         published={
             "source": "Yang et al. 2019, Table 6",
             "measure": "MNLI-m dev accuracy after fine-tuning, median of 5",
-            "better": "higher",
-            "beside": "classification",
+            "direction": "higher",
+            "compare_to": "classification",
             "values": {name: score for name, (*_, score) in TABLE_6.items()},
         },
     )

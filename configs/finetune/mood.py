@@ -1,7 +1,7 @@
-"""A judge of styles: by default, whether a docstring describes ('Returns') or commands ('Return').
+"""Style classification: by default, does a docstring describe ('Returns') or command ('Return')?
 
-`python -m experiments.restyle` takes it. Own styles, such as the two classes of SST-2:
-`--config.data.train=train.tsv --config.task.text=sentence --config.task.label=label`.
+`python -m experiments.applications.restyle` uses the run. Own styles, such as the two classes of
+SST-2: `--config.data.train=train.tsv --config.task.text=sentence --config.task.label=label`.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs.finetune import classification
 
 def get_config() -> ConfigDict:
     config = classification.get_config()
-    config.task.type = "lmjax.tasks.mood.Mood"
+    config.task.pydocs = "moods"
     config.task.length = 48
     config.data.train_rows = 0
     return config

@@ -13,6 +13,7 @@ from experiments.fidelity.minilm import published, read, similarities
 from experiments.fidelity.outputs import compare
 from experiments.fidelity.training import train
 from lmjax.progress import track
+from lmjax.tables import markdown_row, markdown_table
 
 TITLES = {"bert": "BERT", "gpt2": "GPT-2", "xlnet": "XLNet", "electra": "ELECTRA"}
 
@@ -22,17 +23,17 @@ def main() -> None:
     for case in track(CASES, "models"):
         with tempfile.TemporaryDirectory() as folder:
             found.append((case, compare(case, pathlib.Path(folder))))
-    print("| family | models | outputs | hidden states | gradients | reopened | 50 steps |")
-    print("| --- " + "| ---: " * 6 + "|")
+    columns = ["family", "models", "outputs", "hidden states", "gradients", "reopened", "50 steps"]
+    print(*markdown_table(columns, []), sep="\n")
     for family in FAMILIES:
         mine = [result for case, result in found if case.family == family]
-        columns = [
+        numbers = [
             max(getattr(result, name) for result in mine)
             for name in ("outputs", "hidden", "gradients", "exported")
         ]
-        columns.append(train(family).difference)
-        numbers = " | ".join(f"{value:.1e}" for value in columns)
-        print(f"| {TITLES[family]} | {len(mine)} | {numbers} |", flush=True)
+        numbers.append(train(family).difference)
+        cells = (f"{value:.1e}" for value in numbers)
+        print(markdown_row([TITLES[family], str(len(mine)), *cells]), flush=True)
         for case, result in found:
             if case.family == family and result.missing:
                 print(f"{case.name}: missing or unexpected: {', '.join(result.missing)}")

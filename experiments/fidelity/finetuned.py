@@ -28,11 +28,12 @@ from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig
 from lmjax.progress import track
+from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores
 from lmjax.tasks.batches import Collator, Epochs, by_length
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.plan import Prepared, prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 SCORES = ("accuracy", "macro_f1")
 
@@ -147,7 +148,7 @@ def predict(prepared: Prepared, model: Any) -> list[Row]:
 def table(ends: dict[str, list[End]], loss: str) -> list[str]:
     """Markdown: each side's median, mean and range over seeds, and the difference of means."""
     columns = [*SCORES, loss]
-    lines = [f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    rows = []
     values = {
         side: np.array([[*(end.scores[n] for n in SCORES), end.loss] for end in found])
         for side, found in ends.items()
@@ -157,13 +158,13 @@ def table(ends: dict[str, list[End]], loss: str) -> list[str]:
             f"{np.median(x):.4f}, mean {x.mean():.4f} ({x.min():.4f} to {x.max():.4f})"
             for x in found.T
         ]
-        lines.append(f"| {side} | {' | '.join(cells)} |")
+        rows.append([side, *cells])
     cells = []
     for ours, theirs in zip(*(found.T for found in values.values()), strict=True):
         low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
         cells.append(f"{ours.mean() - theirs.mean():+.4f} ({low:+.4f} to {high:+.4f})")
-    lines.append(f"| difference of means | {' | '.join(cells)} |")
-    return lines
+    rows.append(["difference of means", *cells])
+    return markdown_table(["", *columns], rows)
 
 
 def _collator(prepared: Prepared) -> Collator:

@@ -18,6 +18,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.models.heads import Headed
 from lmjax.training.plan import PretrainConfig
 
 
@@ -47,7 +48,7 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     pretrained = open_init(own.init)
     assert pretrained.tokenizer is not None
     network: Any = pretrained.network
-    if not dataclasses.is_dataclass(getattr(network, "config", None)):
+    if isinstance(network, Headed) or not hasattr(network, "config"):
         raise ConfigError(
             f"config.init: '{own.init}' holds a fine-tuned {type(network).__name__}; give the"
             " pretrained model"

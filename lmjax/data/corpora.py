@@ -1,4 +1,4 @@
-"""Corpora of plain documents behind one interface: embedded, text files, TFDS."""
+"""Corpora of plain documents behind one interface: embedded, text files, TFDS, or your own."""
 
 import codecs
 import contextlib
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import re
@@ -13,11 +14,12 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import absl.logging
 
+from lmjax.configuration import build_typed
 from lmjax.data.cache import cache_directory, prepared
 from lmjax.data.files import (
     check_is_text,
@@ -59,8 +61,35 @@ class Corpus:
     size: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class CorpusReader:
+    """Base of corpus readers: a frozen dataclass whose fields are a block in place of a path.
+
+    A config names it by import path, and it may live outside of this package:
+    `config.data.corpus = {"type": "my_package.Reader", "folder": "texts"}`.
+    """
+
+    @property
+    def version(self) -> str:
+        """Identifies the documents together with the fields.
+
+        Tokens are computed once and cached under the import path of the reader, its fields and its
+        version. A reader whose documents may change while its fields do not, such as one that reads
+        files, must change its version with them: a digest, or a revision.
+        """
+        return ""
+
+    def check(self) -> None:
+        """Raises ConfigError, within seconds, if the documents cannot be read."""
+
+    def documents(self) -> Iterator[str]:
+        """All documents, in the same order each time. White space at their ends is removed, and
+        empty ones are left out."""
+        raise NotImplementedError
+
+
 def check_corpus(
-    spec: str,
+    spec: str | Mapping[str, Any],
     where: str = "config.data.corpus",
     cache_dir: str = "",
     text_feature: str = "text",
@@ -71,8 +100,12 @@ def check_corpus(
 
     Raises:
       ConfigError: no such file, nothing in it, not UTF-8, not a form of text, no such TFDS
-        dataset, or one that is not prepared and whose host does not answer.
+        dataset, or one that is not prepared and whose host does not answer; or a reader that cannot
+        be built or refuses its fields.
     """
+    if not isinstance(spec, str):
+        _reader(spec, where)
+        return
     if not spec:
         raise ConfigError(f"{where}: empty; give a path, a glob, a TFDS name or 'pydocs'")
     if _is_files(spec):
@@ -85,7 +118,7 @@ def check_corpus(
 
 
 def open_corpus(
-    spec: str,
+    spec: str | Mapping[str, Any],
     split: str,
     *,
     text_feature: str = "text",
@@ -98,9 +131,9 @@ def open_corpus(
       spec: 'pydocs', the embedded corpus; a path or glob of text files, packed as .gz or .xz or
         not, whose documents are separated by blank lines, or of JSON lines (.jsonl), a document
         each; the name of a TFDS dataset, or a directory in which one was prepared with
-        file_format='array_record'.
-      split: 'train', 'validation' or 'all'. Files, and TFDS datasets without a validation split,
-        hold out 2% of their documents by a hash of the text.
+        file_format='array_record'; or a block with the type and the fields of a `CorpusReader`.
+      split: 'train', 'validation' or 'all'. Files, readers, and TFDS datasets without a validation
+        split hold out 2% of their documents by a hash of the text.
       text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
       cache_dir: see `cache_directory`.
       where: the config field or flag, for error messages.
@@ -110,6 +143,8 @@ def open_corpus(
     """
     if split not in SPLITS:
         raise ValueError(f"split '{split}' is not one of {SPLITS}")
+    if not isinstance(spec, str):
+        return _read_corpus(spec, split, where)
     check_corpus(spec, where, cache_dir, text_feature)
     if _is_files(spec):
         return _text_corpus(spec, split, text_feature, where)
@@ -203,6 +238,36 @@ def _of_split(documents: Iterator[str], split: str) -> Iterator[str]:
     if split == "all":
         return documents
     return (text for text in documents if _held_out(text) == (split == "validation"))
+
+
+def _reader(spec: Mapping[str, Any], where: str) -> CorpusReader:
+    reader: CorpusReader = build_typed(spec, where, CorpusReader)
+    try:
+        reader.check()
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
+    return reader
+
+
+def _read_corpus(spec: Mapping[str, Any], split: str, where: str) -> Corpus:
+    reader = _reader(spec, where)
+    # With the defaults of fields that are not stated.
+    fields = json.dumps(dataclasses.asdict(reader), sort_keys=True, default=str)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (spec["type"], fields, reader.version):
+        digest.update(f"{part}\0".encode())
+
+    def texts() -> Iterator[str]:
+        for i, text in enumerate(reader.documents()):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise ConfigError(f"{where}: document {i} of {spec['type']} is no text ({kind})")
+            yield text.strip()
+
+    def documents() -> Iterator[str]:
+        return _of_split(filter(None, texts()), split)
+
+    return Corpus(spec["type"], f"reader-{digest.hexdigest()}-{split}", documents)
 
 
 def _text_corpus(spec: str, split: str, text_feature: str, where: str) -> Corpus:

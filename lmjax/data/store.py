@@ -9,7 +9,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -33,16 +33,16 @@ class DataConfig:
     """Which text, in which tokens.
 
     Attributes:
-      corpus: 'pydocs', a path or glob of text files or JSON lines, or a TFDS name; see
-        `open_corpus`.
+      corpus: 'pydocs', a path or glob of text files or JSON lines, a TFDS name, or a block with the
+        type and the fields of a `CorpusReader`; see `open_corpus`.
       validation_corpus: the same, read whole as held-out text; '' takes the corpus's own.
       text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
       tokenizer: trained on the training split, or loaded.
       cache_dir: where prepared data is kept; '' = $LMJAX_CACHE or ~/.cache/lmjax.
     """
 
-    corpus: str = "pydocs"
-    validation_corpus: str = ""
+    corpus: str | Mapping[str, Any] = "pydocs"
+    validation_corpus: str | Mapping[str, Any] = ""
     text_feature: str = "text"
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     cache_dir: str = ""
@@ -148,7 +148,7 @@ def _open(config: DataConfig, split: str) -> Corpus:
     if split == "validation" and config.validation_corpus:
         where = "config.data.validation_corpus"
         return open_corpus(config.validation_corpus, "all", where=where, **options)
-    whole = split == "train" and config.validation_corpus
+    whole = split == "train" and bool(config.validation_corpus)
     return open_corpus(config.corpus, "all" if whole else split, **options)
 
 
@@ -168,7 +168,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
 
     def make() -> None:
         texts = track(corpus.documents(), "training the tokenizer", corpus.size)
-        tokenizer = train_tokenizer(_not_empty(texts, config), chosen)
+        tokenizer = train_tokenizer(_not_empty(texts, corpus), chosen)
         written = _beside(path)
         try:
             tokenizer.save(written)
@@ -186,12 +186,12 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}-{secrets.token_hex(8)}")
 
 
-def _not_empty(texts: Iterable[str], config: DataConfig) -> Iterator[str]:
+def _not_empty(texts: Iterable[str], corpus: Corpus) -> Iterator[str]:
     texts = iter(texts)
     first = next(texts, None)
     if first is None:
         raise ConfigError(
-            f"config.data.corpus: '{config.corpus}' has no documents; give one with text"
+            f"config.data.corpus: '{corpus.name}' has no documents; give one with text"
         )
     return itertools.chain([first], texts)
 

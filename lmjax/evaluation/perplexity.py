@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import causal_scores
-from lmjax.models.gpt import Gpt
 from lmjax.progress import track
 
 _ROWS = 16  # windows that are read at once
+LONGEST = 1024  # tokens of a window where there is no position table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +92,11 @@ def perplexity(
       ConfigError: no causal model; lengths that cannot be; no text.
     """
     network = model.network
-    if not isinstance(network, Gpt) or model.tokenizer is None:
+    if "causal" not in network.score_methods or model.tokenizer is None:
         raise ConfigError(
             f"--model: a {type(network).__name__} has no perplexity; give a GPT with its tokenizer"
         )
-    limit = network.config.max_length
+    limit = getattr(model.config, "max_length", None) or LONGEST
     length = length or limit
     stride = stride or max(1, length // 2)
     if not 2 <= length <= limit:
@@ -107,15 +108,13 @@ def perplexity(
     rows: list[tuple[np.ndarray, int]] = []
 
     def read() -> float:
-        batch = np.full((_ROWS, length), first, np.int32)
-        real = np.zeros((_ROWS, length), bool)
-        scored = np.zeros((_ROWS, length), bool)
-        for i, (ids, start) in enumerate(rows):
-            batch[i, : len(ids)], real[i, : len(ids)] = ids, True
-            scored[i, start : len(ids)] = True
-        real[:, 0] = True
+        lengths = [len(ids) for ids, _ in rows]
+        batch = batching.stack([ids for ids, _ in rows], length, first, rows=_ROWS)
+        real = batching.real(lengths, length, rows=_ROWS)
+        starts = np.array([[start] for _, start in rows])
+        scored = real[: len(rows)] & (np.arange(length) >= starts)
         found = causal_scores(network, model.params, jnp.asarray(batch), jnp.asarray(real))
-        logs = np.asarray(found, np.float64)[scored]
+        logs = np.asarray(found, np.float64)[: len(rows)][scored]
         if not np.isfinite(logs).all():
             require_finite(logs, f"--data: scores in or near {model.named(rows[0][0])}")
         return -float(logs.sum())

@@ -17,6 +17,7 @@ import numpy as np
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import require
 from lmjax.generation.continuing import Constraint
 from lmjax.generation.prompts import end_of_text
 from lmjax.generation.settings import GenerationConfig
@@ -88,12 +89,7 @@ class Grammar:
     def __init__(
         self, tokenizer: Tokenizer, name: str, text: str, eos: int, vocab: int, rows: int
     ) -> None:
-        try:
-            import llguidance
-        except ImportError:
-            raise ConfigError(
-                f"{name}: needs llguidance; pip install -e '.[constrained]'"
-            ) from None
+        llguidance = require("llguidance", "constrained", f"{name}: a constraint")
         grammar = _grammar(llguidance, name, text)
         reader = _reader(llguidance, tokenizer, name, eos)
         first = llguidance.LLMatcher(reader, grammar, log_level=0)

@@ -15,7 +15,7 @@ from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
 from lmjax.training.loop import pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 _BATCHES = 32  # that tokens are counted in
 _STEPS = 30  # that are timed
@@ -95,7 +95,7 @@ def tokens_per_step(config: ml_collections.ConfigDict) -> float:
         batches = [loader.batch_at(i) for i in range(_BATCHES)]
     finally:
         loader.close()
-    return float(np.mean([(batch["documents"] > 0).sum() for batch in batches]))
+    return float(np.mean([(batch["segment_ids"] > 0).sum() for batch in batches]))
 
 
 def _tokens_per_second(config: ml_collections.ConfigDict, scratch: pathlib.Path) -> float:

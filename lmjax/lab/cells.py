@@ -14,9 +14,10 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax
+import flax.traverse_util
 import ml_collections
 
+from lmjax.atomic import write_json
 from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import flops_per_step
@@ -25,8 +26,7 @@ from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import check_run, pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.reporting import RunDirectory, read_metrics, write_json
-from lmjax.training.together import pretrain_together
+from lmjax.training.run_directory import RunDirectory, read_metrics
 
 
 def run_cells(
@@ -57,7 +57,7 @@ def run_cells(
         if not all(result_of(cells / name, seed).exists() for seed in ablation.seeds)
     ]
     check_variants(ablation, left)
-    with shared.alone(wait=True):  # for a moment: other processes may share the ablation
+    with shared.locked(wait=True):  # for a moment: other processes may share the ablation
         shared.claim()
         cells.mkdir(exist_ok=True)
         write_json(shared.path / "ablation.json", ablation.described(command))
@@ -90,7 +90,7 @@ def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
 
 
 def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
-    """Trains all seeds, together or in turn, then measures those that are not yet."""
+    """Trains all seeds in turn, then measures those without a result."""
     config = ablation.variants[name].config.copy_and_resolve_references()
     kept = folder / "steps.json"
     if not kept.exists():
@@ -98,12 +98,9 @@ def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
         write_json(kept, {"budget": str(ablation.budget), "steps": steps})
     config.training.steps = json.loads(kept.read_text())["steps"]
     places = {seed: folder / f"seed{seed}" for seed in ablation.seeds}
-    if ablation.together and len(places) > 1:
-        pretrain_together(config, places, name)
-    else:
-        for seed, place in places.items():
-            config.seed = seed
-            pretrain(config, place, f"{name}, seed {seed}")
+    for seed, place in places.items():
+        config.seed = seed
+        pretrain(config, place, f"{name}, seed {seed}")
     # The runs are those of this config, whose user has named the objective.
     with allowing([config.objective.type.rpartition(".")[0]]):
         _measure(ablation, name, config, places)
@@ -140,12 +137,10 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
             curve["flops"].append((flops or 0) * line["step"])
             curve["loss"].append(line[headline])
     params, steps = read_part(place / "checkpoints", "params"), config.training.steps
-    sizes = {
-        jax.tree_util.keystr(p): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)
-    }
+    sizes = {names: x.size for names, x in flax.traverse_util.flatten_dict(params).items()}
     cost = {
         "parameters": sum(sizes.values()),
-        "trunk_parameters": sum(n for path, n in sizes.items() if "'stack'" in path),
+        "trunk_parameters": sum(n for names, n in sizes.items() if "stack" in names),
         "steps": steps,
         "tokens": sum(line["tokens"] for line in train),
         "flops": flops and flops * steps,

@@ -1,4 +1,4 @@
-"""What a pretrained model of an ablation is judged by; each a number, or none."""
+"""Measures of a pretrained model in an ablation; each is a number or None."""
 
 import dataclasses
 import json
@@ -14,10 +14,9 @@ from lmjax.configuration import Block, NonNegativeInt, PositiveInt, check_ranges
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
-from lmjax.evaluation.scoring import METHODS
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import FinetuneConfig, prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +26,16 @@ class Measure:
     A config names it by import path; it may live outside of this package.
 
     Attributes:
-      says: what it is, in the words of a table's head.
-      better: which end of it is.
-      percent: whether it is a share, to be shown as such.
-      opens_model: whether it takes the run's model by `lmjax.load`.
+      description: the head of its column in tables.
+      direction: which values are better.
+      percent: whether it is a share, shown in percent.
+      opens_model: whether it opens the run's model by `lmjax.load`.
     """
 
     opens_model: ClassVar[bool] = True
 
-    says: str
-    better: Literal["higher", "lower"] = "higher"
+    description: str
+    direction: Literal["higher", "lower"] = "higher"
     percent: bool = False
 
     def __post_init__(self) -> None:
@@ -44,33 +43,34 @@ class Measure:
 
     @property
     def wanted(self) -> bool:
-        """False leaves it out."""
+        """Whether the ablation has this measure."""
         return True
 
     def check(self) -> None:
-        """Raises ConfigError for what cannot work, before anything is trained."""
+        """Raises ConfigError if it cannot work, before anything is trained."""
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
-        """The number, None where the model has none.
+        """The number; None if the model has none.
 
         Args:
-          run: the directory of the pretraining run, in which a measure may keep its own work.
+          run: the directory of the pretraining run. A measure may keep files of its own there.
           name: of the measure in the config.
+          seed: of the run.
         """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut(Measure):
-    """A number that the run's last look at held-out data left, such as the loss of a term.
+    """A number of the run's last evaluation on held-out data, such as the loss of a term.
 
     Attributes:
-      metric: its name in metrics.jsonl; a run without it has none.
+      metric: its name in metrics.jsonl; None for a run without it.
     """
 
     opens_model: ClassVar[bool] = False
 
-    better: Literal["higher", "lower"] = "lower"
+    direction: Literal["higher", "lower"] = "lower"
     metric: str = "loss"
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
@@ -80,11 +80,11 @@ class HeldOut(Measure):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinimalPairs(Measure):
-    """The share of minimal pairs told right, by the first of the model's ways of scoring.
+    """Accuracy on minimal pairs, by the first scoring method of the model.
 
     Attributes:
-      data: JSON lines, such as BLiMP, by path, glob or directory; '' leaves the measure out.
-      per_paradigm: pairs of each paradigm; 0 = all.
+      data: JSON lines, such as BLiMP, as a path, glob or directory; '' leaves the measure out.
+      per_paradigm: pairs per paradigm; 0 = all.
     """
 
     percent: bool = True
@@ -101,20 +101,20 @@ class MinimalPairs(Measure):
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
         model = load(run)
-        if type(model.network) not in METHODS:
+        if not model.network.score_methods:
             return None
         return float(judge(model, read_pairs(self.data, self.per_paradigm, "data")).mean())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTuning(Measure):
-    """A score after fine-tuning; the median of several, of which one or another may fail.
+    """A score after fine-tuning: the median over seeds, which is robust to a failed one.
 
     Attributes:
-      config: of experiments.finetune; `init` is the run.
-      score: the name of the score; '' takes the one that reports lead with.
-      seeds: fine-tunings of a run, each with a seed of its own that no other run's has, for the
-        rows that are drawn, too.
+      config: of experiments.finetune; `init` is set to the run.
+      score: the name of the score; '' takes the first one of the task.
+      seeds: fine-tunings per run. No two share a seed, across runs too; the seed also draws the
+        rows.
     """
 
     config: Annotated[Mapping[str, Any], Block(find=lambda *_: FinetuneConfig)]

@@ -1,4 +1,4 @@
-"""An ablation's config, read and checked whole before anything is trained."""
+"""The config of an ablation, read and checked as a whole before anything is trained."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from lmjax.configuration import Block, Finite, Interval, build, overlaid
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
+from lmjax.objectives.base import Objective
 from lmjax.training.plan import PretrainConfig, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of what is compared.
+    """One of the things compared.
 
     Attributes:
-      says: what is different, in words.
-      config: of pretraining, whose steps the budget says and whose seed the cell.
+      description: what is different.
+      config: of pretraining. The budget sets its steps, and the cell its seed.
     """
 
-    says: str
+    description: str
     config: ml_collections.ConfigDict
 
 
@@ -33,15 +34,15 @@ class Published:
     Attributes:
       source: paper and table.
       measure: what its numbers are.
-      better: which end of it is.
-      beside: the name of the measure here that they are held against.
-      values: by variant; some may lack one.
+      direction: which of them are better.
+      compare_to: the name of the measure here to compare with.
+      values: by variant; variants without one are left out.
     """
 
     source: str
     measure: str
-    better: str
-    beside: str
+    direction: Literal["higher", "lower"]
+    compare_to: str
     values: Mapping[str, Finite]
 
 
@@ -69,7 +70,6 @@ class ComparisonConfig:
       name: of the comparison, for its report.
       question: that it answers.
       seeds: how many each variant is trained with.
-      seeds_together: whether they train in one program.
       comparable_losses: whether the variants' held-out losses are of the same targets.
       budget: of each variant and seed.
       measures: by name; see `lmjax.lab.measures`.
@@ -78,7 +78,6 @@ class ComparisonConfig:
     name: str
     question: str
     seeds: Annotated[int, Interval("[1, 1000]")] = 3
-    seeds_together: bool = True
     comparable_losses: bool = True
     budget: Budget
     measures: Mapping[str, Annotated[Measure, Block(Measure)]]
@@ -89,11 +88,11 @@ class VariantConfig:
     """A variant in a config.
 
     Attributes:
-      says: what is different, in words.
+      description: what is different, in words.
       changes: what is laid over the config of pretraining.
     """
 
-    says: str
+    description: str
     changes: Mapping[str, Any]
 
 
@@ -118,7 +117,8 @@ class AblationConfig(ComparisonConfig):
       published, scaling: what the results are compared with.
     """
 
-    # What a continued ablation may change: more seeds are more cells.
+    # What a resumed ablation may change: more seeds are more cells. Earlier versions had the field
+    # `seeds_together`.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("seeds", "seeds_together")
 
     base: str
@@ -133,8 +133,7 @@ class Ablation:
     """A config as typed parts; its cells are the variants times the seeds.
 
     Attributes:
-      base: the variant that the others are held against.
-      together: whether the seeds of a variant train in one program.
+      base: the variant that the others are compared with.
       comparable_losses: whether the variants' held-out losses are of the same targets.
     """
 
@@ -142,7 +141,6 @@ class Ablation:
     question: str
     base: str
     seeds: tuple[int, ...]
-    together: bool
     comparable_losses: bool
     budget: Budget
     variants: Mapping[str, Variant]
@@ -164,10 +162,18 @@ class Ablation:
             "base": self.base,
             "seeds": list(self.seeds),
             "comparable_losses": self.comparable_losses,
-            "variants": {name: {"says": v.says} for name, v in self.variants.items()},
+            "variants": {
+                name: {"description": variant.description}
+                for name, variant in self.variants.items()
+            },
             "measures": [
-                {"name": name, "says": m.says, "better": m.better, "percent": m.percent}
-                for name, m in self.measures.items()
+                {
+                    "name": name,
+                    "description": measure.description,
+                    "direction": measure.direction,
+                    "percent": measure.percent,
+                }
+                for name, measure in self.measures.items()
             ],
             "published": self.published and dataclasses.asdict(self.published),
             "scaling": self.scaling and dataclasses.asdict(self.scaling),
@@ -180,6 +186,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field.
     """
+    refuse_retired_fields(config)
     own = build(AblationConfig, config, "config")
     for field in ("name", "question", "base"):
         if not getattr(own, field):
@@ -204,7 +211,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         raise ConfigError("config.measures: none; a table has at least one column")
     if own.published:
         for given, known, field in (
-            ([own.published.beside], measures, "beside"),
+            ([own.published.compare_to], measures, "compare_to"),
             (own.published.values, variants, "values"),
         ):
             if odd := [name for name in given if name not in known]:
@@ -220,7 +227,6 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         question=own.question,
         base=own.base,
         seeds=tuple(range(own.seeds)),
-        together=own.seeds_together,
         comparable_losses=own.comparable_losses,
         budget=own.budget,
         variants=variants,
@@ -230,20 +236,33 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     )
 
 
+def refuse_retired_fields(config: Any) -> None:
+    """Refuses fields of earlier versions.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    if "seeds_together" in config:
+        raise ConfigError(
+            "config.seeds_together: no longer supported; delete the field, seeds train one after"
+            " the other"
+        )
+
+
 def _variant(name: str, own: VariantConfig, pretraining: Mapping[str, Any]) -> Variant:
     config = ml_collections.ConfigDict(overlaid(pretraining, own.changes))
     try:
         make_plan(config)
     except ConfigError as error:
         raise ConfigError(f"config.variants.{name}, with its changes: {error}") from error
-    return Variant(own.says, config)
+    return Variant(own.description, config)
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:
     """Refuses objectives whose models a measure could not open, before they are trained."""
     for which, variant in variants.items():
         objective = make_plan(variant.config).objective
-        if measure.opens_model and not hasattr(objective, "network"):
+        if measure.opens_model and type(objective).network is Objective.network:
             raise ConfigError(
                 f"config.variants.{which}: {type(objective).__name__} has no property `network`,"
                 f" which the measure '{name}' takes the model from; give it one"

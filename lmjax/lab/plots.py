@@ -107,7 +107,7 @@ def costs(results: Results) -> str | None:
                     flops, found.mean * scale, yerr=error, marker="o", capsize=3, label=name
                 )
             axes.set_xlabel("FLOPs of pretraining")
-            axes.set_ylabel(measure["says"] + (", %" if measure["percent"] else ""))
+            axes.set_ylabel(measure["description"] + (", %" if measure["percent"] else ""))
         panels[-1].legend(**_BESIDE)
 
     return _svg((3.2 * len(points) + 1.6, 3.2), draw)

@@ -1,7 +1,7 @@
 """The report of an ablation: tables with intervals, the paper's numbers, curves and costs.
 
-Written from what the cells left and from nothing else, so that the same cells give the same
-bytes: report.md with curves.svg and cost.svg, report.html in one file, results.csv.
+The report depends on the results of the cells alone, so that the same cells give the same bytes:
+report.md with curves.svg and cost.svg, report.html in one file, and results.csv.
 """
 
 import csv
@@ -16,16 +16,17 @@ from markdown_it import MarkdownIt
 
 from lmjax.lab import plots
 from lmjax.lab.results import Results, read_results
-from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law, told
+from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law, significant
+from lmjax.tables import markdown_table
 
 _READING = """\
-Intervals hold the true mean with a probability of 95% (Student's t). Differences are taken seed by
-seed, and tested by a paired t test; p is corrected for the number of variants by Holm's method,
-measure by measure, and a difference counts as told where it is below 0.05. Both take seeds as
-independent and what is averaged as normal, which so few cannot show. A seed changes the first
-parameters, the order of the data, the corruption and dropout, not the text that is held out: that a
-difference would hold on other text is not tested here. "Not told" is no proof of equality; the
-interval says how large a difference could still be.
+Intervals are 95% confidence intervals of the mean (Student's t). Differences are paired by seed and
+tested with a paired t test. p (Holm) is corrected for the number of variants, separately for each
+measure, and a difference is significant if it is below 0.05. Both methods assume that seeds are
+independent and means normally distributed, which so few seeds cannot show. A seed changes the
+initial parameters, the order of the data, the corruption and dropout, but not the held-out text:
+whether a difference holds on other text is not tested. "Not significant" does not mean equal; the
+interval shows how large a difference could still be.
 """
 _CSS = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -36,7 +37,7 @@ code { overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
 
 
 def write_report(directory: str | pathlib.Path) -> None:
-    """Writes the report of what there is in an ablation's directory, in it."""
+    """Writes the report of the finished cells of an ablation into its directory."""
     place = pathlib.Path(directory)
     results = read_results(place)
     drawn = {"curves.svg": plots.curves(results), "cost.svg": plots.costs(results)}
@@ -52,7 +53,7 @@ def write_report(directory: str | pathlib.Path) -> None:
 
 
 def as_markdown(results: Results, images: Collection[str]) -> str:
-    """The report, with links to those of its plots that are in `images`."""
+    """The report, with links to the plots that are in `images`."""
     described = results.described
     parts = [
         f"# {described['name']}: {described['question']}",
@@ -84,13 +85,15 @@ def _scores(results: Results) -> str:
         found = [
             _interval(results.interval(name, m["name"]), m["percent"]) for m in results.measures
         ]
-        rows.append([f"{name} (base)" if name == results.base else name, variant["says"], *found])
-    heads = [_head(m) + (" ↑" if m["better"] == "higher" else " ↓") for m in results.measures]
+        rows.append(
+            [f"{name} (base)" if name == results.base else name, variant["description"], *found]
+        )
+    heads = [_head(m) + (" ↑" if m["direction"] == "higher" else " ↓") for m in results.measures]
     return _table(["variant", "", *heads], rows)
 
 
 def _tested(results: Results, measure: str) -> dict[str, tuple[Difference, float]]:
-    """Variant -> its difference and p by Holm's method, of those that have one."""
+    """Variant -> its difference and the p value corrected by Holm's method."""
     found = {
         name: difference
         for name in results.cells
@@ -105,7 +108,7 @@ def _differences(results: Results) -> str:
     for m in results.measures:
         for name, (difference, p) in _tested(results, m["name"]).items():
             up = difference.interval.mean > 0
-            better = "better" if up == (m["better"] == "higher") else "worse"
+            better = "better" if up == (m["direction"] == "higher") else "worse"
             interval = _interval(difference.interval, m["percent"], signed=True)
             rows.append(
                 [
@@ -114,7 +117,7 @@ def _differences(results: Results) -> str:
                     interval,
                     _p(difference.p),
                     _p(p),
-                    better if told(p) else "not told",
+                    better if significant(p) else "not significant",
                 ]
             )
     heads = ["measure", "variant", "difference", "p", "p (Holm)", ""]
@@ -125,8 +128,8 @@ def _published(results: Results) -> str:
     paper = results.described["published"]
     if not paper or results.base not in paper["values"]:
         return ""
-    m = results.measure(paper["beside"])
-    sign = 1.0 if m["better"] == paper["better"] else -1.0
+    m = results.measure(paper["compare_to"])
+    sign = 1.0 if m["direction"] == paper["direction"] else -1.0
     rows, same, widest = [], 0, 0.0
     verdicts: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": []}
     for name, (difference, p) in _tested(results, m["name"]).items():
@@ -143,22 +146,22 @@ def _published(results: Results) -> str:
     if not rows:
         return ""
     table = _table(["variant", "paper", "its difference", "difference here", "direction"], rows)
-    said = [f"{same} of {len(rows)} differences have the paper's sign."]
+    lines = [f"{same} of {len(rows)} differences have the paper's sign."]
     if verdicts["agrees"]:
-        said.append(f"Told, and in the paper's direction: {', '.join(verdicts['agrees'])}.")
+        lines.append(f"Significant, and in the paper's direction: {', '.join(verdicts['agrees'])}.")
     if verdicts["disagrees"]:
-        said.append(f"Told, and against the paper: {', '.join(verdicts['disagrees'])}.")
+        lines.append(f"Significant, and against the paper: {', '.join(verdicts['disagrees'])}.")
     if verdicts["undecided"]:
-        said.append(
+        lines.append(
             f"Undecided at this number of seeds: {', '.join(verdicts['undecided'])}; neither the"
             " paper's direction nor the other is shown."
         )
     if math.isfinite(widest):
-        said.append(
+        lines.append(
             f"Differences beyond {_number(widest, m['percent'])} lie outside all intervals."
         )
     source = f"{paper['source']}: {paper['measure']}; here: {_head(m)}."
-    return f"## Beside the paper\n\n{source}\n\n{table}\n\n{' '.join(said)}"
+    return f"## Comparison with the paper\n\n{source}\n\n{table}\n\n{' '.join(lines)}"
 
 
 def _scaling(results: Results) -> str:
@@ -172,15 +175,15 @@ def _scaling(results: Results) -> str:
     ]
     points = [(x, y) for x, y in points if x is not None and y is not None]
     if len({x for x, _ in points}) < 3:
-        return "## Scaling\n\nA power law takes three sizes."
+        return "## Scaling\n\nA power law needs three sizes."
     law = power_law(*zip(*points, strict=True))
     over = wanted["over"].replace("_", " ")
     m = results.measure(wanted["measure"])
     inside = "inside" if law.low <= wanted["exponent"] <= law.high else "outside"
     return (
-        f"## Scaling\n\n{m['says']} = {law.factor:.4g} * ({over}) ^ {law.exponent:.4f}, by least"
-        f" squares of the logarithms of {len(points)} cells. The exponent's 95% interval,"
-        f" {law.low:.4f} to {law.high:.4f}, takes all cells as independent and the law as true."
+        f"## Scaling\n\n{m['description']} = {law.factor:.4g} * ({over}) ^ {law.exponent:.4f},"
+        f" by least squares of the logarithms of {len(points)} cells. The exponent's 95% interval,"
+        f" {law.low:.4f} to {law.high:.4f}, assumes independent cells and the law."
         f" {wanted['source']}: {wanted['exponent']:g}, {inside} of it."
     )
 
@@ -209,7 +212,7 @@ def _costs(results: Results) -> str:
 
 
 def _head(measure: Mapping[str, Any]) -> str:
-    return measure["says"] + (", %" if measure["percent"] else "")
+    return measure["description"] + (", %" if measure["percent"] else "")
 
 
 def _number(value: float, percent: bool, signed: bool = False) -> str:
@@ -234,8 +237,7 @@ def _p(value: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(heads), ["---"] * len(heads), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(heads, rows, "l"))
 
 
 def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:

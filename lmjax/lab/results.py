@@ -1,4 +1,4 @@
-"""What the cells of an ablation left, read for its report."""
+"""The results of an ablation's cells, read for its report."""
 
 import dataclasses
 import json
@@ -61,9 +61,26 @@ class Results:
 def read_results(directory: str | pathlib.Path) -> Results:
     """Reads ablation.json and every result.json of its variants and seeds."""
     place = pathlib.Path(directory)
-    described = json.loads((place / "ablation.json").read_text())
+    described = _renamed(json.loads((place / "ablation.json").read_text()))
     cells: dict[str, dict[int, Any]] = {}
     for name in described["variants"]:
         paths = {s: place / "cells" / name / f"seed{s}" / "result.json" for s in described["seeds"]}
         cells[name] = {s: json.loads(p.read_text()) for s, p in paths.items() if p.exists()}
     return Results(described, cells)
+
+
+# Fields of ablation.json in earlier versions.
+_RENAMED = {"says": "description", "better": "direction", "beside": "compare_to"}
+
+
+def _renamed(described: dict[str, Any]) -> dict[str, Any]:
+    """The description with the names that its fields have now."""
+
+    def block(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {_RENAMED.get(name, name): value for name, value in fields.items()}
+
+    return described | {
+        "variants": {name: block(variant) for name, variant in described["variants"].items()},
+        "measures": [block(measure) for measure in described["measures"]],
+        "published": described["published"] and block(described["published"]),
+    }

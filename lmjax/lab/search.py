@@ -21,14 +21,16 @@ from typing import Annotated, Any, ClassVar, Literal
 import flax.traverse_util
 import ml_collections
 
+from lmjax.atomic import write_json
 from lmjax.configuration import Block, PositiveInt, Seed, build, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
+from lmjax.extras import require
 from lmjax.lab.cells import check_variants, run_cells
-from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation
+from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation, refuse_retired_fields
 from lmjax.lab.results import read_results
+from lmjax.training.monitor import DivergedError
 from lmjax.training.plan import PretrainConfig
-from lmjax.training.reporting import RunDirectory, write_json
-from lmjax.training.watch import DivergedError
+from lmjax.training.run_directory import RunDirectory
 
 _TRIAL = "trial"
 
@@ -99,7 +101,7 @@ def search(
     values, settings = config.to_dict(), build(SearchConfig, config, "config")
     space = dict(_leaves(settings.space))
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
-    better = ablation.measures[settings.measure].better
+    direction = ablation.measures[settings.measure].direction
     trials, seed = settings.trials, settings.seed
     points: list[dict[str, Any]] = []  # of a grid, in order
     if settings.sampler == "grid":
@@ -110,12 +112,12 @@ def search(
     place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
-    with own.alone():
+    with own.locked():
         own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
             study_name=settings.name,
-            direction="maximize" if better == "higher" else "minimize",
+            direction="maximize" if direction == "higher" else "minimize",
             load_if_exists=True,
         )
         while len(study.get_trials(states=(states.COMPLETE, states.FAIL))) < trials:
@@ -141,7 +143,7 @@ def search(
     if not done:
         raise ConfigError(f"config.space: all {trials} trials diverged; search lower rates")
     found = [Found(t.number, t.params, t.values[0]) for t in done]
-    found.sort(key=lambda f: -f.value if better == "higher" else f.value)
+    found.sort(key=lambda f: -f.value if direction == "higher" else f.value)
     _write(found, place)
     return found
 
@@ -170,7 +172,9 @@ def _as_ablation(
     """Of a variant for each of `trials`, name -> the fields that it sets."""
     variants = {
         trial: {
-            "says": ", ".join(f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items()),
+            "description": ", ".join(
+                f"{name.split('.')[-1]} {shown(x)}" for name, x in fields.items()
+            ),
             "changes": flax.traverse_util.unflatten_dict(dict(fields), sep="."),
         }
         for trial, fields in trials.items()
@@ -188,6 +192,7 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field; or Optuna is not installed.
     """
+    refuse_retired_fields(config)
     settings = build(SearchConfig, config, "config")
     space = dict(_leaves(settings.space))
     if not space:
@@ -226,12 +231,7 @@ def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, M
 
 
 def _distribution(name: str, leaf: Mapping[str, Any]) -> Any:
-    try:
-        from optuna import distributions
-    except ImportError as error:
-        raise ConfigError(
-            "searches are made by Optuna, which is not installed; pip install -e '.[search]'"
-        ) from error
+    distributions = require("optuna.distributions", "search", "config.space: a search")
     where = f"config.space.{name}"
     given = dict(leaf) if "choices" in leaf else {"log": False, **leaf}
     fields: dict[str, Any] = {"low": int | float, "high": int | float, "log": bool}

@@ -1,13 +1,14 @@
-"""What a few seeds allow to say: intervals, paired tests, a correction for many, a power law.
+"""Statistics of a few seeds: intervals, paired tests, Holm's correction, power laws.
 
-All of them take seeds as independent draws, and what is averaged as normally distributed: with
-three to ten numbers nothing can be said without, and a bootstrap of three has ten different
-means. `tests/lab/test_statistics.py` measures by simulation how often an interval holds the mean
-and how often a test is wrong.
+All of them assume that seeds are independent and that means are normally distributed. Three to ten
+numbers allow no less: a bootstrap of three has ten different means.
+`tests/lab/test_statistics.py` measures by simulation how often an interval contains the mean and
+how often a test is wrong.
 """
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,11 +22,11 @@ Verdict = Literal["agrees", "disagrees", "undecided"]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean, and where the true one lies with a probability of 95%.
+    """A mean and its 95% confidence interval.
 
     Attributes:
-      low, high: -inf and inf for a single number, of whose spread nothing is known.
-      count: of how many.
+      low, high: -inf and inf for a single number, whose spread is unknown.
+      count: how many numbers.
     """
 
     mean: float
@@ -36,11 +37,11 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of a variant to the base, seed by seed.
+    """The difference of a variant to the base, paired by seed.
 
     Attributes:
       interval: of the mean difference.
-      p: two-sided, of the paired t test; nan where it has none (fewer than two pairs).
+      p: of the two-sided paired t test; nan for fewer than two pairs.
     """
 
     interval: Interval
@@ -49,7 +50,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """y = factor * x ** exponent, by least squares of the logarithms.
+    """y = factor * x ** exponent, a least-squares fit of the logarithms.
 
     Attributes:
       low, high: 95% interval of the exponent.
@@ -72,27 +73,27 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired(values: Sequence[float], base: Sequence[float]) -> Difference:
-    """Of numbers that belong together, pair by pair: values - base.
+    """The mean of `values - base` over pairs, and the paired t test of `scipy.stats.ttest_rel`.
 
-    A seed gives two variants the same order of data and, where they have the same parameters,
-    the same first values, so that their differences vary less than they do.
+    A seed gives two variants the same order of data and, if their parameters have the same shapes,
+    the same initial values, so that differences vary less than the values do.
     """
     x = np.asarray(values, np.float64) - np.asarray(base, np.float64)
     found = interval(x.tolist())
     if len(x) < 2:
         return Difference(found, math.nan)
-    deviation = float(x.std(ddof=1))
-    if deviation == 0.0:
+    if np.ptp(x) == 0.0:  # the test divides by the spread
         return Difference(found, 1.0 if found.mean == 0.0 else 0.0)
-    t = found.mean / (deviation / math.sqrt(len(x)))
-    return Difference(found, float(2 * stats.t.sf(abs(t), len(x) - 1)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        return Difference(found, float(stats.ttest_rel(values, base).pvalue))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for there being several (Holm 1979); nan are no test and stay.
+    """P values corrected for multiple tests (Holm 1979); nan stays nan.
 
-    To call those below 5% different errs in any of them 5% of the time at most, however they
-    depend on each other.
+    The probability of any false positive at 5% is at most 5%, however the tests depend on each
+    other.
     """
     order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
     corrected, largest = list(p), 0.0
@@ -102,35 +103,35 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def told(p: float) -> bool:
-    """Whether a difference is called one; nan is no test and tells nothing."""
+def significant(p: float) -> bool:
+    """Whether a difference is significant at 5%; nan, where there is no test, is not."""
     return p < 1 - LEVEL
 
 
 def direction(difference: float, p: float, published: float) -> Verdict:
-    """Whether a difference goes where the published one does.
+    """Whether a difference has the sign of the published one.
 
     Args:
       difference: the mean.
-      p: of its test, corrected where there are several.
-      published: the difference there, of the same sign for better; 0 has no direction.
+      p: of its test, corrected for multiple tests.
+      published: the published difference, in the same direction; 0 has no sign.
 
     Returns:
-      'agrees' or 'disagrees' where p is below 5%, else 'undecided'.
+      'agrees' or 'disagrees' if the difference is significant, else 'undecided'.
     """
-    if published == 0.0 or not told(p):
+    if published == 0.0 or not significant(p):
         return "undecided"
     return "agrees" if (difference > 0) == (published > 0) else "disagrees"
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """The law through points, of which at least three differ in x.
+    """Fits a power law to points with at least three different x.
 
     Raises:
-      ValueError: too few of them, or some are not positive.
+      ValueError: there are fewer, or some are not positive.
     """
     if len(set(x)) < 3 or min(x) <= 0 or min(y) <= 0:
-        raise ValueError("a power law wants positive points at three or more different x")
+        raise ValueError("a power law needs positive points at three or more different x")
     fit = stats.linregress(np.log(x), np.log(y))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(x) - 2) * fit.stderr)
     slope = float(fit.slope)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.electra import ElectraWithLM
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import (
     Batch,
     Scored,
     apply,
-    score_targets,
     token_scores,
     unigram_score,
     weighted_sum,
@@ -38,7 +38,7 @@ class ReplaceMLM(Replacing):
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         read, terms, metrics = self.generated(params, batch, seeds)
         where = batch["target_positions"]
-        logits, _ = apply(self.network, params, *read, where, seeds, method="identify")
+        logits, _ = apply(self.network, params, read, where, seeds, method="identify")
         own, told = token_scores(
             "identity", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
@@ -63,10 +63,10 @@ class AllTokensMLM(ReplaceMLM):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         read, terms, metrics = self.generated(params, batch, seeds)
-        logits, copies = apply(self.network, params, *read, None, seeds, method="identify")
-        original, real = batch["original"], batch["documents"] > 0
+        logits, copies = apply(self.network, params, read, None, seeds, method="identify")
+        original, real = batch["original"], batch["segment_ids"] > 0
         nats, hits = score_targets(logits, original)
-        kept = read[0] == original
+        kept = read.tokens == original
         terms["identity"] = weighted_sum(-log_mixture(copies, kept, -nats), real)
         metrics["unigram"] = unigram_score(original, real, self.vocabulary)
         metrics["identity_accuracy"] = weighted_sum(jnp.where(copies > 0, kept, hits), real)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lmjax.convert.forms import pad
+from lmjax.data import batching
 from lmjax.data.position import Position
 from lmjax.tasks.base import Example, Task
 
@@ -14,13 +14,13 @@ _SHORTEST = 16  # tokens; shorter batches would be programs of their own for lit
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """Examples to a batch, as long as the longest of a few lengths makes it.
+    """Makes a batch of examples, padded to one of a few lengths.
 
-    Each length is a compiled program of its own: `length`, its half and its quarter.
+    The lengths, each a compiled program of its own, are `task.length`, its half and its quarter.
 
     Attributes:
-      multiple: of which lengths must be multiples.
-      few: so many examples at most are a batch of this size; 0 = there is one size.
+      multiple: lengths are multiples of it.
+      few: up to so many examples make a batch of this size; 0 = there is one size.
     """
 
     task: Task
@@ -35,22 +35,19 @@ class Collator:
         return (*(n for n in parts if n >= _SHORTEST), longest)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-        """[batch_size, ...] arrays; too few examples are filled up with 'weight' 0."""
+        """[batch_size, ...] arrays. Missing examples repeat the first with 'weight' 0."""
         size = self.few if len(examples) <= self.few else self.batch_size
-        filled = [*examples, *[examples[0]] * (size - len(examples))]
         needed = max(example["tokens"].shape[-1] for example in examples)
-        length = next(n for n in self.lengths if n >= needed)
+        length = batching.first_that_holds(self.lengths, needed)
         fill = {**self.task.per_token, "tokens": self.task.vocabulary.pad}
         left = self.task.form.left_padded
-        batch = {
-            name: np.stack(
-                [
-                    pad(e[name], length, fill[name], left) if name in fill else e[name]
-                    for e in filled
-                ]
-            )
-            for name in filled[0]
-        }
+        batch = {}
+        for name in examples[0]:
+            arrays = [example[name] for example in examples]
+            if name in fill:
+                batch[name] = batching.stack(arrays, length, fill[name], rows=size, left=left)
+            else:
+                batch[name] = np.stack(arrays + arrays[:1] * (size - len(arrays)))
         weight = (np.arange(size) < len(examples)).astype(np.float32)
         return {**batch, "weight": weight}
 
@@ -95,7 +92,6 @@ def by_length(
     examples: Sequence[Example], collate: Collator
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """(indices, batch) of all examples, the short ones first."""
-    order = sorted(range(len(examples)), key=lambda i: examples[i]["tokens"].shape[-1])
-    for start in range(0, len(order), collate.batch_size):
-        chosen = order[start : start + collate.batch_size]
+    lengths = [example["tokens"].shape[-1] for example in examples]
+    for chosen, _ in batching.by_length(lengths, collate.batch_size):
         yield chosen, collate([examples[i] for i in chosen])

@@ -2,27 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import Finite, Interval, Weight
-from lmjax.convert.networks import in_unit
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
-from lmjax.models.gpt import GptConfig, GptEncoder
-from lmjax.models.heads import Headed
+from lmjax.models.heads import in_unit
+from lmjax.models.network import Network
+from lmjax.nn.cross_entropy import cross_entropy, score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number, softmax
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
+from lmjax.tables import markdown_table
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number
+from lmjax.tasks.baselines import classes_by_words
 from lmjax.tasks.metrics import class_scores, confusion, correlations
-from lmjax.tasks.words import classes_by_words
 
 _WORST = 10  # mistakes that a report shows
 # Scales the initial output layer of a regression. At 1, training starts so far from the mean that
@@ -66,7 +67,7 @@ class Classes(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            shares = softmax(output["logits"])
+            shares = softmax(output["logits"].astype(np.float64))
             best = int(shares.argmax())
             told = row | {"prediction": self.labels[best], "confidence": float(shares[best])}
             if "gold" in row:
@@ -102,12 +103,8 @@ class Classes(Task):
                 for n, i, j in sorted(pairs, reverse=True)[:20]
             ]
         else:
-            names = [cell(self.labels[i]) for i in used]
-            lines += ["", f"| | {' | '.join(names)} |", "| --- |" + " ---: |" * len(used)]
-            lines += [
-                f"| {cell(self.labels[i])} | {' | '.join(str(table[i, j]) for j in used)} |"
-                for i in used
-            ]
+            rows = [[self.labels[i], *(str(table[i, j]) for j in used)] for i in used]
+            lines += ["", *markdown_table(["", *(self.labels[i] for i in used)], rows)]
         wrong = [p for p in predictions if p["gold"] != p["prediction"]]
         wrong.sort(key=lambda p: -p["confidence"])
         lines += ["", f"## The surest mistakes, of {len(wrong)}", ""]
@@ -124,6 +121,9 @@ class Classification(Classes):
     Attributes:
       text, pair, label: names of the columns; no second text where `pair` is ''.
       lm_weight: of the language-model loss on the same tokens, GPT only (GPT-1 §3.2: 0.5).
+      pydocs: the classes that `config.data.train='pydocs'` has: the package that a docstring
+        documents, the intent of a question about a parameter (the subpackage that it is about), or
+        the mood of a function's summary (descriptive or imperative).
     """
 
     head: ClassVar[heads.Task] = "sequence_classification"
@@ -133,10 +133,12 @@ class Classification(Classes):
     pair: str = ""
     label: str = "label"
     lm_weight: Weight = 0.0
+    pydocs: Literal["packages", "intents", "moods"] = "packages"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lm_weight and not (isinstance(self.model, GptConfig) and self.model.tie_embeddings):
+        tied = getattr(self.model, "tie_embeddings", True)
+        if self.lm_weight and not (self.model.causal and tied):
             raise ConfigError(
                 "lm_weight: the auxiliary loss decodes with the token table of a causal model;"
                 " take a GPT with tied embeddings, or 0"
@@ -162,8 +164,14 @@ class Classification(Classes):
         return row
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
-        for row in docstrings.package_rows(split, cache_dir):
-            yield {"text": row["text"], "gold": row["label"]}
+        read = {
+            "packages": docstrings.package_rows,
+            "intents": docstrings.intent_rows,
+            "moods": docstrings.mood_rows,
+        }[self.pydocs]
+        for row in read(split, cache_dir):
+            twin = {"other": row["other"]} if self.pydocs == "moods" else {}
+            yield {"text": row["text"], "gold": row["label"], **twin}
 
     def texts(self, row: Row) -> Iterator[str]:
         yield row["text"]
@@ -183,16 +191,18 @@ class Classification(Classes):
             first, second, cut = form.cut(firsts[i], seconds[i] if paired else None, self.length)
             notes.add(f"cut to {self.length} tokens", count=int(cut))
             joined = form.join(first, second)
-            examples.append(self.example(i, joined.tokens, joined.segments, gold=self.target(row)))
+            examples.append(
+                self.example(i, joined.tokens, joined.token_types, gold=self.target(row))
+            )
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         if not self.lm_weight:
             return super().forward(params, batch, seeds)
         logits, next_tokens = apply(
-            self.network, params, *self.inputs(batch), seeds, method=_with_next_tokens
+            self.network, params, *self.inputs(batch), seeds, method="with_tokens"
         )
-        real = (batch["documents"][:, 1:] > 0).astype(jnp.float32)
+        real = (batch["segment_ids"][:, 1:] > 0).astype(jnp.float32)
         losses = cross_entropy(next_tokens[:, :-1], batch["tokens"][:, 1:]) * real
         return {"logits": logits, "lm": losses.sum(1), "lm_tokens": real.sum(1)}
 
@@ -268,7 +278,7 @@ class Regression(Classification):
                 raise BadRowError(f"{row['gold']:g} is too far from the mean of the training rows")
 
     @property
-    def saved_network(self) -> nn.Module:
+    def saved_network(self) -> Network:
         return in_unit(self.network, (self._mean, self._scale))
 
     @property
@@ -327,22 +337,6 @@ class Regression(Classification):
         ]
 
 
-def _with_next_tokens(
-    module: Headed,
-    tokens: jax.Array,
-    segments: jax.Array,
-    positions: jax.Array,
-    mask: Any,
-    real: jax.Array,
-    seeds: Seeds | None,
-) -> tuple[jax.Array, jax.Array]:
-    """A GPT's head and its language model on the same hidden states."""
-    encoder = module.encoder
-    assert isinstance(encoder, GptEncoder)
-    hidden = encoder(tokens, segments, positions, mask, seeds)
-    return module.head(hidden, real, seeds), encoder.decode(hidden)
-
-
 def _text(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadRowError(f"no text in column '{name}' (a {type(value).__name__})")
@@ -358,11 +352,6 @@ def _bag(row: Row) -> str:
 def _overlap(first: str, second: str) -> float:
     a, b = ({w.strip(".,;:!?\"'").lower() for w in text.split()} for text in (first, second))
     return len(a & b) / max(len(a | b), 1)
-
-
-def cell(text: str) -> str:
-    """Text fit for a markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def shown(row: Row, longest: int = 200) -> str:

@@ -1,6 +1,7 @@
 """Fine-tuning: the loop of pretraining on labelled rows, and what is left of it to read."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -12,27 +13,28 @@ import ml_collections
 import numpy as np
 import optax
 
+from lmjax.atomic import write_json, write_text
 from lmjax.convert.huggingface import save_huggingface
-from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
+from lmjax.models.heads import CLASS_TASKS, Headed
+from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
 from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
-from lmjax.tasks.starting import Start, put_in
-from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.loop import Run
-from lmjax.training.memory import check_model_fits
-from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.reporting import RunDirectory
-from lmjax.training.schedules import Schedule
-from lmjax.training.state import TrainState
+from lmjax.tasks.starting import put_in
+from lmjax.training.loop import train
+from lmjax.training.memory_estimate import check_model_fits
+from lmjax.training.multihost import detect_lost_processes
+from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
+from lmjax.training.run_directory import OnMetrics, RunDirectory
+from lmjax.training.step import Program, TrainState
+from lmjax.trees import map_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ def finetune(
     *,
     seed: int,
     scratch: bool = False,
+    on_metrics: OnMetrics | None = None,
 ) -> Result:
     """Fine-tunes with one seed, or continues where the run in `workdir` was.
 
@@ -92,6 +95,7 @@ def finetune(
       name: shown beside the progress bar.
       seed: of the head, the order of the examples and dropout.
       scratch: begin with a random encoder instead.
+      on_metrics: as `lmjax.training.loop.pretrain` takes it.
 
     Raises:
       ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
@@ -106,12 +110,42 @@ def finetune(
     start = prepared.start.from_scratch() if scratch else prepared.start
     task = prepared.task
     check_model_fits(task.model, prepared.mesh)
-    with directory.alone(), jax.set_mesh(prepared.mesh), noticing_lost_processes():
-        run = _Finetuning(prepared, start, directory, seed)
+    with directory.locked(), jax.set_mesh(prepared.mesh), detect_lost_processes():
+        collate = Collator(task, prepared.training.batch_size, prepared.mesh.shape["sequence"])
+        data = Epochs(prepared.examples["train"], collate, seed)
+        training, optimizer = prepared.training.of_steps(data.batches_per_epoch, prepared.optimizer)
+        row = {key: array[0] for key, array in data.batch_at(0).items()}
+        make = functools.partial(make_task_optimizer, task.trainable)
+        program = Program(task, row, training, optimizer, prepared.mesh, make)
+        predictor = Predictor(
+            task, collate, prepared.mesh, program.shardings.params, start.tokenizer
+        )
+
+        def predict(
+            params: Any, split: str, task: Task | None = None
+        ) -> tuple[list[Row], dict[str, float]]:
+            """Predictions for all rows of a split, and the mean loss and metrics."""
+            rows, examples = prepared.rows[split], prepared.examples[split]
+            return predictor.predict(params, rows, examples, task)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            predictions, means = predict(state.params, "validation")
+            return means | prepared.task.scores(predictions)
+
         directory.claim(start.tokenizer)
-        state = run.train(name)
+        state = train(
+            program,
+            directory,
+            data,
+            evaluate,
+            name=name,
+            seed=seed,
+            length=task.length,
+            warm_start=lambda fresh: put_in(fresh, start),
+            on_metrics=on_metrics,
+        )
         task, sets, chosen = score_sets(
-            prepared, lambda split, task: run.predict(state.params, split, task)[0]
+            prepared, lambda split, task: predict(state.params, split, task)[0]
         )
         sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
         trained = jax.tree.leaves(_select(sizes, task.trainable))
@@ -121,59 +155,21 @@ def finetune(
     return result
 
 
-class _Finetuning(Run):
-    """The loop, beginning with a pretrained encoder and looking at scores."""
+def make_task_optimizer(
+    trainable: Callable[[tuple[str, ...]], bool], config: OptimizerConfig, steps: int, shapes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """`make_optimizer` for the trainable parameters; the others are kept.
 
-    def __init__(self, prepared: Prepared, start: Start, directory: RunDirectory, seed: int):
-        self.prepared = prepared
-        sequence = prepared.mesh.shape["sequence"]
-        self.collate = Collator(prepared.task, prepared.training.batch_size, sequence)
-        data = {
-            split: Epochs(prepared.examples[split], self.collate, seed)
-            for split in ("train", "validation")
-        }
-        training, optimizer = prepared.training.of_steps(
-            data["train"].batches_per_epoch, prepared.optimizer
-        )
-        super().__init__(
-            prepared.task,
-            directory,
-            data,
-            seed=seed,
-            training=training,
-            optimizer=optimizer,
-            mesh=prepared.mesh,
-            length=prepared.task.length,
-            begin=lambda fresh: put_in(fresh, start),
-        )
-        self.predictor = Predictor(
-            prepared.task, self.collate, self.mesh, self.program.places.params, start.tokenizer
-        )
-
-    def transformation(
-        self, config: OptimizerConfig, steps: int, shapes: Any
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        trainable = self.prepared.task.trainable
-        labels = _map_paths(lambda path, _: "train" if trainable(path) else "keep", shapes)
-        if set(jax.tree.leaves(labels)) == {"train"}:
-            return super().transformation(config, steps, shapes)
-        # Moments and the norm that is clipped are of the trained parameters alone.
-        inner, schedule = make_optimizer(
-            config, steps, _select(shapes, trainable, optax.MaskedNode())
-        )
-        return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Loss and scores of the validation rows."""
-        predictions, means = self.predict(state.params, "validation")
-        return means | self.prepared.task.scores(predictions)
-
-    def predict(
-        self, params: Any, split: str, task: Task | None = None
-    ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows of a split, and the means of what the loss is made of."""
-        rows, examples = self.prepared.rows[split], self.prepared.examples[split]
-        return self.predictor.predict(params, rows, examples, task)
+    Args:
+      trainable: path of a parameter -> whether it is trained.
+      config, steps, shapes: as `make_optimizer` takes them.
+    """
+    labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
+    if set(jax.tree.leaves(labels)) == {"train"}:
+        return make_optimizer(config, steps, shapes)
+    # Moments and the norm that is clipped are those of the trained parameters alone.
+    inner, schedule = make_optimizer(config, steps, _select(shapes, trainable, optax.MaskedNode()))
+    return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
 
 
 def score_sets(
@@ -194,16 +190,9 @@ def score_sets(
     return task, sets, chosen
 
 
-def _map_paths(function: Any, tree: Any) -> Any:
-    """Maps `function(path, leaf)`, the path as the tuple of the dict keys."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(tuple(str(getattr(k, "key", k)) for k in path), leaf), tree
-    )
-
-
 def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
     """The tree with `other` in place of what is not trained."""
-    return _map_paths(lambda path, leaf: leaf if trainable(path) else other, tree)
+    return map_named(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
 def save_model(
@@ -231,7 +220,10 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
     vocabulary = task.vocabulary
-    network, kept = exported(task.saved_network, task.merged(params))
+    network: Any = task.saved_network
+    kept = task.merged(params)
+    if isinstance(network, Headed) and network.task not in CLASS_TASKS.values():
+        network, kept = network.encoder, kept["encoder"]
     labels = task.class_names if isinstance(network, Headed) else ()
     ids = {"pad_token_id": vocabulary.pad}
     ids |= {"bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}
@@ -265,12 +257,11 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
     }
     if result.chosen:
         values["chosen_on_validation"] = result.chosen
-    (place / "results.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(place / "results.json", values)
     for split, found in result.sets.items():
         suffix = suffix_of(prepared, split)
         lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in found.predictions]
-        text = "\n".join(lines) + "\n"
-        (place / f"predictions{suffix}.jsonl").write_text(text, encoding="utf-8")
+        write_text(place / f"predictions{suffix}.jsonl", "\n".join(lines) + "\n")
         every = {"fine-tuned": found.scores, **prepared.baselines[split]}
         report = [
             f"# {type(prepared.task).__name__}",
@@ -278,14 +269,13 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
             f"{counts['train']:,} rows to learn from; scores are of the {counts[split]:,}"
             f" rows of {split}.",
             "",
-            *markdown_table({name: [scores] for name, scores in every.items()}),
+            *score_table({name: [scores] for name, scores in every.items()}),
             "",
             *_chosen_lines(result.chosen, counts["validation"], split),
             *note_lines(prepared),
             *result.task.report(found.predictions),
         ]
-        text = "\n".join(report) + "\n"
-        (place / f"report{suffix}.md").write_text(text, encoding="utf-8")
+        write_text(place / f"report{suffix}.md", "\n".join(report) + "\n")
 
 
 def suffix_of(prepared: Prepared, split: str) -> str:
@@ -331,11 +321,10 @@ def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """The lines of `table_rows` in markdown."""
+def score_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """`table_rows` as lines of Markdown."""
     header, *rows = table_rows(scores)
-    ruler = ("---", *["---:"] * (len(header) - 1))
-    return [f"| {' | '.join(row)} |" for row in (header, ruler, *rows)]
+    return markdown_table(header, rows)
 
 
 def _plain(value: Any) -> Any:

@@ -9,19 +9,20 @@ import numpy as np
 
 from lmjax.configuration import Finite, NonNegativeInt, PositiveInt, Size
 from lmjax.convert.pretrained import Pretrained
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
+from lmjax.extras import installed
 from lmjax.generation.generating import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
-from lmjax.models.gpt import GptConfig
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
+from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
-from lmjax.tasks.words import words_of_code
 
 _SHOWN = 10
 _AT_ONCE = 64  # texts that are generated side by side
@@ -56,13 +57,12 @@ class Generation(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.model, GptConfig):
-            kind = type(self.model).__name__.removesuffix("Config")
+        if not self.model.causal:
             raise ConfigError(
-                f"task: a {kind} was not pretrained to go on with a text; give config.init, or"
-                " config.model.type, of a GPT"
+                f"task: {self.model.family()} was not pretrained to continue a text; give"
+                " config.init, or config.model.type, of a GPT"
             )
-        if not self.model.tie_embeddings:
+        if not getattr(self.model, "tie_embeddings", True):
             raise ConfigError(
                 "model.tie_embeddings: a start takes the encoder over, and an output table of its"
                 " own is none of it; only models with tied embeddings generate"
@@ -137,19 +137,18 @@ class Generation(Task):
             {"hits": weighted_sum(outputs["hits"], weights)},
         )
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: int) -> float | None:
+        encoder = super().forward_flops(length)
         head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
-        return super().forward_flops(length) + head
+        return None if encoder is None else encoder + head
 
     def write(
         self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]
     ) -> list[Outputs]:
         model = Pretrained(self.network, self.merged(params), tokenizer)
         prompts = [e["tokens"][: int(e["prompt_length"])].tolist() for e in examples]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         texts: list[Outputs] = [{} for _ in prompts]
-        for begin in range(0, len(order), _AT_ONCE):
-            chosen = order[begin : begin + _AT_ONCE]
+        for chosen, _ in batching.by_length([len(prompt) for prompt in prompts], _AT_ONCE):
             made = generate(model, [prompts[i] for i in chosen], **self._settings())
             for i, text in zip(chosen, made, strict=True):
                 sure = float(np.exp(np.mean(text.log_probs)))
@@ -223,10 +222,10 @@ def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | No
     Returns:
       None where scikit-learn is not installed.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
+    if not installed("sklearn"):
         return None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(analyzer=words_of_code)
     known = vectorizer.fit_transform([row["prompt"] for row in train])
     asked = vectorizer.transform([row["prompt"] for row in rows])

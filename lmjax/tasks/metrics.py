@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.errors import ConfigError, require_finite
+from lmjax.errors import require_finite
+from lmjax.extras import require
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -92,23 +93,12 @@ def undirected(label: str) -> str:
 
 def check_seqeval() -> None:
     """Raises ConfigError where seqeval is not installed."""
-    try:
-        import seqeval  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "score: span F1 is seqeval's, which is not installed; pip install -e '.[eval]'"
-        ) from error
+    require("seqeval", "eval", "score: span F1")
 
 
 def check_sacrebleu() -> None:
     """Raises ConfigError where sacrebleu is not installed."""
-    try:
-        import sacrebleu  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "task: generated text is scored by sacrebleu, which is not installed;"
-            " pip install -e '.[eval]'"
-        ) from error
+    require("sacrebleu", "eval", "task: the score of generated text")
 
 
 def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:

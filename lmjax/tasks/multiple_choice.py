@@ -1,22 +1,24 @@
 """Which of several texts goes with a context: SWAG's kind of tasks (BERT §4.4, GPT-1 §3.3)."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import Interval
-from lmjax.convert.forms import pad
-from lmjax.data import docstrings
+from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
-from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, softmax
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
+from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.metrics import normalise_answer
 
 _WORST = 10
@@ -105,21 +107,16 @@ class MultipleChoice(Task):
                 any_cut |= cut
             place += count
             notes.add(f"cut to {self.length} tokens", count=int(any_cut))
-            joined += [joined[0]] * (most - count)
-            longest = max(len(j.tokens) for j in joined)
-
-            def stacked(arrays: list[np.ndarray], fill: int, longest: int = longest) -> np.ndarray:
-                return np.stack([pad(a, longest, fill, form.left_padded) for a in arrays])
-
+            stacked = functools.partial(batching.stack, rows=most, left=form.left_padded)
             example = self.example(
                 i,
-                stacked([j.tokens for j in joined], self.vocabulary.pad),
-                stacked([j.segments for j in joined], 0),
+                stacked([j.tokens for j in joined], fill=self.vocabulary.pad),
+                stacked([j.token_types for j in joined]),
                 offered=(np.arange(most) < count).astype(np.int32),
                 gold=np.int32(row.get("gold", 0)),
             )
             ones = [np.ones(len(j.tokens), np.int32) for j in joined]
-            examples.append({**example, "documents": stacked(ones, 0)})
+            examples.append({**example, "segment_ids": stacked(ones)})
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
@@ -130,8 +127,9 @@ class MultipleChoice(Task):
         offered = batch["offered"] > 0
         return {"logits": jnp.where(offered, logits.reshape(rows, choices), _NEVER)}
 
-    def forward_flops(self, length: int) -> float:
-        return self.most_choices * super().forward_flops(length)
+    def forward_flops(self, length: int) -> float | None:
+        flops = super().forward_flops(length)
+        return None if flops is None else self.most_choices * flops
 
     def judge(self, outputs: Outputs, batch: Batch) -> Scored:
         losses, hits = score_targets(outputs["logits"], batch["gold"])
@@ -147,7 +145,7 @@ class MultipleChoice(Task):
     ) -> list[Row]:
         predictions = []
         for row, output in zip(rows, outputs, strict=True):
-            shares = softmax(output["logits"])
+            shares = softmax(output["logits"].astype(np.float64))
             best = int(shares.argmax())
             predictions.append(row | {"prediction": best, "confidence": float(shares[best])})
         return predictions

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lmjax.atomic import write_json
 from lmjax.configuration import allowing, build, build_typed, opening
 from lmjax.convert import runs
 from lmjax.convert.huggingface import read_json
@@ -29,8 +29,7 @@ from lmjax.tasks.plan import named_tests, read_rows
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.tagging import Tagging
-from lmjax.training.mesh import MeshConfig, make_mesh
-from lmjax.training.sharding import shardings
+from lmjax.training.sharding import MeshConfig, make_mesh, shardings
 
 _BATCH, _FEW = 32, 4
 _SHORTEST, _LONGEST = 16, 512  # tokens that a published model is given to read
@@ -270,8 +269,7 @@ def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
     }
     name = f"{type(task).__module__}.{type(task).__qualname__}"
     values = {"task": {"type": name, **kept}, "data": data}
-    text = json.dumps(values, indent=2, default=dataclasses.asdict)
-    (directory / _TASK).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / _TASK, values, default=dataclasses.asdict)
 
 
 def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Task:
@@ -283,7 +281,7 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Tas
         values,
         where,
         Task,
-        model=getattr(network, "encoder", network).config,
+        model=pretrained.config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
     )
     labels = task.labels or pretrained.labels
@@ -293,9 +291,11 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Tas
     return task
 
 
-def _kind(network: Any) -> tuple[str, int]:
-    """What a network's head is for, and how many classes it has; without a head ('', 0)."""
-    return getattr(network, "task", ""), getattr(getattr(network, "head", None), "classes", 0)
+def _kind(network: Any) -> tuple[str, type | None, int]:
+    """What a network's head is for, its class, and how many classes it has."""
+    if not isinstance(network, Headed):
+        return "", None, 0
+    return network.task, type(network.head), network.classes
 
 
 def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
@@ -304,11 +304,11 @@ def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
     if pretrained.tokenizer is None or not isinstance(network, Headed):
         return None
     cls = _HEADS.get(network.task)
-    if cls is Classification and network.head.classes == 1:
+    if cls is Classification and network.classes == 1:
         cls = Regression
     if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
         return None  # several labels of a text, or several numbers
-    length = min(getattr(network.encoder.config, "max_length", _LONGEST), _LONGEST)
+    length = min(getattr(pretrained.config, "max_length", _LONGEST), _LONGEST)
     if length < _SHORTEST:
         return None
     values: dict[str, Any] = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": length}

@@ -20,15 +20,16 @@ from lmjax.configuration import (
     check_ranges,
     resolve_type,
 )
-from lmjax.convert.configs import ModelConfig
+from lmjax.convert.runs import check_saved
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, regularised, start_from, start_random
-from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
+from lmjax.tasks.starting import Start, start_from, start_random
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
+from lmjax.training.sharding import MeshConfig, check_batch, make_mesh
 
 _NAME = r"\w[\w-]*"
 _NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")
@@ -217,7 +218,7 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
     mesh = make_mesh(own.mesh)
-    model = regularised(own.model, dropout)
+    model = own.model.for_finetuning(dropout)
     cls = resolve_type(own.task, "config.task", Task)
     if start is None and own.init:
         start = start_from(own.init, dropout).with_tokens(cls.added_tokens)
@@ -268,6 +269,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     task = task.bind(rows["train"])  # all of them: few may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     task = task.fit(rows["train"])
+    check_saved(task.saved_network)
     for split in splits:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:

@@ -9,15 +9,17 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from lmjax.configuration import OptionalSize
-from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
-from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
+from lmjax.nn.cross_entropy import score_targets
+from lmjax.objectives.base import Batch, Scored, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.input_format import spans, widest_windows
 from lmjax.tasks.metrics import check_seqeval, class_scores, confusion, span_scores
 
 _WORST = 10
@@ -130,7 +132,7 @@ class Tagging(Task):
                 if "gold" in row:
                     tags[word >= 0] = [index[row["gold"][k]] for k in word[word >= 0]]
                 examples.append(
-                    self.example(i, joined.tokens, joined.segments, tags=tags, word=word)
+                    self.example(i, joined.tokens, joined.token_types, tags=tags, word=word)
                 )
         return examples
 
@@ -156,8 +158,7 @@ class Tagging(Task):
         for example, output in zip(examples, outputs, strict=True):
             row = predictions[int(example["row"])]
             logits = np.asarray(output["logits"], np.float64)
-            best, exponentials = logits.argmax(-1), np.exp(logits - logits.max(-1, keepdims=True))
-            sure = exponentials.max(-1) / exponentials.sum(-1)
+            best, sure = logits.argmax(-1), softmax(logits, axis=-1).max(-1)
             for place in np.flatnonzero(example["word"] >= 0):
                 row["prediction"][example["word"][place]] = self.labels[best[place]]
                 row["confidence"] = min(row["confidence"], float(sure[place]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.data.rows import Row
+from lmjax.tables import markdown_table
 from lmjax.tasks.metrics import answer_scores
 
 
@@ -60,16 +61,11 @@ def threshold_table(predictions: Sequence[Row], used: float) -> list[str]:
         f"best {name} here": best_threshold(predictions, i)[2]
         for name, i in (("F1", 1), ("exact", 0))
     }
-    lines = [
-        "## No answer",
-        "",
-        "| null threshold | | F1 | exact |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    rows = []
     for name, threshold in thresholds.items():
         exact, f1 = np.mean([_scores(p, threshold) for p in predictions], axis=0)
-        lines.append(f"| {name} | {threshold:.3f} | {f1:.4f} | {exact:.4f} |")
-    return [*lines, ""]
+        rows.append((name, f"{threshold:.3f}", f"{f1:.4f}", f"{exact:.4f}"))
+    return ["## No answer", "", *markdown_table(("null threshold", "", "F1", "exact"), rows), ""]
 
 
 def _scores(prediction: Row, threshold: float) -> tuple[float, float]:

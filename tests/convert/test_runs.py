@@ -68,7 +68,7 @@ def test_a_run_opens_with_its_averaged_parameters(run: tuple[pathlib.Path, Resul
     assert opened.tokenizer is not None
     assert opened.tokenizer.fingerprint == result.tokenizer.fingerprint
     tokens = result.batch["tokens"]
-    generated, detected = opened(tokens, result.batch["segments"], tokens != 0)
+    generated, detected = opened(tokens, result.batch["token_types"], tokens != 0)
     assert generated.shape == (*tokens.shape, opened.network.config.vocab_size)
     assert detected.shape == tokens.shape
 
@@ -86,7 +86,7 @@ def test_a_run_becomes_a_published_model(
     assert done.returncode == 0, done.stderr.decode()
     written = lmjax.load(tmp_path / "m")
     both = lmjax.load(path)
-    tokens, segments = result.batch["tokens"], result.batch["segments"]
+    tokens, segments = result.batch["tokens"], result.batch["token_types"]
     index = ("generator", "discriminator").index(part)
     assert isinstance(written.network, (ElectraGenerator, ElectraDiscriminator)[index])
     np.testing.assert_allclose(written(tokens, segments), both(tokens, segments)[index], atol=1e-5)
@@ -192,7 +192,7 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         ("objective.type", ["x"], "config.objective.type: .* is no import path"),
         ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is no lmjax"),
         ("objective.type", "lmjax.models.bert.BertConfig", "is no lmjax.objectives.base.Objective"),
-        ("objective.type", "lmjax.training.reporting.os.system", "cannot import"),
+        ("objective.type", "lmjax.training.run_directory.os.system", "cannot import"),
         ("objective.max_predictions", 2**40, "config.objective.max_predictions: must lie in"),
         ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),
         ("model.vocab_size", "a", "config.model.vocab_size: expected int"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.support_desk import read_sections
+from experiments.applications.desk import read_sections
 from lmjax.data.corpora import open_corpus
 from lmjax.data.files import read_texts
 from lmjax.data.rows import Notes, Row, RowsConfig, column, read_split
@@ -124,7 +124,7 @@ READERS: dict[str, tuple[str, Callable[[list[str]], str], Callable[[pathlib.Path
     "sections": (
         "f.jsonl",
         json_lines("text", intent="i", source="s"),
-        lambda p: [section["text"] for section in read_sections(str(p))],
+        lambda p: [section.text for section in read_sections(str(p))],
     ),
 }
 JSON = {name for name, (file, _, _) in READERS.items() if ".json" in file}

@@ -12,7 +12,7 @@ from tests.tasks import small
 
 
 def config(folder: pathlib.Path) -> ConfigDict:
-    """README's ablation on a trunk of one layer, judged in all three ways."""
+    """README's ablation on a trunk of one layer, with all measures and one from outside."""
     made = outside.get_config()
     made.seeds = 2
     made.variants.prefix.changes.objective.type = "tests.objectives.outside.PrefixLM"
@@ -42,8 +42,13 @@ def config(folder: pathlib.Path) -> ConfigDict:
     judge.training.epochs = 1
     made.measures.classification.config = judge
     made.measures.classification.seeds = 2
-    loss = {"type": "lmjax.lab.measures.HeldOut", "says": "held-out loss, nats", "metric": "lm"}
+    loss = {
+        "type": "lmjax.lab.measures.HeldOut",
+        "description": "held-out loss, nats",
+        "metric": "lm",
+    }
     made.measures.loss = loss
+    made.measures.norm = {"type": "tests.lab.measure.Norm", "description": "norm", "order": 1}
     return made
 
 

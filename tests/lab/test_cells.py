@@ -61,7 +61,7 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     ]
     for result in found.values():
         measures = result["measures"]
-        assert list(measures) == ["blimp", "classification", "loss"]
+        assert list(measures) == ["blimp", "classification", "loss", "norm"]
         assert all(0 <= measures[name] <= 1 for name in ("blimp", "classification"))
         assert measures["loss"] == result["curve"]["loss"][-1]
         assert result["curve"]["steps"] == [0, 4, 8]
@@ -72,24 +72,24 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     assert len(set(losses)) == 4
     model = lmjax.load(whole / "cells" / "prefix" / "seed1", allow_modules=["tests"])
     sizes = sum(np.size(x) for x in jax.tree.leaves(model.params))
+    norm = sum(np.abs(x).sum() for x in jax.tree.leaves(model.params))
+    assert found["cells/prefix/seed1/result.json"]["measures"]["norm"] == pytest.approx(norm, 1e-5)
     assert found["cells/prefix/seed1/result.json"]["cost"]["parameters"] == sizes
     assert found["cells/causal/seed0/result.json"]["curve"]["flops"][-1] > 0
     assert found["cells/prefix/seed0/result.json"]["curve"]["flops"] is None  # it does not say
 
 
-def test_seeds_apart_give_the_same_results(
+def test_a_directory_of_an_earlier_version_resumes_without_its_retired_field(
     config: ConfigDict, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    apart = ConfigDict(config.to_dict())
-    apart.seeds_together = False
-    run(apart, tmp_path / "run", only=["causal"])
-    theirs = {name: r for name, r in results(whole).items() if "causal" in name}
-    ours = results(tmp_path / "run")
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_allclose(
-            small.numbers(ours[name]), small.numbers(theirs[name]), rtol=1e-5
-        )
+    place = pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
+    before = results(place)
+    kept = json.loads((place / "config.json").read_text()) | {"seeds_together": True}
+    (place / "config.json").write_text(json.dumps(kept))
+    run(config, place)
+    assert results(place) == before
+    with pytest.raises(ConfigError, match=r"config\.seeds_together: .* delete the field"):
+        run(ConfigDict(kept), place)
 
 
 def test_an_interrupted_ablation_ends_with_the_same_report(
@@ -133,6 +133,17 @@ def test_a_variant_that_another_process_is_at_is_left_to_it(
     run(config, place, say=said.append)
     assert len(said) == 1
     assert results(place) == results(whole)
+
+
+def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
+    text = report(whole)["report.md"].decode()
+    (head,) = (line for line in text.splitlines() if line.startswith("| variant |  |"))
+    assert head.endswith("| norm ↓ |")
+    difference, _ = (line for line in text.splitlines() if line.startswith("| norm | prefix | "))
+    assert difference.split(" | ")[2][0] in "+-"
+    cells = {name: cell["measures"]["norm"] for name, cell in results(whole).items()}
+    (line,) = (line for line in text.splitlines() if line.startswith("| norm | causal | "))
+    assert f"{cells['cells/causal/seed0/result.json']:.4g}" in line
 
 
 def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:

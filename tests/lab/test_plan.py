@@ -47,17 +47,17 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
     ablation = read_ablation(config)
     assert ablation.seeds == (0, 1)
     assert list(ablation.variants) == ["causal", "prefix"]
-    assert list(ablation.measures) == ["blimp", "classification", "loss"]
+    assert list(ablation.measures) == ["blimp", "classification", "loss", "norm"]
     prefix = ablation.variants["prefix"].config
     assert prefix.objective.to_dict() == {"type": "tests.objectives.outside.PrefixLM"}
     assert prefix.training == ablation.variants["causal"].config.training
-    told = ablation.described("python")
-    assert told["measures"][0] == {
-        "name": "blimp", "says": "BLiMP", "better": "higher", "percent": True,
+    described = ablation.described("python")
+    assert described["measures"][0] == {
+        "name": "blimp", "description": "BLiMP", "direction": "higher", "percent": True,
     }  # fmt: skip
-    assert told["measures"][2]["better"] == "lower"
-    assert told["budget"] == "8 steps"
-    assert told["published"] is None
+    assert described["measures"][2]["direction"] == "lower"
+    assert described["budget"] == "8 steps"
+    assert described["published"] is None
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
         ("variants.prefix.changes", {"training": {"stpes": 3}}, r"variants\.prefix, .*stpes"),
         ("variants.prefix.changes", 3, r"variants\.prefix\.changes: expected a block"),
         ("measures.loss.type", "lmjax.lab.budget.Budget", r"measures\.loss\.type: .* is no"),
+        ("measures.norm.order", 3, r"config\.measures\.norm: order: must be 1 or 2, got 3"),
+        ("measures.norm.odrer", 3, r"measures\.norm\.odrer: unknown field of Norm; did you mean"),
         ("measures.blimp.data", "nowhere.jsonl", r"config\.measures\.blimp: .*nowhere"),
         (
             "measures.classification.config.data.train",
@@ -83,8 +85,8 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
         ),
         (
             "published",
-            {"source": "x", "measure": "y", "better": "higher", "beside": "z", "values": {}},
-            r"config\.published\.beside: 'z' is none of blimp",
+            {"source": "x", "measure": "y", "direction": "higher", "compare_to": "z", "values": {}},
+            r"config\.published\.compare_to: 'z' is none of blimp",
         ),
     ],
 )

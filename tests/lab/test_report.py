@@ -28,16 +28,16 @@ DESCRIBED: dict[str, Any] = {
     "base": "old",
     "seeds": [0, 1, 2],
     "comparable_losses": True,
-    "variants": {name: {"says": f"the {name} one"} for name in SCORES},
+    "variants": {name: {"description": f"the {name} one"} for name in SCORES},
     "measures": [
-        {"name": "accuracy", "says": "SST-2", "better": "higher", "percent": True},
-        {"name": "loss", "says": "loss", "better": "lower", "percent": False},
+        {"name": "accuracy", "description": "SST-2", "direction": "higher", "percent": True},
+        {"name": "loss", "description": "loss", "direction": "lower", "percent": False},
     ],
     "published": {
         "source": "A paper, Table 1",
         "measure": "error",
-        "better": "lower",
-        "beside": "accuracy",
+        "direction": "lower",
+        "compare_to": "accuracy",
         "values": {"old": 20.0, "new": 15.0},
     },
 }
@@ -93,7 +93,7 @@ def test_the_numbers_are_those_made_by_hand(place: pathlib.Path) -> None:
     assert f"| {shown} | {shown} |" in line  # one test alone is not corrected
     p = stats.ttest_rel([2.2, 2.2, 2.2], [2.0, 2.1, 1.9]).pvalue
     (line,) = (x for x in text.splitlines() if x.startswith("| loss | new | +"))
-    assert f"| {p:.3f} |" in line and line.endswith("| not told |")
+    assert f"| {p:.3f} |" in line and line.endswith("| not significant |")
     (line,) = (x for x in text.splitlines() if x.startswith("| loss | odd | -"))
     assert line.endswith("| better |")  # of a loss, lower is better
     assert "9 of 9 cells are done" in text
@@ -101,14 +101,15 @@ def test_the_numbers_are_those_made_by_hand(place: pathlib.Path) -> None:
     assert "| odd | 12,345 | 2 | 1,000 | unknown |" in text
 
 
-def test_the_papers_numbers_stand_beside(place: pathlib.Path) -> None:
+def test_the_papers_numbers_are_compared(place: pathlib.Path) -> None:
     """An error that falls is an accuracy that rises."""
     text = (place / "report.md").read_text()
     assert "A paper, Table 1: error; here: SST-2, %." in text
     (line,) = (x for x in text.splitlines() if x.startswith("| new | 15 |"))
     assert line.startswith("| new | 15 | -5 | +10.0 [") and line.endswith("| agrees |")
-    assert "1 of 1 differences have the paper's sign. Told, and in the paper's direction: new." in (
-        text
+    assert (
+        "1 of 1 differences have the paper's sign. Significant, and in the paper's direction: new."
+        in (text)
     )
 
 
@@ -116,15 +117,18 @@ def test_against_the_paper_and_undecided(tmp_path: pathlib.Path) -> None:
     published = DESCRIBED["published"]
     against = {"published": {**published, "values": {"old": 20.0, "new": 25.0}}}
     write_report(write(tmp_path / "against", against))
-    assert "Told, and against the paper: new." in (tmp_path / "against" / "report.md").read_text()
-    by_loss = {"published": {**published, "beside": "loss"}}
+    assert (
+        "Significant, and against the paper: new."
+        in (tmp_path / "against" / "report.md").read_text()
+    )
+    by_loss = {"published": {**published, "compare_to": "loss"}}
     write_report(write(tmp_path / "loss", by_loss))
     text = (tmp_path / "loss" / "report.md").read_text()
     assert (
         "0 of 1 differences have the paper's sign. Undecided at this number of seeds: new" in text
     )
     write_report(write(tmp_path / "none", {"published": None}))
-    assert "Beside the paper" not in (tmp_path / "none" / "report.md").read_text()
+    assert "Comparison with the paper" not in (tmp_path / "none" / "report.md").read_text()
 
 
 def test_a_power_law_is_fitted_to_all_cells(tmp_path: pathlib.Path) -> None:
@@ -138,7 +142,7 @@ def test_a_power_law_is_fitted_to_all_cells(tmp_path: pathlib.Path) -> None:
     assert "of the logarithms of 9 cells" in text and "X: -0.5, inside of it." in text
     few = {**wanted, "over": "flops"}  # of two sizes, and one unknown
     write_report(write(tmp_path / "few", {"scaling": few}))
-    assert "A power law takes three sizes." in (tmp_path / "few" / "report.md").read_text()
+    assert "A power law needs three sizes." in (tmp_path / "few" / "report.md").read_text()
 
 
 def test_the_csv_has_a_row_a_cell(place: pathlib.Path) -> None:
@@ -196,6 +200,25 @@ def test_what_is_not_done_is_counted(tmp_path: pathlib.Path) -> None:
     shutil.rmtree(place / "cells")
     write_report(place)
     assert "0 of 9 cells are done" in (place / "report.md").read_text()
+
+
+def test_an_ablation_of_an_earlier_version_is_reported(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Fields of its ablation.json have other names."""
+    old = tmp_path / "old"
+    shutil.copytree(place, old)
+    text = (old / "ablation.json").read_text()
+    for name, before in (
+        ("description", "says"),
+        ("direction", "better"),
+        ("compare_to", "beside"),
+    ):
+        assert f'"{name}"' in text
+        text = text.replace(f'"{name}"', f'"{before}"')
+    (old / "ablation.json").write_text(text)
+    write_report(old)
+    assert (old / "report.md").read_bytes() == (place / "report.md").read_bytes()
 
 
 def test_curves_of_runs_are_drawn(tmp_path: pathlib.Path) -> None:

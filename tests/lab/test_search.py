@@ -13,7 +13,7 @@ from configs.searches import optimizer
 from lmjax.errors import ConfigError
 from lmjax.lab import search as module
 from lmjax.lab.search import Found, flags, read_search, search
-from lmjax.training.watch import DivergedError
+from lmjax.training.monitor import DivergedError
 from tests.lab import small
 
 pytest.importorskip("optuna", reason="optuna is not installed")
@@ -128,7 +128,7 @@ def test_trials_are_trained(base: dict[str, Any], tmp_path: pathlib.Path) -> Non
         trained = json.loads((result.parent / "config.json").read_text())
         assert trained["optimizer"]["learning_rate"] == rate
         described = json.loads((place / "ablation.json").read_text())
-        assert described["variants"]["trial"]["says"] == f"learning_rate {rate:.4g}"
+        assert described["variants"]["trial"]["description"] == f"learning_rate {rate:.4g}"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_cannot_be_searched_is_refused(
 @pytest.mark.parametrize("objective", ["bert", "gpt", "xlnet", "electra"])
 def test_shipped_searches_can_work(objective: str) -> None:
     ablation = read_search(optimizer.get_config(objective))
-    assert ablation.measures["loss"].better == "lower"
+    assert ablation.measures["loss"].direction == "lower"
     # Each end of two ranges, and each of three choices.
     assert len(ablation.variants) == 1 + 1 + 1 + 2
 

@@ -13,10 +13,16 @@ import rich.console
 from jax.sharding import PartitionSpec as P
 
 from configs import bert
-from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.plan import make_objective
-from lmjax.training.sharding import bytes_per_device, layout, shardings, spec_of
-from lmjax.training.state import init_state
+from lmjax.training.sharding import (
+    MeshConfig,
+    bytes_per_device,
+    layout,
+    make_mesh,
+    shardings,
+    spec_of,
+)
+from lmjax.training.step import init_state
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
@@ -90,7 +96,9 @@ def test_eight_devices_hold_an_eighth_of_the_matrices() -> None:
     objective = make_objective(config.objective.to_dict(), config.model.to_dict(), 30_528)
     ids = jnp.zeros((1, 8), jnp.int32)
     batch = {
-        **dict.fromkeys(("tokens", "segments", "documents", "positions", "target_positions"), ids),
+        **dict.fromkeys(
+            ("tokens", "token_types", "segment_ids", "positions", "target_positions"), ids
+        ),
         "label": ids[:, 0],
     }
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch))

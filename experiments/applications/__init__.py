@@ -1,0 +1,1 @@
+"""Programs that combine fine-tuned models, and the code that only they need."""

@@ -1,0 +1,32 @@
+"""A measure of ablations, written outside of the package."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import jax
+import numpy as np
+
+import lmjax
+from lmjax.errors import ConfigError
+from lmjax.lab.measures import Measure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Norm(Measure):
+    """The norm of the parameters.
+
+    Attributes:
+      order: 1 or 2.
+    """
+
+    direction: Literal["higher", "lower"] = "lower"
+    order: int = 2
+
+    def check(self) -> None:
+        if self.order not in (1, 2):
+            raise ConfigError(f"order: must be 1 or 2, got {self.order}")
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float:
+        leaves = jax.tree.leaves(lmjax.load(run).params)
+        return float(np.linalg.norm(np.concatenate([np.ravel(x) for x in leaves]), self.order))

@@ -49,12 +49,7 @@ def fields(opened: command_line.Opened) -> Iterator[tuple[str, Any, str]]:
 def _shared(opened: command_line.Opened) -> dict[str, Any]:
     """By dotted name, what an ablation states for pretraining, and defaults of all variants."""
     whole = comparable(opened.kind, opened.values, opened.values)["pretraining"]
-    runs = [flattened(run) for run in whole.values()]
-    defaults = {
-        name: value
-        for name, value in (runs[0] if runs else {}).items()
-        if all(run.get(name, _MISSING) == value for run in runs)
-    }
+    defaults = {name: x for name, x in whole.items() if not (isinstance(x, dict) and x)}
     return defaults | flattened(opened.values["pretraining"])
 
 

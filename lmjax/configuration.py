@@ -365,7 +365,8 @@ def comparable(cls: type, config: Any, like: Mapping[str, Any]) -> Any:
 
     Fields that it leaves out are at their defaults, so that a config that states a default equals
     one that does not. Classes are those that `like` names: none that only `config` names is
-    imported. What `like` has no place for stays as it is.
+    imported. What `like` has no place for stays as it is. A block that stands for several (see
+    `Block.views`) has values by dotted name: those of all, or {name of the view: its value}.
 
     Args:
       cls: the dataclass of the whole config.
@@ -425,10 +426,12 @@ class _Filling:
                 return value
             views, likes = note.views(value, around), note.views(like, around_like)
             whole = Annotated[Mapping[str, Any], dataclasses.replace(note, views=None)]
-            return {
-                name: self.value(whole, view, around, likes.get(name), around_like, where)
-                for name, view in views.items()
-            }
+            return _merged(
+                {
+                    name: self.value(whole, view, around, likes.get(name), around_like, where)
+                    for name, view in views.items()
+                }
+            )
         if note is None and (item := item_hint(hint)) is not None:
             return {
                 name: self.value(item, inner, value, like.get(name), like, f"{where}.{name}")
@@ -438,6 +441,18 @@ class _Filling:
         if cls is None or (self.lenient and value.get("type") != like.get("type")):
             return value
         return self.block(cls, given, value, like, where)
+
+
+def _merged(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """By dotted name, the value that all views have, or else {view: its value}."""
+    flat = {name: flattened(view) for name, view in views.items()}
+    merged: dict[str, Any] = {}
+    for path in dict.fromkeys(path for view in flat.values() for path in view):
+        values = {name: view[path] for name, view in flat.items() if path in view}
+        first = next(iter(values.values()))
+        same = len(values) == len(flat) and all(value == first for value in values.values())
+        merged[path] = first if same else values
+    return merged
 
 
 def flattened(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,34 +12,22 @@ the objective's family; model and tokenizer are its own, and whatever `model` na
 from ml_collections import ConfigDict
 
 from configs.quickstart import OBJECTIVES
-from experiments.command_line import size_of
-
-TRUNK = {"dropout": 0.1, "attention_dropout": 0.1, "dtype": "float32"}
+from lmjax.configuration import size_of
 
 
 def get_config(name: str = "bert") -> ConfigDict:
     """The config of one objective: bert, gpt, xlnet or electra."""
-    own = OBJECTIVES[size_of(tuple(OBJECTIVES), name)]
+    own = OBJECTIVES[size_of(OBJECTIVES, name)]
     return ConfigDict(
         {
-            "seed": 0,
-            "init": "",
             "objective": own["objective"],
-            "model": {"trunk": TRUNK},
-            "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
-                "tokenizer": {"path": ""},
-                "examples": own["examples"],
-                "cache_dir": "",
-            },
+            # Of the model, what is said here replaces what the checkpoint says.
+            "model": {"trunk": {"dropout": 0.1, "attention_dropout": 0.1, "dtype": "float32"}},
+            "data": {"examples": own["examples"]},
             "optimizer": {
-                "name": "adamw",
                 "learning_rate": 5e-4,
                 "schedule": "linear_product",
                 "warmup_steps": 20,
-                "weight_decay": 0.01,
             },
             "training": {
                 "steps": 300,
@@ -49,6 +37,5 @@ def get_config(name: str = "bert") -> ConfigDict:
                 "eval_batches": 10,
                 "checkpoint_every": 100,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

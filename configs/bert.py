@@ -16,108 +16,60 @@ What it costs (python -m experiments.cost --config=configs/bert.py:SIZE; tokens 
   large   336M parameters, 32.8B tokens, 6.2e+19 FLOPs
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
-# layers, hidden size, heads; the feed-forward size is 4 hidden sizes.
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A trunk; the feed-forward size is four hidden sizes."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+
+
 SIZES = {
-    "tiny": (2, 128, 2),
-    "mini": (4, 256, 4),
-    "small": (4, 512, 8),
-    "medium": (8, 512, 8),
-    "base": (12, 768, 12),
-    "large": (24, 1024, 16),
+    "tiny": Size(layers=2, hidden_size=128, heads=2),
+    "mini": Size(layers=4, hidden_size=256, heads=4),
+    "small": Size(layers=4, hidden_size=512, heads=8),
+    "medium": Size(layers=8, hidden_size=512, heads=8),
+    "base": Size(layers=12, hidden_size=768, heads=12),
+    "large": Size(layers=24, hidden_size=1024, heads=16),
 }
 
 
 def get_config(size: str = "base") -> ConfigDict:
     """The config of one size; see SIZES."""
-    layers, hidden, heads = SIZES[size_of(tuple(SIZES), size)]
+    s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {
-            "seed": 0,
-            "objective": {
-                "type": "lmjax.objectives.masked.MaskedLM",
-                "mask_rate": 0.15,
-                "max_predictions": 20,
-                "masking": "token",
-                "mask_fraction": 0.8,
-                "random_fraction": 0.1,
-                "sentence_prediction": True,
-            },
+            "objective": {"type": "lmjax.objectives.masked.MaskedLM"},
             "model": {
                 "trunk": {
-                    "layers": layers,
-                    "hidden_size": hidden,
-                    "heads": heads,
-                    "intermediate_size": 4 * hidden,
+                    "layers": s.layers,
+                    "hidden_size": s.hidden_size,
+                    "heads": s.heads,
+                    "intermediate_size": 4 * s.hidden_size,
                     "activation": "gelu",  # the error function, as the first release had it
-                    "norm": "post",
-                    "layer_norm_epsilon": 1e-12,
-                    "dropout": 0.1,
-                    "attention_dropout": 0.1,
-                    "initial_distribution": "truncated_normal",
-                    "initial_std": 0.02,
-                    "base_width": 0,
-                    "dtype": "float32",
-                    "scan_layers": layers >= 24,
-                    "remat": "",
-                    "attention": "auto",
-                    "query_chunk": 0,
+                    "scan_layers": s.layers >= 24,
                 },
-                "max_length": 512,
-                "segment_types": 2,
-                "vocab_size": 0,
             },
             "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
-                "tokenizer": {
-                    "path": "",
-                    "kind": "wordpiece",
-                    "vocab_size": 30_522,
-                    "lowercase": True,
-                },
-                "examples": {
-                    "type": "lmjax.data.examples.SegmentPairs",
-                    "length": 128,
-                    "next_sentence": "nsp",
-                    "duplicates": 10,
-                    "short_probability": 0.1,
-                },
-                "cache_dir": "",
+                "tokenizer": {"vocab_size": 30_522},
+                "examples": {"type": "lmjax.data.examples.SegmentPairs", "length": 128},
             },
-            "optimizer": {
-                "name": "adamw",
-                "learning_rate": 1e-4,
-                "schedule": "linear",
-                "warmup_steps": 10_000,
-                "b1": 0.9,
-                "b2": 0.999,
-                "epsilon": 1e-6,
-                "bias_correction": False,
-                "weight_decay": 0.01,
-                "decay": "papers",
-                "clip_norm": 1.0,
-            },
+            "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10_000},
             "training": {
                 "steps": 1_000_000,
                 "batch_size": 256,
-                "accumulation": 1,
-                "log_every": 50,
                 "eval_every": 5_000,
-                "eval_batches": 20,
                 "checkpoint_every": 1_000,
-                "checkpoints_to_keep": 2,
                 "keep_checkpoint_every": 100_000,
-                "best_checkpoints_to_keep": 0,
-                "ema_decay": 0.0,
-                "max_loss_rise": 2.0,
-                "skip_nonfinite": False,
                 "max_rewinds": 3,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

@@ -14,110 +14,124 @@ What it costs (python -m experiments.cost --config=configs/electra.py:SIZE; toke
   large  355M parameters, 419B tokens, 9.1e+20 FLOPs
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
-# layers, hidden, feed-forward, heads, embedding size, generator size, mask rate, length,
-# batch, steps, learning rate, warmup
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A discriminator with its generator, and how they are trained."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    embedding_size: int
+    generator_size: float  # a multiple of the hidden size
+    mask_rate: float
+    length: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 10_000
+    vocab_size: int = 30_522
+
+
 SIZES = {
-    "tiny": (4, 128, 512, 2, 128, 0.5, 0.15, 128, 32, 20_000, 1e-3, 200),
-    "small": (12, 256, 1024, 4, 128, 1 / 4, 0.15, 128, 128, 1_000_000, 5e-4, 10_000),
-    "base": (12, 768, 3072, 12, 768, 1 / 3, 0.15, 512, 256, 766_000, 2e-4, 10_000),
-    "large": (24, 1024, 4096, 16, 1024, 1 / 4, 0.25, 512, 2048, 400_000, 2e-4, 10_000),
+    "tiny": Size(
+        layers=4,
+        hidden_size=128,
+        heads=2,
+        embedding_size=128,
+        generator_size=0.5,
+        mask_rate=0.15,
+        length=128,
+        batch_size=32,
+        steps=20_000,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        vocab_size=8_192,
+    ),
+    "small": Size(
+        layers=12,
+        hidden_size=256,
+        heads=4,
+        embedding_size=128,
+        generator_size=1 / 4,
+        mask_rate=0.15,
+        length=128,
+        batch_size=128,
+        steps=1_000_000,
+        learning_rate=5e-4,
+    ),
+    "base": Size(
+        layers=12,
+        hidden_size=768,
+        heads=12,
+        embedding_size=768,
+        generator_size=1 / 3,
+        mask_rate=0.15,
+        length=512,
+        batch_size=256,
+        steps=766_000,
+        learning_rate=2e-4,
+    ),
+    "large": Size(
+        layers=24,
+        hidden_size=1024,
+        heads=16,
+        embedding_size=1024,
+        generator_size=1 / 4,
+        mask_rate=0.25,
+        length=512,
+        batch_size=2048,
+        steps=400_000,
+        learning_rate=2e-4,
+    ),
 }
 
 
 def get_config(size: str = "small") -> ConfigDict:
     """The config of one size; see SIZES."""
-    (layers, hidden, inner, heads, embedding, generator, rate, length, batch, steps, lr, warmup) = (
-        SIZES[size_of(tuple(SIZES), size)]
-    )
+    s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {
-            "seed": 0,
             "objective": {
                 "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
-                "mask_rate": rate,
-                "max_predictions": int((rate + 0.005) * length),
-                "masking": "token",
-                "mask_fraction": 0.85,
-                "generator_weight": 1.0,
-                "discriminator_weight": 50.0,
+                "mask_rate": s.mask_rate,
+                "max_predictions": int((s.mask_rate + 0.005) * s.length),
             },
             "model": {
                 "trunk": {
-                    "layers": layers,
-                    "hidden_size": hidden,
-                    "heads": heads,
-                    "intermediate_size": inner,
+                    "layers": s.layers,
+                    "hidden_size": s.hidden_size,
+                    "heads": s.heads,
+                    "intermediate_size": 4 * s.hidden_size,
                     "activation": "gelu",
-                    "norm": "post",
-                    "layer_norm_epsilon": 1e-12,
-                    "dropout": 0.1,
-                    "attention_dropout": 0.1,
-                    "initial_distribution": "truncated_normal",
-                    "initial_std": 0.02,
-                    "base_width": 0,
-                    "dtype": "float32",
-                    "scan_layers": layers >= 24,
-                    "remat": "",
-                    "attention": "auto",
-                    "query_chunk": 0,
+                    "scan_layers": s.layers >= 24,
                 },
-                "embedding_size": embedding,
-                "generator_size": generator,
-                "max_length": 512,
-                "segment_types": 2,
-                "vocab_size": 0,
+                "embedding_size": s.embedding_size,
+                "generator_size": s.generator_size,
             },
             "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
-                "tokenizer": {
-                    "path": "",
-                    "kind": "wordpiece",
-                    "vocab_size": 8_192 if size == "tiny" else 30_522,
-                    "lowercase": True,
-                },
-                "examples": {
-                    "type": "lmjax.data.examples.ElectraPairs",
-                    "length": length,
-                    "short_probability": 0.05,
-                    "single_segment_probability": 0.1,
-                },
-                "cache_dir": "",
+                "tokenizer": {"vocab_size": s.vocab_size},
+                "examples": {"type": "lmjax.data.examples.ElectraPairs", "length": s.length},
             },
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": lr,
+                "learning_rate": s.learning_rate,
                 "schedule": "linear_product",
-                "warmup_steps": warmup,
-                "b1": 0.9,
-                "b2": 0.999,
-                "epsilon": 1e-6,
-                "bias_correction": False,
-                "weight_decay": 0.01,
-                "decay": "papers",
-                "clip_norm": 1.0,
+                "warmup_steps": s.warmup_steps,
             },
             "training": {
-                "steps": steps,
-                "batch_size": batch,
-                "accumulation": 1,
-                "log_every": 50,
+                "steps": s.steps,
+                "batch_size": s.batch_size,
                 "eval_every": 1_000,
-                "eval_batches": 20,
                 "checkpoint_every": 1_000,
-                "checkpoints_to_keep": 2,
                 "keep_checkpoint_every": 100_000,
                 "best_checkpoints_to_keep": 1,
-                "ema_decay": 0.0,
-                "max_loss_rise": 2.0,
-                "skip_nonfinite": False,
                 "max_rewinds": 3,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

@@ -32,38 +32,26 @@ What it costs (python -m experiments.cost --config=configs/gpt.py:SIZE; tokens w
   gpt3-175b    175B parameters, 300B tokens, 3.2e+23 FLOPs
 """
 
-from typing import NamedTuple
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
-
-# layers, hidden size, heads, sequences a batch, learning rate
-GPT1 = {"gpt1": (12, 768, 12, 64, 2.5e-4)}
-GPT2 = {
-    "small": (12, 768, 12, 480, 6e-4),
-    "medium": (24, 1024, 16, 512, 3e-4),
-    "large": (36, 1280, 20, 512, 2.5e-4),
-    "xl": (48, 1600, 25, 512, 2e-4),
-}
-GPT3 = {
-    "gpt3-small": (12, 768, 12, 256, 6e-4),
-    "gpt3-medium": (24, 1024, 16, 256, 3e-4),
-    "gpt3-large": (24, 1536, 16, 256, 2.5e-4),
-    "gpt3-xl": (24, 2048, 16, 512, 2e-4),
-    "gpt3-2.7b": (32, 2560, 32, 512, 1.6e-4),
-    "gpt3-6.7b": (32, 4096, 32, 1024, 1.2e-4),
-    "gpt3-13b": (40, 5120, 40, 1024, 1e-4),
-    "gpt3-175b": (96, 12_288, 96, 1600, 6e-5),
-}
-LAPTOP = {  # no paper's
-    "tiny": (2, 128, 2, 32, 1e-3),
-    "mini": (4, 256, 4, 32, 1e-3),
-}
-SIZES = GPT1 | LAPTOP | GPT2 | GPT3
+from lmjax.configuration import size_of
 
 
-class Recipe(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A trunk, the sequences of a batch, and the peak of the learning rate."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
     """What the sizes of one family share."""
 
     length: int
@@ -78,9 +66,33 @@ class Recipe(NamedTuple):
     weight_decay: float
 
 
-def recipe_of(size: str, batch: int) -> Recipe:
-    """The recipe of the family that `size` belongs to."""
-    if size in GPT1:
+GPT1 = {"gpt1": Size(layers=12, hidden_size=768, heads=12, batch_size=64, learning_rate=2.5e-4)}
+GPT2 = {
+    "small": Size(layers=12, hidden_size=768, heads=12, batch_size=480, learning_rate=6e-4),
+    "medium": Size(layers=24, hidden_size=1024, heads=16, batch_size=512, learning_rate=3e-4),
+    "large": Size(layers=36, hidden_size=1280, heads=20, batch_size=512, learning_rate=2.5e-4),
+    "xl": Size(layers=48, hidden_size=1600, heads=25, batch_size=512, learning_rate=2e-4),
+}
+GPT3 = {
+    "gpt3-small": Size(layers=12, hidden_size=768, heads=12, batch_size=256, learning_rate=6e-4),
+    "gpt3-medium": Size(layers=24, hidden_size=1024, heads=16, batch_size=256, learning_rate=3e-4),
+    "gpt3-large": Size(layers=24, hidden_size=1536, heads=16, batch_size=256, learning_rate=2.5e-4),
+    "gpt3-xl": Size(layers=24, hidden_size=2048, heads=16, batch_size=512, learning_rate=2e-4),
+    "gpt3-2.7b": Size(layers=32, hidden_size=2560, heads=32, batch_size=512, learning_rate=1.6e-4),
+    "gpt3-6.7b": Size(layers=32, hidden_size=4096, heads=32, batch_size=1024, learning_rate=1.2e-4),
+    "gpt3-13b": Size(layers=40, hidden_size=5120, heads=40, batch_size=1024, learning_rate=1e-4),
+    "gpt3-175b": Size(layers=96, hidden_size=12_288, heads=96, batch_size=1600, learning_rate=6e-5),
+}
+LAPTOP = {  # no paper's
+    "tiny": Size(layers=2, hidden_size=128, heads=2, batch_size=32, learning_rate=1e-3),
+    "mini": Size(layers=4, hidden_size=256, heads=4, batch_size=32, learning_rate=1e-3),
+}
+SIZES = GPT1 | LAPTOP | GPT2 | GPT3
+
+
+def recipe_of(name: str, batch_size: int) -> Recipe:
+    """The recipe of the family that a size belongs to."""
+    if name in GPT1:
         return Recipe(
             length=512,
             vocab_size=40_478,
@@ -105,61 +117,49 @@ def recipe_of(size: str, batch: int) -> Recipe:
         b2=0.95,
         weight_decay=0.1,
     )
-    if size in LAPTOP:
-        return gpt2._replace(length=128, vocab_size=8_192, steps=20_000, warmup_steps=200)
-    if size in GPT3:
-        tokens = batch * 2048
-        return gpt2._replace(
-            length=2048, steps=300 * 10**9 // tokens, warmup_steps=375 * 10**6 // tokens
+    if name in LAPTOP:
+        return dataclasses.replace(
+            gpt2, length=128, vocab_size=8_192, steps=20_000, warmup_steps=200
+        )
+    if name in GPT3:
+        tokens = batch_size * 2048
+        return dataclasses.replace(
+            gpt2, length=2048, steps=300 * 10**9 // tokens, warmup_steps=375 * 10**6 // tokens
         )
     return gpt2
 
 
 def get_config(argument: str = "small") -> ConfigDict:
     """The config of one size; see SIZES. `SIZE,separate` masks between documents."""
-    size, _, option = argument.partition(",")
+    name, _, option = argument.partition(",")
     size_of(("", "separate"), option)
-    layers, hidden, heads, batch, rate = SIZES[size_of(tuple(SIZES), size)]
-    recipe = recipe_of(size, batch)
+    s = SIZES[size_of(SIZES, name)]
+    recipe = recipe_of(name, s.batch_size)
     return ConfigDict(
         {
-            "seed": 0,
             "objective": {
                 "type": "lmjax.objectives.causal.CausalLM",
-                "z_loss": 0.0,
-                "loss_chunk": 256 if size in GPT3 else 0,
+                "loss_chunk": 256 if name in GPT3 else 0,
             },
             "model": {
                 "trunk": {
-                    "layers": layers,
-                    "hidden_size": hidden,
-                    "heads": heads,
-                    "intermediate_size": 4 * hidden,
-                    "activation": "gelu_tanh",
+                    "layers": s.layers,
+                    "hidden_size": s.hidden_size,
+                    "heads": s.heads,
+                    "intermediate_size": 4 * s.hidden_size,
                     "norm": recipe.norm,
                     "layer_norm_epsilon": 1e-5,
                     "dropout": recipe.dropout,
                     "attention_dropout": recipe.dropout,
                     "initial_distribution": "normal",
-                    "initial_std": 0.02,
                     "scale_residual_init": recipe.norm == "pre",
-                    "base_width": 0,
-                    "dtype": "float32",
-                    "scan_layers": layers >= 24,
-                    "remat": "",
-                    "attention": "auto",
-                    "query_chunk": 0,
+                    "scan_layers": s.layers >= 24,
                 },
                 "max_length": recipe.length,
                 "position_std": recipe.position_std,
-                "vocab_size": 0,
             },
             "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
                 "tokenizer": {
-                    "path": "",
                     "kind": "bpe",
                     "vocab_size": recipe.vocab_size,
                     "lowercase": False,
@@ -169,38 +169,26 @@ def get_config(argument: str = "small") -> ConfigDict:
                     "length": recipe.length,
                     "across_documents": option != "separate",
                 },
-                "cache_dir": "",
             },
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": rate,
+                "learning_rate": s.learning_rate,
                 "schedule": "cosine",
                 "warmup_steps": recipe.warmup_steps,
                 "final_ratio": recipe.final_ratio,
-                "b1": 0.9,
                 "b2": recipe.b2,
                 "epsilon": 1e-8,
                 "bias_correction": True,
                 "weight_decay": recipe.weight_decay,
                 "decay": "matrices",
-                "clip_norm": 1.0,
             },
             "training": {
                 "steps": recipe.steps,
-                "batch_size": batch,
-                "accumulation": 1,
-                "log_every": 50,
+                "batch_size": s.batch_size,
                 "eval_every": 1_000,
-                "eval_batches": 20,
                 "checkpoint_every": 1_000,
-                "checkpoints_to_keep": 2,
                 "keep_checkpoint_every": 50_000,
                 "best_checkpoints_to_keep": 1,
-                "ema_decay": 0.0,
-                "max_loss_rise": 2.0,
-                "skip_nonfinite": False,
                 "max_rewinds": 3,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 TEMPLATES: dict[str, dict[str, Any]] = {
     "multiple_choice": {
@@ -30,37 +30,11 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     },
     "classification": {
         "template": {"prompt": "{text}\nLabel:", "labels": ("0", "1")},
-        "data": {"train": ""},
+        "data": {},  # which rows, the command says
     },
 }
 
 
 def get_config(name: str = "multiple_choice") -> ConfigDict:
     """The config of one of TEMPLATES."""
-    chosen = TEMPLATES[size_of(tuple(TEMPLATES), name)]
-    template = {
-        "label": "label",
-        "labels": (),
-        "words": (),
-        "choices": (),
-        "before": " ",
-        "separator": "\n\n",
-        "shots": 0,
-        "unconditional": "Answer:",
-    }
-    data = {
-        "validation": "",
-        "test": "",
-        "header": True,
-        "on_bad_rows": "refuse",
-        "train_rows": 0,
-        "cache_dir": "",
-    }
-    return ConfigDict(
-        {
-            "seed": 0,
-            "rows": 0,
-            "template": template | chosen["template"],
-            "data": data | chosen["data"],
-        }
-    )
+    return ConfigDict(TEMPLATES[size_of(TEMPLATES, name)])

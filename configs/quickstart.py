@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 LENGTH = 128
 BATCH = 32
@@ -67,10 +67,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def get_config(name: str = "bert") -> ConfigDict:
     """The config of one objective; see OBJECTIVES."""
-    own = OBJECTIVES[size_of(tuple(OBJECTIVES), name)]
+    own = OBJECTIVES[size_of(OBJECTIVES, name)]
     return ConfigDict(
         {
-            "seed": 0,
             "objective": own["objective"],
             "model": {
                 "trunk": {
@@ -78,60 +77,29 @@ def get_config(name: str = "bert") -> ConfigDict:
                     "hidden_size": 128,
                     "heads": 2,
                     "intermediate_size": 512,
-                    "activation": "gelu_tanh",
-                    "norm": "post",
-                    "layer_norm_epsilon": 1e-12,
                     # As much as 0.02 is at the papers' width of 768: 0.02 * sqrt(768 / 128).
                     # With less, the loss rests at the unigram score for a hundred steps.
                     "initial_std": 0.05,
                     # Less than an epoch is read: there is nothing to regularise.
                     "dropout": 0.0,
                     "attention_dropout": 0.0,
-                    "base_width": 0,
-                    "dtype": "float32",
-                    "scan_layers": False,
-                    "remat": "",
-                    "attention": "auto",
-                    "query_chunk": 0,
                 },
-                "vocab_size": 0,
                 **own["model"],
             },
-            "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
-                "tokenizer": {
-                    "path": "",
-                    "kind": "wordpiece",
-                    "vocab_size": 4096,
-                    "lowercase": True,
-                },
-                "examples": own["examples"],
-                "cache_dir": "",
-            },
+            "data": {"tokenizer": {"vocab_size": 4096}, "examples": own["examples"]},
             "optimizer": {
-                "name": "adamw",
                 "learning_rate": 2e-3,
                 "schedule": "linear_product",
                 "warmup_steps": 50,
                 "b2": 0.98,
-                "weight_decay": 0.01,
-                "clip_norm": 1.0,
             },
             "training": {
                 "steps": round(TOKENS / (BATCH * LENGTH * FILL[name])),
                 "batch_size": BATCH,
-                "accumulation": 1,
                 "log_every": 20,
                 "eval_every": 50,
                 "eval_batches": 10,
                 "checkpoint_every": 200,
-                "ema_decay": 0.0,
-                "max_loss_rise": 2.0,
-                "skip_nonfinite": False,
-                "max_rewinds": 0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

@@ -16,109 +16,129 @@ What it costs (python -m experiments.cost --config=configs/xlnet.py:SIZE; tokens
   large  360M parameters, 2.1T tokens, 6.0e+21 FLOPs
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
-# layers, hidden size, heads, length, memory, batch, steps, learning rate, warmup
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A trunk and how it is trained."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    length: int
+    memory_length: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    vocab_size: int = 32_000
+
+
 SIZES = {
-    "tiny": (2, 128, 2, 128, 96, 32, 20_000, 1e-3, 200),
-    "mini": (4, 256, 4, 128, 96, 32, 20_000, 1e-3, 200),
-    "base": (12, 768, 12, 512, 384, 256, 1_000_000, 1e-4, 10_000),
-    "large": (24, 1024, 16, 512, 384, 8192, 500_000, 4e-4, 40_000),
+    "tiny": Size(
+        layers=2,
+        hidden_size=128,
+        heads=2,
+        length=128,
+        memory_length=96,
+        batch_size=32,
+        steps=20_000,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        vocab_size=8_192,
+    ),
+    "mini": Size(
+        layers=4,
+        hidden_size=256,
+        heads=4,
+        length=128,
+        memory_length=96,
+        batch_size=32,
+        steps=20_000,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        vocab_size=8_192,
+    ),
+    "base": Size(
+        layers=12,
+        hidden_size=768,
+        heads=12,
+        length=512,
+        memory_length=384,
+        batch_size=256,
+        steps=1_000_000,
+        learning_rate=1e-4,
+        warmup_steps=10_000,
+    ),
+    "large": Size(
+        layers=24,
+        hidden_size=1024,
+        heads=16,
+        length=512,
+        memory_length=384,
+        batch_size=8192,
+        steps=500_000,
+        learning_rate=4e-4,
+        warmup_steps=40_000,
+    ),
 }
 
 
 def get_config(size: str = "base") -> ConfigDict:
     """The config of one size; see SIZES."""
-    layers, hidden, heads, length, memory, batch, steps, rate, warmup = SIZES[
-        size_of(tuple(SIZES), size)
-    ]
+    s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {
-            "seed": 0,
             "objective": {
                 "type": "lmjax.objectives.permuted.PermutedLM",
-                "num_predict": length // 6,
-                "reuse_length": length // 2,
-                "perm_size": length // 2,
-                "spans": True,
-                "max_ngram": 5,
-                "alpha": 6,
+                "num_predict": s.length // 6,
+                "reuse_length": s.length // 2,
+                "perm_size": s.length // 2,
             },
             "model": {
                 "trunk": {
-                    "layers": layers,
-                    "hidden_size": hidden,
-                    "heads": heads,
-                    "intermediate_size": 4 * hidden,
-                    "activation": "gelu_tanh",
-                    "norm": "post",
-                    "layer_norm_epsilon": 1e-12,
-                    "dropout": 0.1,
-                    "attention_dropout": 0.1,
+                    "layers": s.layers,
+                    "hidden_size": s.hidden_size,
+                    "heads": s.heads,
+                    "intermediate_size": 4 * s.hidden_size,
                     "activation_dropout": 0.1,
                     "initial_distribution": "normal",
-                    "initial_std": 0.02,
-                    "base_width": 0,
-                    "dtype": "float32",
-                    "scan_layers": layers >= 24,
-                    "remat": "",
-                    "attention": "auto",
-                    "query_chunk": 0,
+                    "scan_layers": s.layers >= 24,
                 },
-                "memory_length": memory,
-                "clamp_length": 0,
-                "vocab_size": 0,
+                "memory_length": s.memory_length,
             },
             "data": {
-                "corpus": "pydocs",
-                "validation_corpus": "",
-                "text_feature": "text",
                 "tokenizer": {
-                    "path": "",
                     "kind": "unigram",
-                    "vocab_size": 8_192 if size in ("tiny", "mini") else 32_000,
+                    "vocab_size": s.vocab_size,
                     "lowercase": False,
                 },
                 "examples": {
                     "type": "lmjax.data.examples.SegmentStream",
-                    "length": length,
-                    "reuse_length": length // 2,
+                    "length": s.length,
+                    "reuse_length": s.length // 2,
                     "bidirectional": True,
                 },
-                "cache_dir": "",
             },
             "optimizer": {
-                "name": "adamw",
-                "learning_rate": rate,
+                "learning_rate": s.learning_rate,
                 "schedule": "linear_after_warmup",
-                "warmup_steps": warmup,
+                "warmup_steps": s.warmup_steps,
                 "final_ratio": 0.001,
-                "b1": 0.9,
-                "b2": 0.999,
-                "epsilon": 1e-6,
-                "bias_correction": False,
-                "weight_decay": 0.01,
-                "decay": "papers",
-                "clip_norm": 1.0,
             },
             "training": {
-                "steps": steps,
-                "batch_size": batch,
-                "accumulation": 1,
-                "log_every": 50,
+                "steps": s.steps,
+                "batch_size": s.batch_size,
                 "eval_every": 1_000,
-                "eval_batches": 20,
                 "checkpoint_every": 1_000,
-                "checkpoints_to_keep": 2,
                 "keep_checkpoint_every": 50_000,
                 "best_checkpoints_to_keep": 1,
-                "ema_decay": 0.0,
-                "max_loss_rise": 2.0,
-                "skip_nonfinite": False,
                 "max_rewinds": 3,
             },
-            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
         }
     )

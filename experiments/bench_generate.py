@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -40,11 +41,10 @@ def main() -> None:
     values = flags.FLAGS
     config = get_config(values.size)
     objective = make_objective(config.objective, config.model, 50257)
-    network = objective.network  # type: ignore[attr-defined]
-    tokens = np.zeros((1, 8), np.int32)
-    params = jax.jit(network.init)(jax.random.key(0), tokens, tokens, np.ones((1, 8, 8), bool))[
-        "params"
-    ]
+    network: Any = objective.network
+    names = ("tokens", "token_types", "segment_ids", "positions")
+    example = dict.fromkeys(names, np.zeros((1, 8), np.int32))
+    params = jax.jit(objective.init)(jax.random.key(0), example)
     new = values.new_tokens
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ def main() -> None:
 
     from lmjax.data.store import check_data, prepare
     from lmjax.training.loop import opened
-    from lmjax.training.plan import MAY_CHANGE, make_plan
+    from lmjax.training.plan import PretrainConfig, make_plan
     from lmjax.training.reporting import RunDirectory
 
     plan = make_plan(config)
@@ -41,7 +41,7 @@ def main() -> None:
     print("| ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(plan.mesh))
-        directory = RunDirectory(pathlib.Path(folder) / "run", config, MAY_CHANGE)
+        directory = RunDirectory(pathlib.Path(folder) / "run", config, PretrainConfig)
         run = stack.enter_context(opened(plan, objective, stores, directory))
         for count in map(int, flags.FLAGS.seeds):
             print(measured(run, count), flush=True)

@@ -6,23 +6,45 @@ stop by SIGTERM and saved, or another process of the run is gone (sysexits.h: "t
 failure, try again later"), 130 interrupted.
 """
 
+import dataclasses
 import errno
+import importlib.util
+import inspect
 import logging
 import os
+import pathlib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from lmjax.configuration import allowing
+from lmjax.configuration import allowing, resolve
 from lmjax.errors import ConfigError, NonFiniteError
+from lmjax.overrides import with_overrides
 from lmjax.training.devices import tune_host_memory
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:SIZE; its fields as --config.field=value."
+# A field that only configs of one kind have, and the dataclass of that kind.
+_KINDS = {
+    "variants": "lmjax.lab.plan.AblationConfig",
+    "space": "lmjax.lab.search.SearchConfig",
+    "tasks": "lmjax.tasks.multitask.MultitaskConfig",
+    "task": "lmjax.tasks.plan.FinetuneConfig",
+    "template": "lmjax.evaluation.prompting.PromptingConfig",
+    "objective": "lmjax.training.plan.PretrainConfig",
+}
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+_overrides: dict[str, str] = {}  # of the flags that were parsed
+
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The run: FILE.py or FILE.py:SIZE; its fields, and those that it leaves at their defaults, as"
+    " --config.field=value.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
 COORDINATOR = flags.DEFINE_string(
@@ -81,19 +103,99 @@ def _guarded(main: Callable[[], None]) -> None:
         _fail("interrupted; the same command continues from the last checkpoint", 130)
 
 
-def config() -> ConfigDict:
-    """The config of --config with its overrides.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A config file with the overrides of a command line.
+
+    Attributes:
+      kind: the dataclass that the config becomes.
+      stated: what the file states, as plain values.
+      overrides: dotted names of fields -> text.
+      values: `stated` with the overrides; what neither names is left out.
+    """
+
+    kind: type
+    stated: dict[str, Any]
+    overrides: Mapping[str, str]
+    values: dict[str, Any]
+
+
+def open_config(argument: str, overrides: Mapping[str, str]) -> Opened:
+    """Reads a config file.
+
+    Args:
+      argument: FILE.py or FILE.py:SIZE.
+      overrides: dotted names of fields -> text. Any field of the dataclasses that the config
+        becomes can be named, whether the file states it or not.
 
     Raises:
-      ConfigError: none was given, or its file cannot be read.
+      ConfigError: the file cannot be read, or there is no such field or it does not take the value.
     """
-    value = CONFIG.value
-    if value is None:
-        raise ConfigError("--config: missing; give one, such as --config=configs/bert.py:tiny")
-    if not isinstance(value, ConfigDict):
-        path = _argument("config") or ""
-        raise ConfigError(f"--config: cannot read '{path.split(':')[0]}'; is the path right?")
-    return value
+    file, colon, size = argument.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--config: cannot read '{file}'; is the path right?")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config: '{file}' is no Python file; give FILE.py or FILE.py:SIZE")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config: '{file}' has no function get_config")
+    if colon and not inspect.signature(module.get_config).parameters:
+        raise ConfigError(f"--config: '{file}' has no sizes; leave ':{size}' out")
+    found = module.get_config(size) if colon else module.get_config()
+    stated = found.to_dict() if isinstance(found, ConfigDict) else found
+    kind = next((kind for field, kind in _KINDS.items() if field in stated), None)
+    if kind is None:
+        raise ConfigError(f"--config: '{file}' has none of the fields {', '.join(_KINDS)}")
+    cls = resolve(kind, "--config")
+    return Opened(cls, stated, overrides, with_overrides(cls, stated, overrides))
+
+
+def opened_config() -> Opened:
+    """What --config names, with the overrides.
+
+    Raises:
+      ConfigError: none was given; or as `open_config`.
+    """
+    if CONFIG.value is None:
+        what = f"config.{next(iter(_overrides))} is a field of one" if _overrides else "give one"
+        raise ConfigError(f"--config: missing; {what}, such as --config=configs/bert.py:tiny")
+    return open_config(CONFIG.value, _overrides)
+
+
+def config() -> ConfigDict:
+    """What --config names, with the overrides; fields at their defaults are left out.
+
+    Raises:
+      ConfigError: as `opened_config`.
+    """
+    return _ordered(opened_config().values)
+
+
+def _ordered(values: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict whose blocks keep the order of their fields."""
+    inner = {k: _ordered(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return ConfigDict(inner, sort_keys=False)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments that are no overrides, and the overrides: dotted names -> text."""
+    rest, overrides, waiting = [], dict[str, str](), ""
+    for argument in argv:
+        found = _OVERRIDE.fullmatch(argument)
+        if found is not None:
+            no, waiting, value = found.groups()
+            overrides.pop(waiting, None)  # the last one counts
+            overrides[waiting] = "false" if no else "true" if value is None else value
+            waiting = "" if no or value is not None else waiting
+        elif waiting and not argument.startswith("-"):  # --config.field value
+            overrides[waiting], waiting = argument, ""
+        else:
+            rest.append(argument)
+            waiting = ""
+    return rest, overrides
 
 
 def workdir() -> str:
@@ -107,55 +209,26 @@ def workdir() -> str:
     return WORKDIR.value
 
 
-def size_of(sizes: Sequence[str], wanted: str) -> str:
-    """The size that a config file was asked for after the colon, checked."""
-    if wanted not in sizes:
-        raise ConfigError(f"--config: no size '{wanted}'; sizes: {', '.join(sizes)}")
-    return wanted
-
-
 def _parse(argv: list[str]) -> list[str]:
     """flags.FLAGS(argv), with every mistake told in one line that names the field."""
     try:
-        rest = flags.FLAGS(argv)
+        expanded = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        own, overrides = split_overrides(expanded)
+        _overrides.clear()
+        _overrides.update(overrides)
+        rest = flags.FLAGS(own)
         if flags.FLAGS.is_parsed() and len(rest) > 1:
             _fail(f"'{rest[1]}': not a flag; flags look like --config.field=value", 2)
         return rest
-    except AttributeError as error:
-        _fail(_unknown_field(argv, error), 2)
-    except flags.Error as error:
-        _fail(_last_line(error), 2)
-    except (ValueError, TypeError, OSError) as error:
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         _fail(_last_line(error), 2)
     raise AssertionError
 
 
-def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
-    """Names the override that no field answers to; ml_collections names its last part."""
-    for argument in argv:
-        path = argument.lstrip("-").split("=")[0]
-        name = path.split(".")[-1]
-        if path.startswith("config.") and f"'{name}'" in str(error).replace('"', "'"):
-            hint = ""
-            if "Did you mean" in str(error):
-                meant = str(error).split('Did you mean "')[1].split('"')[0]
-                hint = f"; did you mean '{meant}'?"
-            return f"{path}: unknown field{hint}"
-    return _last_line(error)
-
-
 def _last_line(error: BaseException) -> str:
-    """The last line of a message that says something; ml_collections appends tracebacks."""
+    """The last line of a message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = lines[-1] if lines else type(error).__name__
-    return message.removeprefix("lmjax.errors.ConfigError: ")
-
-
-def _argument(name: str) -> str | None:
-    for argument in sys.argv[1:]:
-        if argument.lstrip("-").startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-    return None
+    return lines[-1] if lines else type(error).__name__
 
 
 def _fail(message: str, code: int) -> None:

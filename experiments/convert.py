@@ -21,13 +21,13 @@ def main() -> None:
         if not value:
             raise ConfigError(f"--{name}: missing; give a directory")
     import lmjax
-    from lmjax.convert.networks import architecture_of
 
     assert source and target
     pretrained = lmjax.load(source)
     lmjax.save_huggingface(pretrained, target, flags.FLAGS.part)
-    written = lmjax.load(target)
-    print(f"{target}: {architecture_of(written.network)}, read back whole")
+    published = lmjax.load(target).network.published()
+    assert published is not None  # it was just read
+    print(f"{target}: {published.architecture}, read back whole")
 
 
 if __name__ == "__main__":

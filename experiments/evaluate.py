@@ -19,6 +19,7 @@ OUT.md with the table and OUT.jsonl with what it is made of.
 
 import json
 import pathlib
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -262,10 +263,10 @@ def _models() -> Iterator[tuple[str, str, Any]]:
 
 def _methods(model: Any) -> Sequence[Any]:
     """Those of --method that the model has, or its family's own."""
-    from lmjax.evaluation.scoring import METHODS, methods_of
+    from lmjax.evaluation.scoring import Method, methods_of
 
     known = methods_of(model)
-    every = {method for methods in METHODS.values() for method in methods}
+    every = typing.get_args(Method)
     for method in METHOD.value:
         if method not in every:
             raise ConfigError(f"--method: '{method}' is none of {', '.join(sorted(every))}")

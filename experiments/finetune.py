@@ -24,31 +24,33 @@ WIDTH = 120
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
-    from lmjax.tasks.plan import MAY_CHANGE
+    from lmjax.tasks.plan import FinetuneConfig
     from lmjax.training.reporting import RunDirectory
 
     # The directories of the other seeds are in that of the first.
-    with RunDirectory(workdir, config, MAY_CHANGE).alone():
+    with RunDirectory(workdir, config, FinetuneConfig).alone():
         finetune_all(config, workdir)
 
 
 def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Fine-tunes with every seed, and from scratch if the config says so; shows the scores."""
+    from lmjax.configuration import build
     from lmjax.tasks.finetuning import finetune, note_lines, suffix_of
-    from lmjax.tasks.plan import prepare
+    from lmjax.tasks.plan import FinetuneConfig, prepare
 
     prepared = prepare(config)
+    settings = build(FinetuneConfig, config, "config")
     console = Console(width=WIDTH)
     for line in note_lines(prepared):
         console.print(line, markup=False, highlight=False)
-    kinds = [("pretrained", False)] if config.init else [("from scratch", True)]
-    if config.compare_scratch and config.init:
+    kinds = [("pretrained", False)] if settings.init else [("from scratch", True)]
+    if settings.compare_scratch and settings.init:
         kinds.append(("from scratch", True))
     results: dict[str, list[Any]] = {}
     for kind, scratch in kinds:
         found = results[kind] = []
-        for i in range(config.seeds):
-            seed, parts = config.seed + i, []
+        for i in range(settings.seeds):
+            seed, parts = settings.seed + i, []
             if (kind, scratch) != kinds[0]:
                 parts.append("scratch")
             if i:

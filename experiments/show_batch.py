@@ -56,13 +56,13 @@ def describe(
     """A few lines a row: its place, size, how surprising its tokens are, and its text.
 
     Args:
-      batch: clean, `tokens` and `documents` [batch, length].
+      batch: clean, `tokens` and `segment_ids` [batch, length].
       log_frequency: [vocab_size], nats.
       rows: how many, the most surprising first (mean unigram score in nats a token).
     """
     found = []
     for index, (tokens, documents) in enumerate(
-        zip(batch["tokens"], batch["documents"], strict=True)
+        zip(batch["tokens"], batch["segment_ids"], strict=True)
     ):
         real = tokens[documents > 0]
         score = float(-np.asarray(log_frequency)[real].mean()) if len(real) else 0.0

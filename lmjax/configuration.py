@@ -1,4 +1,7 @@
-"""From a config, plain data, to the frozen dataclasses that the code is built from."""
+"""From a config, plain data, to the frozen dataclasses that the code is built from.
+
+A config states what is different: every field that it leaves out has the default of its dataclass.
+"""
 
 import contextlib
 import contextvars
@@ -10,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import ml_collections
@@ -93,6 +96,36 @@ Finite = Annotated[float, Interval("(-inf, inf)")]
 Weight = Annotated[float, Interval("[0, 2**20]")]  # of a term of the loss
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Marks a field whose value is a block of fields of a class that the config chooses.
+
+    `Annotated[Examples, Block()]` is built. `Annotated[Mapping[str, Any], Block(...)]` stays a
+    mapping of plain values: building it takes more than the config.
+
+    Attributes:
+      kind: a class, or a union of classes, of which the class that the block's `type` names is to
+        be a subclass.
+      given: fields of the class that do not come from the config.
+      find: (block, the fields around it, path of the block) -> the class, where it is not named by
+        a `type` in the block.
+      views: (block, the fields around it) -> the whole blocks that it stands for, by name. Such a
+        block states what they share, and is not filled with defaults itself.
+    """
+
+    kind: Any = object
+    given: tuple[str, ...] = ()
+    find: Callable[[Mapping[str, Any], Mapping[str, Any], str], type] | None = None
+    views: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def class_of(self, block: Any, around: Mapping[str, Any], where: str) -> Any:
+        """The dataclass whose fields `block` has. Raises ConfigError."""
+        if self.find is None:
+            return resolve_type(block, where, self.kind)
+        _check_block(block, where)
+        return self.find(block, around, where)
+
+
 def check_ranges(config: Any) -> None:
     """Refuses numbers outside of the intervals that the fields of a dataclass state.
 
@@ -116,7 +149,7 @@ def _intervals(cls: type) -> dict[str, Any]:
         of_others = typing.get_origin(hint) in (tuple, typing.Union, types.UnionType)
         return annotated or (of_others and any(map(states, typing.get_args(hint))))
 
-    return {name: hint for name, hint in _hints(cls).items() if states(hint)}
+    return {name: hint for name, hint in field_types(cls).items() if states(hint)}
 
 
 @contextlib.contextmanager
@@ -207,21 +240,16 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
         of the field's interval, or a value that `cls` refuses.
     """
     _check_block(mapping, where)
-    hints = _hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints, fields = field_types(cls), fields_of(cls, given)
     values: dict[str, Any] = dict(given)
     for name, value in mapping.items():
         if name == "type":
             continue
-        if name not in fields or name in given:
-            hint = _did_you_mean(name, sorted(set(fields) - set(given)))
-            raise ConfigError(f"{where}.{name}: unknown field of {cls.__name__}{hint}")
+        check_known(name, cls, fields, where)
+        value = _over_default(fields[name], value)
         values[name] = convert(value, hints[name], f"{where}.{name}")
     for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in values:
+        if name not in values and _default(field) is dataclasses.MISSING:
             raise ConfigError(f"{where}.{name}: missing; {cls.__name__} needs it")
     try:
         return cls(**values)
@@ -263,9 +291,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     interval = _ANY_NUMBER
     if origin is Annotated:
+        note = block_note(hint)
         hint, *notes = arguments
         interval = next((note for note in notes if isinstance(note, Interval)), interval)
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if note is not None and origin is not Mapping:
+            return build(note.class_of(value, {}, where), value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, where)
     if origin in (typing.Union, types.UnionType):
@@ -303,31 +334,208 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def check_fields(
-    values: Mapping[str, Any],
-    fields: Sequence[str],
-    plain: Collection[str] = (),
-    optional: Collection[str] = (),
-) -> None:
-    """Refuses a config that has not just these fields.
+def filled(
+    cls: type,
+    config: Mapping[str, Any] | ml_collections.ConfigDict,
+    where: str = "config",
+    *,
+    given: Collection[str] = (),
+    missing: Any = None,
+    owners: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Every field of the dataclass `cls` as plain values, in the order of its declaration.
 
     Args:
-      plain: those that are no blocks of fields.
-      optional: fields that may be there, too.
+      config: the fields that are stated; the others are at their defaults.
+      given: fields of `cls` that do not come from the config.
+      missing: stands for a field without a default that is not stated; None leaves it out.
+      owners: gets the name of the dataclass of each field, by its path.
 
     Raises:
-      ConfigError: names the field.
+      ConfigError: a field is unknown, or the class of a block cannot be found. Values are not
+        checked: `build` does that.
     """
-    for name in fields:
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing; a config has {', '.join(fields)}")
-        if name not in plain and not isinstance(values[name], Mapping):
-            raise ConfigError(
-                f"config.{name}: expected a block of fields, got {quoted(values[name])}"
-            )
-    for name in values:
-        if name not in fields and name not in optional:
-            raise ConfigError(f"config.{name}: unknown; a config has {', '.join(fields)}")
+    values = plain(config)
+    filling = _Filling(missing, {} if owners is None else owners)
+    return filling.block(cls, given, values, values, where)
+
+
+def comparable(cls: type, config: Any, like: Mapping[str, Any]) -> Any:
+    """The fields of a config that another program may have stored, to be compared with `like`.
+
+    Fields that it leaves out are at their defaults, so that a config that states a default equals
+    one that does not. Classes are those that `like` names: none that only `config` names is
+    imported. What `like` has no place for stays as it is.
+
+    Args:
+      cls: the dataclass of the whole config.
+      config: plain values.
+      like: plain values of the config that runs now; itself it gives what to compare with.
+    """
+    config = plain(config)
+    if not isinstance(config, Mapping):
+        return config
+    return _Filling(lenient=True).block(cls, (), config, plain(like), "config")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filling:
+    """How defaults are filled in; see `filled` and `comparable`."""
+
+    missing: Any = None
+    owners: dict[str, str] = dataclasses.field(default_factory=dict)
+    lenient: bool = False
+
+    def block(
+        self, cls: Any, given: Collection[str], values: Any, like: Mapping[str, Any], where: str
+    ) -> dict[str, Any]:
+        """A block of `cls`. like: the block that chooses the classes of the blocks inside."""
+        _check_block(values, where)
+        hints, fields = field_types(cls), fields_of(cls, given)
+        made = {"type": values["type"]} if "type" in values else {}
+        for name, field in fields.items():
+            default = _default(field)
+            if name in values:
+                value = _over_default(field, values[name])
+            elif default is not dataclasses.MISSING:
+                value = default
+            elif self.missing is None:
+                continue
+            else:
+                value = {} if dataclasses.is_dataclass(hints[name]) else self.missing
+            self.owners[f"{where}.{name}"] = cls.__name__
+            inside = like.get(name, value)
+            made[name] = self.value(hints[name], value, values, inside, like, f"{where}.{name}")
+        for name, value in values.items():
+            if name not in made:
+                if not self.lenient:
+                    check_known(name, cls, fields, where)
+                made[name] = value
+        return made
+
+    def value(
+        self, hint: Any, value: Any, around: Any, like: Any, around_like: Any, where: str
+    ) -> Any:
+        """The value of a field with this type, with the defaults of the blocks in it."""
+        if not (isinstance(value, Mapping) and isinstance(like, Mapping)):
+            return value
+        note = block_note(hint)
+        if note is not None and note.views is not None:
+            if not self.lenient:
+                return value
+            views, likes = note.views(value, around), note.views(like, around_like)
+            whole = Annotated[Mapping[str, Any], dataclasses.replace(note, views=None)]
+            return {
+                name: self.value(whole, view, around, likes.get(name), around_like, where)
+                for name, view in views.items()
+            }
+        if note is None and (item := item_hint(hint)) is not None:
+            return {
+                name: self.value(item, inner, value, like.get(name), like, f"{where}.{name}")
+                for name, inner in value.items()
+            }
+        cls, given = class_inside(hint, like, around_like, where)
+        if cls is None or (self.lenient and value.get("type") != like.get("type")):
+            return value
+        return self.block(cls, given, value, like, where)
+
+
+def flattened(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted names; an empty block is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in block.items():
+        inside = isinstance(value, Mapping) and value
+        flat |= flattened(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return flat
+
+
+def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, block by block; a block of another `type` replaces it.
+
+    A field of one type says nothing of the fields of another.
+    """
+    made = dict(base)
+    for name, value in changes.items():
+        old = base.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            same = value.get("type", old.get("type")) == old.get("type")
+            value = overlaid(old, value) if same else value
+        made[name] = value
+    return made
+
+
+def size_of(sizes: Collection[str], wanted: str) -> str:
+    """The size that a config file was asked for after the colon, checked."""
+    if wanted not in sizes:
+        raise ConfigError(f"--config: no size '{wanted}'; sizes: {', '.join(sizes)}")
+    return wanted
+
+
+def plain(config: Any) -> Any:
+    """The plain values of a ConfigDict."""
+    return config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+
+
+def fields_of(cls: Any, given: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass that come from a config."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}
+
+
+def check_known(name: str, cls: Any, fields: Collection[str], where: str) -> None:
+    if name not in fields:
+        hint = _did_you_mean(name, sorted(fields))
+        raise ConfigError(f"{where}.{name}: unknown field of {cls.__name__}{hint}")
+
+
+def _default(field: Any) -> Any:
+    """The default of a field, plain where it is a dataclass; MISSING if it has none."""
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    made = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if made else value
+
+
+def _over_default(field: Any, value: Any) -> Any:
+    """A block that states some fields of one whose default is a block, too."""
+    default, value = _default(field), plain(value)
+    both = isinstance(value, Mapping) and isinstance(default, Mapping)
+    return overlaid(default, value) if both else value
+
+
+def block_note(hint: Any) -> Block | None:
+    """The Block that a type is annotated with."""
+    notes = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+    return next((note for note in notes if isinstance(note, Block)), None)
+
+
+def item_hint(hint: Any) -> Any:
+    """The type of the values of a mapping by name; None for what is no such mapping."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Mapping:
+        return arguments[1]
+    if origin in (typing.Union, types.UnionType, Annotated):
+        options = arguments[:1] if origin is Annotated else arguments
+        return next((found for o in options if (found := item_hint(o)) is not None), None)
+    return None
+
+
+def class_inside(
+    hint: Any, block: Any, around: Mapping[str, Any], where: str
+) -> tuple[Any, tuple[str, ...]]:
+    """The dataclass whose fields a block has, and which of them do not come from the config.
+
+    None for a type that is no block.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if (note := block_note(hint)) is not None:
+        return note.class_of(block, around, where), note.given
+    if origin is Annotated:
+        return class_inside(arguments[0], block, around, where)
+    if origin in (typing.Union, types.UnionType):
+        options = [class_inside(option, block, around, where) for option in arguments]
+        return next((found for found in options if found[0] is not None), (None, ()))
+    return (hint if dataclasses.is_dataclass(hint) else None), ()
 
 
 def quoted(value: Any) -> str:
@@ -339,7 +547,8 @@ def quoted(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass, with their annotations."""
     return typing.get_type_hints(cls, include_extras=True)
 
 

@@ -1,11 +1,9 @@
 """Configs in which a field has a value that nobody means, and what becomes of them."""
 
 import copy
-import dataclasses
 import math
 import resource
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,20 +19,6 @@ VALUES: list[Any] = [
 ]
 SECONDS = 5.0  # that reading a config may take
 GROWTH = 400 << 20  # bytes that reading all of them may take
-
-
-def filled(cls: Any, block: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    """A block of a config with every field of its dataclass, at its default where it is not set."""
-    hints, made = typing.get_type_hints(cls), dict(block)
-    for field in dataclasses.fields(cls):
-        name, kind = field.name, hints[field.name]
-        if name in without or not field.init:
-            continue
-        if dataclasses.is_dataclass(kind):
-            made[name] = filled(kind, made.get(name, {}))
-        elif field.default is not dataclasses.MISSING:
-            made.setdefault(name, field.default)
-    return made
 
 
 def mutations(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -23,24 +23,25 @@ from lmjax.configuration import (
     opening,
     resolve,
 )
-from lmjax.convert.configs import ModelConfig
 from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
-from lmjax.evaluation.prompting import Template
+from lmjax.evaluation.prompting import PromptingConfig, Template
 from lmjax.generation.settings import GenerationConfig
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
-from lmjax.lab.plan import Published, Scaling
+from lmjax.lab.plan import AblationConfig, Published, Scaling, VariantConfig
+from lmjax.lab.search import SearchConfig
+from lmjax.models.family import ModelConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
-from lmjax.tasks.plan import FinetuningConfig
+from lmjax.tasks.plan import FinetuneConfig, FinetuningConfig, MultitaskConfig, TaskConfig
 from lmjax.training.mesh import MeshConfig
 from lmjax.training.optimizers import OptimizerConfig
-from lmjax.training.plan import TrainingConfig
+from lmjax.training.plan import PretrainConfig, PretrainingData, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +188,13 @@ def configs() -> list[type]:
         *(TransformerConfig, DataConfig, TokenizerConfig, RowsConfig, OptimizerConfig),
         *(TrainingConfig, MeshConfig, FinetuningConfig, LoraConfig, Budget, Published, Scaling),
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
-        *typing.get_args(ModelConfig),
+        *(PretrainConfig, PretrainingData, FinetuneConfig, TaskConfig, MultitaskConfig),
+        *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig),
     ]
-    for room in ("objectives", "tasks"):
+    for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):
             importlib.import_module(f"lmjax.{room}.{module.stem}".removesuffix(".__init__"))
-    kinds: list[type] = [Objective, Measure]
+    kinds: list[type] = [ModelConfig, Objective, Measure]
     while kinds:
         kind = kinds.pop()
         kinds += [sub for sub in kind.__subclasses__() if sub.__module__.startswith("lmjax.")]
@@ -203,7 +205,8 @@ def configs() -> list[type]:
 def bare_numbers(hint: Any) -> bool:
     """Whether a type has numbers that state no interval."""
     if typing.get_origin(hint) is Annotated:
-        return not any(isinstance(note, Interval) for note in hint.__metadata__)
+        stated = any(isinstance(note, Interval) for note in hint.__metadata__)
+        return not stated and bare_numbers(hint.__origin__)
     return hint in (int, float) or any(map(bare_numbers, typing.get_args(hint)))
 
 

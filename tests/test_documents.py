@@ -1,5 +1,6 @@
 """What README, docs and docstrings tell a reader to type is accepted."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -7,9 +8,11 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from experiments.command_line import Opened, open_config
+from lmjax.errors import ConfigError
+from lmjax.overrides import field_type, with_overrides
 from lmjax.training.plan import make_plan
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,23 +63,20 @@ def named(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 FOUND = sorted({(*pair, path.name) for path in DOCUMENTS for pair in named(path)})
 
 
-def parsed(config: str, *overrides: str) -> ConfigDict:
-    """The config as a program reads it; an error for a field that it does not have."""
-    values, command = flags.FlagValues(), ["program", f"--config={ROOT / config}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
-    values(command)
-    return holder.value
+@functools.cache
+def opened(config: str) -> Opened:
+    return open_config(str(ROOT / config), {})
 
 
 def accepts(config: str, override: str) -> bool:
     field, _, value = override.removeprefix("--").removeprefix("config.").partition("=")
-    # N and WIDTH stand for a number; without a value the field alone is named.
-    overrides = shlex.split(override) if value and not value.isupper() else []
+    own = opened(config)
     try:
-        block = parsed(config, *overrides)
-        for name in field.split("."):
-            block = block[name]
-    except (AttributeError, KeyError):
+        field_type(own.kind, own.values, field.split("."))
+        # N and WIDTH stand for a number; without a value the field alone is named.
+        if value and not value.isupper():
+            with_overrides(own.kind, own.values, {field: "".join(shlex.split(value))})
+    except ConfigError:
         return False
     return True
 
@@ -100,8 +100,9 @@ def test_fields_are_named_at_all() -> None:
 
 @pytest.mark.parametrize("config", PRETRAINING)
 def test_a_width_is_carried_to_others_as_the_readme_says(config: str) -> None:
-    made = parsed(config, "--config.model.trunk.base_width=64")
-    made.mesh.data = 1
+    made = ConfigDict(
+        open_config(str(ROOT / config), {"model.trunk.base_width": "64", "mesh.data": "1"}).values
+    )
     plan = make_plan(made)
     assert plan.optimizer.kernel_share == 64 / plan.objective.model.trunk.hidden_size
 

@@ -27,28 +27,25 @@ from configs.finetune import (
     tagging,
 )
 from configs.searches import optimizer
-from lmjax.configuration import build, build_typed, resolve
+from lmjax.configuration import build, build_typed, filled
 from lmjax.convert.adapting import adapted
-from lmjax.convert.pretrained import Pretrained, inputs
-from lmjax.data.rows import RowsConfig
-from lmjax.data.store import DataConfig, prepare
-from lmjax.data.tokenizers import TokenizerConfig
+from lmjax.convert.pretrained import Pretrained
+from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
-from lmjax.evaluation.prompting import read_questions
+from lmjax.evaluation.prompting import PromptingConfig, read_questions
 from lmjax.generation.settings import GenerationConfig
 from lmjax.lab.measures import FineTuning, HeldOut, Measure, MinimalPairs
-from lmjax.lab.plan import read_ablation
-from lmjax.lab.search import read_search
+from lmjax.lab.plan import AblationConfig, read_ablation
+from lmjax.lab.search import SearchConfig, read_search
 from lmjax.models.bert import BertEncoder
 from lmjax.objectives.base import Objective
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.multitask import prepare_several
-from lmjax.tasks.plan import FinetuningConfig, read_settings
+from lmjax.tasks.plan import FinetuneConfig, MultitaskConfig, read_settings
 from lmjax.tasks.plan import prepare as prepare_rows
 from lmjax.training.memory import check_model_fits
-from lmjax.training.mesh import MeshConfig
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.plan import TrainingConfig, make_plan
+from lmjax.training.plan import PretrainConfig, make_plan
 from lmjax.training.state import init_state
 from lmjax.training.step import make_train_step
 from tests import odd
@@ -79,19 +76,8 @@ def pretraining(family: str, text: pathlib.Path) -> dict[str, Any]:
         config.model.max_length = 32
     config.optimizer.warmup_steps = 1
     config.training.update(steps=STEPS, batch_size=8)
-    config.mesh.data = 1
-    values = config.to_dict()
-    objective: Any = resolve(values["objective"]["type"], "")
-    values["objective"] = odd.filled(objective, values["objective"], "model", "vocabulary")
-    hints = {f.name: f.type for f in dataclasses.fields(objective)}
-    values["model"] = odd.filled(hints["model"], values["model"])
-    examples = values["data"].pop("examples")
-    values["data"] = odd.filled(DataConfig, values["data"])
-    values["data"]["examples"] = odd.filled(resolve(examples["type"], ""), examples)
-    for name, cls in (("optimizer", OptimizerConfig), ("training", TrainingConfig)):
-        values[name] = odd.filled(cls, values[name])
-    values["mesh"] = odd.filled(MeshConfig, values["mesh"])
-    return values
+    config.mesh = {"data": 1}
+    return filled(PretrainConfig, config)
 
 
 def some(mutated: Iterator[odd.Mutation], every: int) -> Iterator[odd.Mutation]:
@@ -186,20 +172,9 @@ FINETUNING: dict[str, Any] = {
 
 def fine_tuning(task: str) -> dict[str, Any]:
     """A shipped config with every field there is, from scratch."""
-    config = FINETUNING[task].get_config().to_dict()
-    config["mesh"]["data"] = 1
-    for name, *without in (("task", "model", "vocabulary"), ("model",)):
-        cls = resolve(config[name]["type"], "")
-        config[name] = odd.filled(cls, config[name], *without)
-    for name, cls in (
-        ("data", RowsConfig),
-        ("optimizer", OptimizerConfig),
-        ("training", FinetuningConfig),
-        ("mesh", MeshConfig),
-        ("tokenizer", TokenizerConfig),
-    ):
-        config[name] = odd.filled(cls, config[name])
-    return config
+    config = FINETUNING[task].get_config()
+    config.mesh = {"data": 1}
+    return filled(FinetuneConfig, config)
 
 
 @pytest.mark.parametrize("task", FINETUNING)
@@ -244,15 +219,16 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A published encoder with random parameters."""
     place = tmp_path_factory.mktemp("start") / "bert"
     tokenizer = small.tokenizer()
-    network, ids = BertEncoder(small.model("bert", tokenizer.size)), np.zeros((1, 1), np.int32)
-    params = network.init(jax.random.key(0), *inputs(network, ids, ids, ids == 0))["params"]
+    model, ids = small.model("bert", tokenizer.size), np.zeros((1, 1), np.int32)
+    network = BertEncoder(model)
+    params = network.init(jax.random.key(0), model.inputs(ids, ids, ids == 0))["params"]
     lmjax.save_huggingface(Pretrained(network, params, tokenizer), place)
     return str(place)
 
 
 def test_adapting(start: str) -> None:
     config = adapt.get_config("bert")
-    config.init, config.mesh.data = start, 1
+    config.init, config.mesh = start, {"data": 1}
     config.data.examples.length = 32
 
     def read(config: ConfigDict) -> None:
@@ -277,6 +253,7 @@ def test_several_tasks(start: str, tmp_path: pathlib.Path) -> None:
     config |= {"init": start, "compare_scratch": False}
     task = {"task": config.pop("task"), "data": config.pop("data")}
     config |= {"temperature": 1.0, "tasks": {"one": task, "two": task}}
+    config = filled(MultitaskConfig, config)
     prepare_several(ConfigDict(config))
     own = ("temperature", "tasks", "init", "seeds", "compare_scratch", "dropout")
     mutated = (x for x in odd.mutations(config) if x[0].split(".")[0] in own and "two" not in x[0])
@@ -288,9 +265,9 @@ def test_several_tasks(start: str, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("shipped", ["four_objectives", "gpt_size"])
 def test_ablations(shipped: str) -> None:
     config = {"four_objectives": four_objectives, "gpt_size": gpt_size}[shipped].get_config()
-    config.pretraining.mesh.data = 1
+    config.pretraining.mesh = {"data": 1}
     config.measures = ConfigDict(held_out("held-out loss", "loss"))
-    values = config.to_dict()
+    values = filled(AblationConfig, config)
     read_ablation(ConfigDict(values))
     taken, count = odd.accepted(read_ablation, some(odd.mutations(values), 24))
     assert count > 100
@@ -306,7 +283,9 @@ def test_measures(measure: Any) -> None:
         "type": f"{measure.__module__}.{measure.__name__}",
     }
     names = {field.name for field in dataclasses.fields(measure)} | {"type"}
-    block = odd.filled(measure, {name: x for name, x in block.items() if name in names})
+    block = {name: x for name, x in block.items() if name in names}
+    # What is in `config` is checked by fine-tuning.
+    block |= filled(measure, {name: x for name, x in block.items() if name != "config"})
 
     def read(config: ConfigDict) -> None:
         build_typed(config.to_dict()["measure"], "config.measure", Measure)
@@ -319,8 +298,9 @@ def test_measures(measure: Any) -> None:
 def test_searches() -> None:
     pytest.importorskip("optuna", reason="optuna is not installed")
     config = optimizer.get_config("gpt")
-    config.pretraining.mesh.data = 1
-    own = (x for x in odd.mutations(config.to_dict()) if not x[0].startswith("pretraining."))
+    config.pretraining.mesh = {"data": 1}
+    values = filled(SearchConfig, config)
+    own = (x for x in odd.mutations(values) if not x[0].startswith("pretraining."))
     taken, count = odd.accepted(read_search, some(own, 6))
     assert count > 80
     assert len(taken) < count / 3
@@ -331,7 +311,7 @@ def test_prompting(tmp_path: pathlib.Path) -> None:
     rows = small.write_rows(tmp_path / "rows.jsonl", small.labelled(8))
     config.data.update(train=rows, test=rows)
     config.template.labels = ("no", "yes")
-    values = config.to_dict()
+    values = filled(PromptingConfig, config)
     read_questions(values)
     taken, count = odd.accepted(
         lambda config: read_questions(config.to_dict()), odd.mutations(values)
@@ -341,7 +321,7 @@ def test_prompting(tmp_path: pathlib.Path) -> None:
 
 
 def test_generating() -> None:
-    values = odd.filled(GenerationConfig, {})
+    values = filled(GenerationConfig, {})
 
     def read(config: ConfigDict) -> None:
         build(GenerationConfig, config.to_dict()["settings"], "config.settings")

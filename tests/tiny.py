@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.models.bert import BertConfig
 from lmjax.models.electra import ElectraConfig
 from lmjax.models.gpt import GptConfig
+from lmjax.models.network import TextInputs
 from lmjax.models.xlnet import XlnetConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
@@ -34,6 +36,17 @@ VOCABULARY = Vocabulary(
 )
 
 TRUNK = TransformerConfig(layers=1, hidden_size=16, heads=2, intermediate_size=32)
+
+
+def text_inputs(
+    tokens: Any, mask: Any, token_types: Any = None, positions: Any = None
+) -> TextInputs:
+    """Tokens under a mask, all of them real; types are 0 and positions count from 0."""
+    tokens = jnp.asarray(tokens)
+    types = jnp.zeros_like(tokens) if token_types is None else token_types
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    places = places if positions is None else jnp.broadcast_to(positions, tokens.shape)
+    return TextInputs(tokens, types, places, mask, jnp.ones(tokens.shape, bool))
 
 
 def objective(name: str, **settings: Any) -> Objective:
@@ -77,8 +90,8 @@ def batch(name: str, seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
     documents = np.ones_like(tokens)
     made = {
         "tokens": tokens,
-        "segments": np.tile((np.arange(LENGTH) > 8).astype(np.int32), (rows, 1)),
-        "documents": documents,
+        "token_types": np.tile((np.arange(LENGTH) > 8).astype(np.int32), (rows, 1)),
+        "segment_ids": documents,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (rows, 1)),
     }
     if name == "xlnet":

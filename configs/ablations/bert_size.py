@@ -9,7 +9,7 @@ layers of 768. All have the learning rate and the tokens of the base.
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import SIZES, ablation, held_out
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 # Layers and width of 12 and 768.
 TRUNKS = {"tiny": (4, 96), "small": (12, 384), "base": (12, 768)}
@@ -25,7 +25,7 @@ TABLE_6 = {
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    depth, width = TRUNKS[size_of(tuple(SIZES), size)]
+    depth, width = TRUNKS[size_of(SIZES, size)]
     variants = {}
     for name, (of_depth, of_width, _) in TABLE_6.items():
         layers, hidden = round(of_depth * depth), round(of_width * width)

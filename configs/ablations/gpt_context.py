@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from configs.ablations.recipe import SIZES, ablation, held_out
 from configs.quickstart import LENGTH
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    batch = SIZES[size_of(tuple(SIZES), size)].batch_size
+    batch = SIZES[size_of(SIZES, size)].batch_size
     variants = {}
     for length in (LENGTH, LENGTH // 2, LENGTH // 4, LENGTH // 8):
         fields = {

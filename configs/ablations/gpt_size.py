@@ -10,7 +10,7 @@ models, and all have the learning rate of the base.
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import SIZES, ablation, held_out
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 # Layers and width, the base first.
 SHAPES = {
@@ -21,7 +21,7 @@ SHAPES = {
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    own = SIZES[size_of(tuple(SIZES), size)]
+    own = SIZES[size_of(SIZES, size)]
     head_size = own.hidden_size // own.heads
     variants = {}
     for layers, width in SHAPES[size]:

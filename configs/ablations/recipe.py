@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from configs.finetune import classification
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,45 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(2, 128, 2, 4096, quickstart.TOKENS, 32, 2e-3, 50, 0.05, 0.0, "float32"),
-    "small": Size(12, 384, 6, 16_384, 130_000_000, 256, 1e-3, 400, 0.03, 0.1, "bfloat16"),
-    "base": Size(12, 768, 12, 32_768, 1_300_000_000, 256, 5e-4, 4_000, 0.02, 0.1, "bfloat16"),
+    "tiny": Size(
+        layers=2,
+        hidden_size=128,
+        heads=2,
+        vocab_size=4096,
+        tokens=quickstart.TOKENS,
+        batch_size=32,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        initial_std=0.05,
+        dropout=0.0,
+        dtype="float32",
+    ),
+    "small": Size(
+        layers=12,
+        hidden_size=384,
+        heads=6,
+        vocab_size=16_384,
+        tokens=130_000_000,
+        batch_size=256,
+        learning_rate=1e-3,
+        warmup_steps=400,
+        initial_std=0.03,
+        dropout=0.1,
+        dtype="bfloat16",
+    ),
+    "base": Size(
+        layers=12,
+        hidden_size=768,
+        heads=12,
+        vocab_size=32_768,
+        tokens=1_300_000_000,
+        batch_size=256,
+        learning_rate=5e-4,
+        warmup_steps=4_000,
+        initial_std=0.02,
+        dropout=0.1,
+        dtype="bfloat16",
+    ),
 }
 
 
@@ -70,7 +106,7 @@ def ablation(
       comparable_losses: whether the held-out losses are of the same targets.
       measures: more of them, after the two of every ablation.
     """
-    s = SIZES[size_of(tuple(SIZES), size)]
+    s = SIZES[size_of(SIZES, size)]
     pretraining = quickstart.get_config(objective or "bert").to_dict()
     if not objective:
         del pretraining["objective"], pretraining["data"]["examples"]
@@ -85,7 +121,6 @@ def ablation(
         "attention_dropout": s.dropout,
         "dtype": s.dtype,
     }
-    pretraining["data"] |= {"corpus": "pydocs", "validation_corpus": ""}
     pretraining["data"]["tokenizer"]["vocab_size"] = s.vocab_size
     pretraining["optimizer"] |= {"learning_rate": s.learning_rate, "warmup_steps": s.warmup_steps}
     # Steps are what the budget pays for.
@@ -96,8 +131,6 @@ def ablation(
         "name": name,
         "question": question,
         "base": base,
-        "seeds": 3,
-        "seeds_together": True,
         "comparable_losses": comparable_losses,
         "budget": {"unit": "tokens", "amount": float(s.tokens)},
         "pretraining": pretraining,

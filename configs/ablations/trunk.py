@@ -8,12 +8,12 @@ All variants have the learning rate of the base, which may suit some better than
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import SIZES, ablation, held_out
-from experiments.command_line import size_of
+from lmjax.configuration import size_of
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
     # As many parameters: three kernels of two thirds of the width (Shazeer 2020 §3).
-    inner = 8 * SIZES[size_of(tuple(SIZES), size)].hidden_size // 3
+    inner = 8 * SIZES[size_of(SIZES, size)].hidden_size // 3
     swiglu = {"activation": "silu", "gated": True, "intermediate_size": inner}
     return ablation(
         size,

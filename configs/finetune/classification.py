@@ -13,17 +13,6 @@ from configs.finetune.recipe import finetuning
 
 
 def get_config() -> ConfigDict:
-    task = {
-        "type": "lmjax.tasks.classification.Classification",
-        "length": 64,
-        "head_dropout": 0.1,
-        "freeze": "",
-        "labels": (),
-        "text": "text",
-        "pair": "",
-        "label": "label",
-        "lm_weight": 0.0,
-        "pydocs": "packages",
-    }
+    task = {"type": "lmjax.tasks.classification.Classification", "length": 64}
     data = {"test": "pydocs", "train_rows": 4000}
     return finetuning(task, data, learning_rate=1e-3, epochs=3)

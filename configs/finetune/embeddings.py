@@ -20,15 +20,6 @@ def get_config() -> ConfigDict:
         "type": "lmjax.tasks.embeddings.Embeddings",
         "length": 64,
         "head_dropout": 0.0,
-        "freeze": "",
-        "labels": (),
-        "text": "text",
-        "pair": "pair",
-        "label": "",
-        "loss_form": "contrastive",
-        "pooling": "mean",
-        "temperature": 0.05,
-        "highest": 1.0,
     }
     data = {"test": "pydocs", "train_rows": 6000}
     config = finetuning(task, data, learning_rate=5e-4, epochs=3)

@@ -17,15 +17,11 @@ def get_config() -> ConfigDict:
         "type": "lmjax.tasks.generation.Generation",
         "length": 64,
         "head_dropout": 0.0,
-        "freeze": "",
-        "prompt": "prompt",
-        "target": "target",
         "target_length": 24,
         "num_beams": 4,
-        "length_penalty": 1.0,
         "no_repeat_ngram_size": 3,
     }
-    data = {"test": "pydocs", "train_rows": 0}
+    data = {"test": "pydocs"}
     config = finetuning(task, data, learning_rate=3e-3, epochs=6)
     config.model.type = "lmjax.models.gpt.GptConfig"
     return config

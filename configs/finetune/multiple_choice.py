@@ -12,15 +12,6 @@ from configs.finetune.recipe import finetuning
 
 
 def get_config() -> ConfigDict:
-    task = {
-        "type": "lmjax.tasks.multiple_choice.MultipleChoice",
-        "length": 48,
-        "head_dropout": 0.1,
-        "freeze": "",
-        "context": "context",
-        "choices": "choices",
-        "label": "label",
-        "most_choices": 0,
-    }
+    task = {"type": "lmjax.tasks.multiple_choice.MultipleChoice", "length": 48}
     data = {"test": "pydocs"}
     return finetuning(task, data, learning_rate=1e-3, epochs=5)

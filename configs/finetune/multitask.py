@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
     del config.task
     del config.data
     config.tasks = ConfigDict(blocks)
-    config.temperature = 2.0
     config.compare_scratch = False
     return config

@@ -9,7 +9,6 @@ a model of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs.finetune.recipe import finetuning
 
@@ -17,15 +16,8 @@ from configs.finetune.recipe import finetuning
 def get_config() -> ConfigDict:
     task = {
         "type": "lmjax.tasks.question_answering.QuestionAnswering",
-        "length": 128,
-        "freeze": "",
         "question_length": 24,
         "stride": 64,
-        "answer_length": 30,
-        "n_best": 20,
-        "no_answer": False,
-        # None: for the best F1 of the validation rows.
-        "null_threshold": placeholder(float),
     }
     data = {"test": "pydocs", "train_rows": 3000}
     return finetuning(task, data, learning_rate=1e-3, epochs=3)

@@ -17,16 +17,6 @@ from configs.finetune.recipe import finetuning
 
 
 def get_config() -> ConfigDict:
-    task = {
-        "type": "lmjax.tasks.relations.Relations",
-        "length": 96,
-        "head_dropout": 0.1,
-        "freeze": "",
-        "labels": (),
-        "text": "text",
-        "spans": ("head", "tail"),
-        "label": "label",
-        "other": "Other",
-    }
-    data = {"test": "pydocs", "train_rows": 0}
+    task = {"type": "lmjax.tasks.relations.Relations", "length": 96}
+    data = {"test": "pydocs"}
     return finetuning(task, data, learning_rate=5e-4, epochs=3)

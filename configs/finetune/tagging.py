@@ -13,16 +13,6 @@ from configs.finetune.recipe import finetuning
 
 
 def get_config() -> ConfigDict:
-    task = {
-        "type": "lmjax.tasks.tagging.Tagging",
-        "length": 128,
-        "head_dropout": 0.1,
-        "freeze": "",
-        "labels": (),
-        "words": "words",
-        "tags": "tags",
-        "stride": 0,
-        "score": "spans",
-    }
+    task = {"type": "lmjax.tasks.tagging.Tagging"}
     data = {"test": "pydocs", "train_rows": 2000}
     return finetuning(task, data, learning_rate=1e-3, epochs=3)

@@ -31,9 +31,6 @@ def get_config(objective: str = "gpt") -> ConfigDict:
             **made,
             "seeds": 1,
             "measure": "loss",
-            "sampler": "tpe",
-            "trials": 20,
-            "seed": 0,
             "space": {
                 "optimizer": {
                     "learning_rate": {"low": 2e-4, "high": 2e-2, "log": True},

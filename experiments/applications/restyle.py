@@ -41,8 +41,6 @@ def main() -> None:
     # Imported after the flags are parsed: this takes seconds.
     import lmjax
     from experiments.applications.style_transfer import check_style
-    from lmjax.generation.infilling import MASKED_MODELS
-    from lmjax.models.gpt import Gpt
     from lmjax.tasks.classification import Classification
     from lmjax.tasks.opened import open_run
 
@@ -51,13 +49,13 @@ def main() -> None:
         lmjax.load(flags.FLAGS.model),
     )
     check_style(judge, flags.FLAGS.to, "--to")
-    if isinstance(model.network, MASKED_MODELS):
+    if model.network.fills_masks:
         restyled(judge, model)
-    elif isinstance(model.network, Gpt):
+    elif model.network.continues_texts:
         continued(judge, model)
     else:
         raise ConfigError(
-            f"--model: a {type(model.network).__name__} neither fills gaps nor continues texts"
+            f"--model: {type(model.network).__name__} neither fills masks nor continues texts"
         )
 
 

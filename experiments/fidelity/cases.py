@@ -17,7 +17,7 @@ class Case:
       network: the class of `transformers`.
       config: fields of its config.
       padding: on which side of the shorter texts; '' = no text is shorter.
-      segments: two segments a text, or none told.
+      token_types: two types of tokens a text, or none given.
       mems: earlier positions that XLNet remembers.
       permuted: XLNet with perm_mask and target_mapping, both streams.
       batch: rows.
@@ -27,7 +27,7 @@ class Case:
     network: str
     config: Mapping[str, Any]
     padding: Literal["", "left", "right"] = "right"
-    segments: bool = True
+    token_types: bool = True
     mems: int = 0
     permuted: bool = False
     batch: int = 4
@@ -67,7 +67,7 @@ def _bert(name: str, network: str, how: Mapping[str, Any] | None = None, **confi
 
 
 def _gpt2(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
-    return Case(f"gpt2 {name}", network, {**_GPT2, **config}, segments=False, **(how or {}))
+    return Case(f"gpt2 {name}", network, {**_GPT2, **config}, token_types=False, **(how or {}))
 
 
 def _xlnet(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
@@ -88,7 +88,7 @@ _LM = "XLNetLMHeadModel"
 CASES = (
     _bert("pretraining", "BertForPreTraining"),
     _bert("left padding", "BertForPreTraining", {"padding": "left"}),
-    _bert("no segments", "BertForMaskedLM", {"segments": False, "padding": ""}),
+    _bert("no segments", "BertForMaskedLM", {"token_types": False, "padding": ""}),
     _bert("gelu_new", "BertForMaskedLM", hidden_act="gelu_new"),
     _bert("relu", "BertForMaskedLM", hidden_act="relu", intermediate_size=17),
     _bert("silu", "BertForPreTraining", hidden_act="silu"),
@@ -123,7 +123,7 @@ CASES = (
     _gpt2("answers", "GPT2ForQuestionAnswering"),
     _xlnet("lm", _LM),
     _xlnet("left padding", _LM, {"padding": "left"}),
-    _xlnet("no segments", _LM, {"segments": False}),
+    _xlnet("no segments", _LM, {"token_types": False}),
     _xlnet("two streams", _LM, _TWO_STREAMS),
     _xlnet("two streams, padding", _LM, {"permuted": True}),
     _xlnet("memory of 1", _LM, {**_TWO_STREAMS, "mems": 1}, mem_len=1),
@@ -150,7 +150,7 @@ CASES = (
     _electra("discriminator", "ElectraForPreTraining"),
     _electra("E = H", "ElectraForPreTraining", embedding_size=24),
     _electra("left padding", "ElectraForPreTraining", {"padding": "left"}),
-    _electra("no segments", "ElectraForPreTraining", {"segments": False, "padding": ""}),
+    _electra("no segments", "ElectraForPreTraining", {"token_types": False, "padding": ""}),
     _electra("gelu_new", "ElectraForPreTraining", hidden_act="gelu_new"),
     _electra("relu", "ElectraForPreTraining", hidden_act="relu", intermediate_size=17),
     _electra("one head", "ElectraForPreTraining", num_attention_heads=1, num_hidden_layers=1),

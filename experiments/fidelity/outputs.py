@@ -14,9 +14,8 @@ import transformers
 
 import lmjax
 from experiments.fidelity.cases import VOCABULARY, Case
-from lmjax.convert.configs import read_config
-from lmjax.convert.names import rules
-from lmjax.convert.pretrained import Pretrained, hidden_states, inputs
+from lmjax.convert.huggingface import read_config
+from lmjax.convert.pretrained import Pretrained, hidden_states
 from lmjax.models.xlnet import Xlnet
 
 LENGTH = 11
@@ -117,7 +116,7 @@ def make_arrays(case: Case, seed: int) -> dict[str, np.ndarray]:
     latest = np.argsort(np.where(real, -order, 1), axis=1)[:, :3]
     return {
         "tokens": tokens,
-        "segments": segments if case.segments else np.zeros_like(segments),
+        "token_types": segments if case.token_types else np.zeros_like(segments),
         "real": real,
         "mems": rng.normal(size=(layers, batch, case.mems, hidden)).astype(np.float32),
         "perm_mask": order[:, :, None] <= order[:, None, :],
@@ -142,8 +141,8 @@ def run_theirs(case: Case, model: Any, arrays: dict[str, np.ndarray]) -> tuple[A
     }
     if case.padding:
         given["attention_mask"] = tensor(arrays["real"].astype(np.int64))
-    if case.segments:
-        given["token_type_ids"] = tensor(arrays["segments"])
+    if case.token_types:
+        given["token_type_ids"] = tensor(arrays["token_types"])
     if case.family == "gpt2":
         positions = np.maximum(arrays["real"].cumsum(1) - 1, 0)
         given["position_ids"] = tensor(positions)
@@ -176,7 +175,8 @@ def run_ours(
     """Our outputs under their names."""
     network = model.network
     arguments = _arguments(case, network, arrays)
-    output: Any = network.apply({"params": params}, *arguments)
+    method = None if isinstance(network, Xlnet) else "whole"
+    output: Any = network.apply({"params": params}, *arguments, method=method)
     if isinstance(network, Xlnet):
         hidden, mems = output
         logits: Any = network.apply({"params": params}, hidden, method="decode")
@@ -185,8 +185,6 @@ def run_ours(
         return {"start_logits": output[..., 0], "end_logits": output[..., 1]}
     if case.network == "BertForPreTraining":
         return {"prediction_logits": output[0], "seq_relationship_logits": output[1]}
-    if case.network == "BertForMaskedLM":
-        return {"logits": output[0]}
     if case.network == "BertModel":
         return {"last_hidden_state": output[0], "pooler_output": output[1]}
     encoder = case.network in ("GPT2Model", "XLNetModel", "ElectraModel")
@@ -194,18 +192,15 @@ def run_ours(
 
 
 def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
-    tokens, segments = jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["segments"])
-    plain = inputs(network, tokens, segments, jnp.asarray(arrays["real"]))
+    names = ("tokens", "token_types", "real")
+    inputs = network.config.inputs(*(jnp.asarray(arrays[name]) for name in names))
     if not isinstance(network, Xlnet):
-        return plain
-    mask = plain[2]
+        return (inputs,)
     if case.permuted:
-        mask = mask & ~jnp.asarray(arrays["perm_mask"])
+        inputs = inputs.replace(mask=inputs.mask & ~jnp.asarray(arrays["perm_mask"]))
     forward = np.arange(case.batch) < case.batch // 2
     return (
-        tokens,
-        segments,
-        mask,
+        inputs,
         jnp.asarray(arrays["mems"]) if case.mems else None,
         jnp.asarray(arrays["target_mapping"]) if case.permuted else None,
         jnp.asarray(np.where(forward, 1, -1)) if case.config.get("bi_data") else None,
@@ -216,7 +211,9 @@ def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple
 def _our_hidden(
     case: Case, model: Pretrained, params: Any, arrays: dict[str, np.ndarray]
 ) -> jax.Array:
-    return hidden_states(model.network, params, *_arguments(case, model.network, arrays))
+    method = None if isinstance(model.network, Xlnet) else "whole"
+    arguments = _arguments(case, model.network, arrays)
+    return hidden_states(model.network, params, *arguments, method=method)
 
 
 def their_loss(outputs: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
@@ -295,7 +292,9 @@ def _gradient_difference(model: Pretrained, gradients: Any, theirs: Any) -> floa
     _, query_scale = read_config(said, "config")
     largest = max(np.abs(grad).max() for grad in found.values())
     worst = 0.0
-    for rule in rules(model.network):
+    published = model.network.published()
+    assert published is not None
+    for rule in published.rules:
         bare = rule.theirs.removeprefix(f"{theirs.base_model_prefix}.")
         grad = found[rule.theirs] if rule.theirs in found else found[bare]
         for path, expected in zip(rule.ours, rule.split(grad), strict=True):

@@ -82,8 +82,8 @@ def arguments(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     kept = {name: torch.tensor(x[batch["weight"] > 0]) for name, x in batch.items()}
     given = {
         "input_ids": kept["tokens"].long(),
-        "token_type_ids": kept["segments"].long(),
-        "attention_mask": kept["documents"].long(),
+        "token_type_ids": kept["token_types"].long(),
+        "attention_mask": kept["segment_ids"].long(),
     }
     if "starts" in kept:
         given["start_positions"] = kept["starts"].argmax(-1)

@@ -111,14 +111,14 @@ def make_batch(family: str, index: int) -> dict[str, np.ndarray]:
     start = rng.integers(6, VOCABULARY, (BATCH, 1))
     tokens = (6 + (start + 5 * np.arange(LENGTH)) % (VOCABULARY - 6)).astype(np.int32)
     tokens[:, 0], tokens[:, -1] = _VOCABULARY.cls, _VOCABULARY.sep
-    documents = np.ones_like(tokens)
+    segment_ids = np.ones_like(tokens)
     if family in ("bert", "electra"):
-        documents[::3, -3:] = 0
+        segment_ids[::3, -3:] = 0
     second = (np.arange(LENGTH) > 8).astype(np.int32)
     return {
         "tokens": tokens,
-        "segments": np.tile(second * (family != "gpt2"), (BATCH, 1)),
-        "documents": documents,
+        "token_types": np.tile(second * (family != "gpt2"), (BATCH, 1)),
+        "segment_ids": segment_ids,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
         "label": rng.integers(0, 2, BATCH).astype(np.int32),
     }
@@ -171,7 +171,7 @@ class _Theirs:
             ReplacedTokenDetection: ("ElectraForMaskedLM", "ElectraForPreTraining"),
         }[type(objective)]
         self.models = []
-        pretrained = Pretrained(objective.network, params)  # type: ignore[attr-defined]
+        pretrained = Pretrained(objective.network, params)
         for name, part in zip(classes, ("generator", "discriminator"), strict=False):
             with tempfile.TemporaryDirectory() as folder:
                 place = pathlib.Path(folder) / "model"
@@ -216,11 +216,11 @@ class _Theirs:
         return float(loss.detach())
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        model, real = self.models[0], (batch["documents"] > 0).long()
+        model, real = self.models[0], (batch["segment_ids"] > 0).long()
         given = {"input_ids": batch["tokens"].long(), "attention_mask": real}
         if isinstance(self.objective, CausalLM):
             return model(**given, labels=given["input_ids"]).loss
-        given["token_type_ids"] = batch["segments"].long()
+        given["token_type_ids"] = batch["token_types"].long()
         if isinstance(self.objective, PermutedLM):
             weights = batch["target_weights"] > 0
             found = model(

@@ -6,7 +6,6 @@ Domain- and task-adaptive pretraining (Gururangan et al. 2020).
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -14,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from lmjax.configuration import check_fields, convert
+from lmjax.configuration import build, convert, overlaid
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.training.plan import FIELDS, OPTIONAL
+from lmjax.models.heads import Headed
+from lmjax.training.plan import PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,31 +44,31 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
       ConfigError: the checkpoint cannot be opened, has no tokenizer, or the config asks for
         another one.
     """
-    values = config.to_dict()
-    check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
-    pretrained = open_init(values["init"])
+    own = build(PretrainConfig, config, "config")
+    pretrained = open_init(own.init)
     assert pretrained.tokenizer is not None
     network: Any = pretrained.network
-    if not dataclasses.is_dataclass(getattr(network, "config", None)):
+    if isinstance(network, Headed) or not hasattr(network, "config"):
         raise ConfigError(
-            f"config.init: '{config.init}' holds a fine-tuned {type(network).__name__}; give the"
+            f"config.init: '{own.init}' holds a fine-tuned {type(network).__name__}; give the"
             " pretrained model"
         )
     model = dataclasses.asdict(network.config)
     filled = ml_collections.ConfigDict(config.to_dict())
-    if not isinstance(values["data"].get("tokenizer"), Mapping):
-        raise ConfigError("config.data.tokenizer: expected a block of fields")
+    path = own.data.tokenizer.path
+    if path not in ("", own.init):
+        raise ConfigError(
+            f"config.data.tokenizer.path: '{path}' is not the tokenizer of config.init; leave it ''"
+        )
     with filled.unlocked():
-        filled.model = _over(model, config.model.to_dict())
+        filled.model = overlaid(model, own.model)
         tell_new_rows(pretrained.tokenizer, filled.model.vocab_size)
         filled.model.vocab_size = max(filled.model.vocab_size, pretrained.tokenizer.size)
-        if filled.data.tokenizer.get("path", "") not in ("", config.init):
-            raise ConfigError(
-                f"config.data.tokenizer.path: '{filled.data.tokenizer.path}' is not the tokenizer"
-                f" of config.init; leave it ''"
-            )
-        filled.data.tokenizer.path = str(pathlib.Path(config.init))
-    return filled, Given(pretrained.params, config.init)
+        filled.data.tokenizer = {
+            **filled.data.get("tokenizer", {}),
+            "path": str(pathlib.Path(own.init)),
+        }
+    return filled, Given(pretrained.params, own.init)
 
 
 def open_init(path: str) -> Pretrained:
@@ -151,13 +151,3 @@ def in_place_of(fresh: jax.Array, given: Any, name: str) -> jax.Array:
         )
     # A copy: the step takes its memory over, and another seed starts from the same.
     return jax.device_put(jnp.array(array, fresh.dtype, copy=True), fresh.sharding)
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested fields of `below`, and of `above` where it has them."""
-    merged = dict(below)
-    for name, value in above.items():
-        inner = merged.get(name)
-        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[name] = _over(inner, value) if both else value  # type: ignore[arg-type]
-    return merged

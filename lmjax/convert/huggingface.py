@@ -1,52 +1,39 @@
 """Checkpoints of Hugging Face's format: a directory of config.json and safetensors."""
 
-import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.convert.configs import ModelConfig, read_config, write_config
-from lmjax.convert.forms import Form, Joined
-from lmjax.convert.names import Rule, rules
-from lmjax.convert.networks import (
-    UNUSED,
-    architecture_of,
-    check_generator_activation,
-    choose_network,
-    labels_of,
-    without_unit,
-)
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.tensors import SINGLE, TensorFiles, write_tensors
 from lmjax.data.tokenizers import Tokenizer, load_tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.electra import (
-    Electra,
-    ElectraDiscriminator,
-    ElectraGenerator,
-    ElectraWithLM,
-    standalone,
-)
-from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.models.heads import Headed, MarkedHead
-from lmjax.models.xlnet import Xlnet
+from lmjax.models.family import Joined, ModelConfig, published_families
+from lmjax.models.heads import CLASS_TASKS, Headed, Task, without_unit
+from lmjax.models.network import Network
+from lmjax.models.published import Fields, Read, Rule
 from lmjax.progress import track
 
 _LARGEST_JSON = 1 << 24  # bytes; a config with a name for each of many labels has fewer
 _BASES = ("bert.", "electra.", "transformer.")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# Classes whose tensors are named without the prefix of their base.
-_BARE = ("BertModel", "GPT2Model", "XLNetModel", "ElectraModel")
+# Tensors that a checkpoint may hold beside what its class uses.
+_UNUSED = re.compile(
+    r"(bert|electra)?\.?embeddings\.position_ids"
+    r"|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"  # causal masks, once stored
+    r"|(bert\.)?pooler\.dense\.(weight|bias)"  # of classes that read tokens
+    r"|cls\.seq_relationship\.(weight|bias)"  # without a pooler
+)
 
 
 def load_huggingface(directory: pathlib.Path) -> Pretrained:
@@ -82,7 +69,7 @@ def save_huggingface(
     """Writes a directory that `transformers` opens with no missing and no unexpected tensors.
 
     Its tokenizer gives `transformers` the inputs that the model has here: ids with the special
-    tokens of the family's form, segments and the side of padding. Without them are GPT and XLNet
+    tokens of the family, types of tokens and the side of padding. Without them are GPT and XLNet
     as language models, which go on with a text as it is.
 
     Args:
@@ -99,31 +86,26 @@ def save_huggingface(
     target = pathlib.Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
-    network, params = single_network(pretrained.network, pretrained.params, part)
-    try:
-        listed, architecture = rules(network), architecture_of(network)
-    except (TypeError, KeyError):
-        raise ConfigError(
-            f"{type(network).__name__}: transformers has no class for this network"
-        ) from None
-    model = _model_of(network)
-    if isinstance(network, ElectraGenerator):
-        check_generator_activation(network.config, "trunk.activation")
-    values = {"architectures": [architecture], **write_config(model)}
+    network, params = pretrained.network.part(pretrained.params, part)
+    published = network.published()
+    if published is None:
+        raise ConfigError(f"{type(network).__name__}: transformers has no class for this network")
+    model: ModelConfig = network.config
+    values = {"architectures": [published.architecture], **model.published_values()}
     values |= _head_values(network) | dict(pretrained.token_ids)
     if pretrained.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(pretrained.labels)}
         values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
     _, params = without_unit(network, params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    shorten = _without_base if architecture in _BARE else str
+    shorten = _without_base if published.bare else str
     tensors = [
         (
             shorten(name),
             _their_shape(rule, lambda path: _leaf(flat, path).shape),
             _maker(rule, flat),
         )
-        for rule in listed
+        for rule in published.rules
         for name in (rule.theirs, *rule.copies)
     ]
     texts = {"config.json": _json(values)}
@@ -136,6 +118,100 @@ def save_huggingface(
             (target / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--to: cannot write '{target}' ({error.strerror})") from error
+
+
+def read_config(values: Mapping[str, Any], where: str) -> Read:
+    """From config.json to the family's config.
+
+    Raises:
+      ConfigError: another architecture, or a field that cannot be honoured.
+    """
+    families = published_families()
+    family = values.get("model_type")
+    if not isinstance(family, str) or family not in families:
+        raise ConfigError(
+            f"{where}: 'model_type' is {family!r}; known are {', '.join(sorted(families))}"
+        )
+    fields = Fields(values, where)
+    fields.require("is_decoder", (False,), "cross and causal attention of it are not built here")
+    fields.require("add_cross_attention", (False,), "cross attention is not built here")
+    try:
+        read = families[family].read_published(fields)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from None
+    fields.report_unread()
+    return read
+
+
+def choose_network(
+    model: ModelConfig, values: Mapping[str, Any], names: Collection[str], where: str
+) -> Network:
+    """The network of a checkpoint.
+
+    Args:
+      model: what `values`, its config.json, says of the model.
+      names: of the tensors.
+      where: the config.json, for messages.
+
+    Raises:
+      ConfigError: its class has no counterpart here, or is not said where it must be.
+    """
+    architecture = _architecture(model, values, where)
+    task = CLASS_TASKS.get(architecture.removeprefix(model.published_prefix))
+    if task is None:
+        task = _task_by_names(names, where)
+    if task is None:
+        return model.published_network(architecture, names, values, where)
+    dropout = model.published_head_dropout(task, values, where)
+    return model.headed(task, len(labels_of(values, where)), dropout)
+
+
+def labels_of(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The names of the classes, in order (`id2label`)."""
+    named = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(_count(values))}
+    try:
+        by_index = {int(index): str(label) for index, label in named.items()}
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: 'id2label' is no map of numbers to names") from error
+    if sorted(by_index) != list(range(len(by_index))):
+        raise ConfigError(f"{where}: 'id2label' does not count from 0 without gaps")
+    return tuple(by_index[i] for i in range(len(by_index)))
+
+
+def _count(values: Mapping[str, Any]) -> int:
+    count = values.get("num_labels", 2)
+    return count if isinstance(count, int) and 0 < count < 1_000_000 else 2
+
+
+def _architecture(model: ModelConfig, values: Mapping[str, Any], where: str) -> str:
+    listed = values.get("architectures") or [""]
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ConfigError(f"{where}: 'architectures' is {listed!r}; a list of one name is expected")
+    name = listed[0]
+    if name in model.published_refused:
+        raise ConfigError(f"{where}: 'architectures' names {name}: {model.published_refused[name]}")
+    if name and not name.startswith(model.published_prefix):
+        raise ConfigError(
+            f"{where}: 'architectures' names {name}, but 'model_type' is"
+            f" {values.get('model_type')!r}; one of them is wrong"
+        )
+    return name
+
+
+def _task_by_names(names: Collection[str], where: str) -> Task | None:
+    """The task of a head, for a config that does not name a class with one."""
+    first = {name.split(".")[0] for name in names}
+    if "qa_outputs" in first:
+        return "question_answering"
+    if "score" in first or "logits_proj" in first or "classifier.out_proj.weight" in names:
+        return "sequence_classification"
+    if "classifier" in first:
+        raise ConfigError(
+            f"{where}: there is a classifier, and 'architectures' does not say of what; name the"
+            " class, such as BertForSequenceClassification or BertForTokenClassification"
+        )
+    return None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -169,22 +245,19 @@ def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
     return load_tokenizer(str(directory), bool(lowercase), where="tokenizer")
 
 
-def abstract_params(network: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_params(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter of `network`; nothing is computed."""
 
     def init() -> Any:
         ids = jnp.zeros((1, 1), jnp.int32)
-        arguments = inputs(network, ids, ids, jnp.ones((1, 1), bool))
-        if isinstance(network, Headed) and isinstance(network.head, MarkedHead):
-            places = jnp.zeros((1, 2), jnp.int32)
-            arguments = (*arguments[:-1], places)
-        return network.init(jax.random.key(0), *arguments)["params"]
+        inputs = network.config.inputs(ids, ids, jnp.ones((1, 1), bool))
+        return network.init(jax.random.key(0), inputs, method="whole")["params"]
 
     return flax.traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
 
 
 def _read_params(
-    network: nn.Module,
+    network: Network,
     files: TensorFiles,
     directory: pathlib.Path,
     query_scale: Callable[[int], float],
@@ -193,7 +266,9 @@ def _read_params(
     wanted = abstract_params(network)
     params: dict[str, jax.Array] = {}
     used: set[str] = set()
-    for rule in track(rules(network), f"reading {directory}"):
+    published = network.published()
+    assert published is not None
+    for rule in track(list(published.rules), f"reading {directory}"):
         names = (rule.theirs, *rule.also, *rule.copies)
         both = dict.fromkeys(name for full in names for name in (full, _without_base(full)))
         places = [name for name in both if name in files.shapes]
@@ -224,7 +299,7 @@ def _read_params(
 
 
 def _check_unused(names: set[str], directory: pathlib.Path) -> None:
-    unknown = sorted(name for name in names if not UNUSED.fullmatch(name))
+    unknown = sorted(name for name in names if not _UNUSED.fullmatch(name))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ConfigError(
@@ -263,31 +338,10 @@ def _maker(rule: Rule, flat: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     return lambda: rule.join([np.asarray(_leaf(flat, path), np.float32) for path in rule.ours])
 
 
-def single_network(network: nn.Module, params: Any, part: str) -> tuple[nn.Module, Any]:
-    """One network with its own config, of ELECTRA's two; a language model beside a generator."""
-    if isinstance(network, ElectraWithLM):
-        only = ElectraGenerator(network.language_model_config)
-        return only, standalone(params, "language_model")
-    if not isinstance(network, Electra):
-        return network, params
-    config = network.config
-    config = dataclasses.replace(config, embedding_size=config.embedding_features)
-    if part == "discriminator":
-        return ElectraDiscriminator(config), standalone(params, "discriminator")
-    if part != "generator":
-        raise ConfigError(f"--part: '{part}' is not one of discriminator, generator")
-    config = dataclasses.replace(config, trunk=config.generator_trunk, generator_size=1.0)
-    return ElectraGenerator(config), standalone(params, "generator")
-
-
-def _model_of(network: nn.Module) -> ModelConfig:
-    return (network.encoder if isinstance(network, Headed) else network).config
-
-
-def _head_values(network: nn.Module) -> dict[str, Any]:
+def _head_values(network: Network) -> dict[str, Any]:
     if not isinstance(network, Headed):
         return {}
-    head = network.head
+    head: Any = network.head
     values = {"classifier_dropout": head.dropout, "summary_last_dropout": head.dropout}
     if network.task.endswith("classification"):
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.classes)}
@@ -297,26 +351,26 @@ def _head_values(network: nn.Module) -> dict[str, Any]:
     return values
 
 
-def _tokenizer_files(
-    tokenizer: Tokenizer, network: nn.Module, length: int, asks: bool
-) -> dict[str, str]:
+def _tokenizer_files(tokenizer: Tokenizer, network: Any, length: int, asks: bool) -> dict[str, str]:
     """tokenizer.json, and the tokenizer_config.json with which AutoTokenizer opens it."""
-    model = _model_of(network)
-    form = Form(model, tokenizer.vocabulary(np.zeros(tokenizer.size)))
+    model: ModelConfig = network.config
+    vocabulary = tokenizer.vocabulary(np.zeros(tokenizer.size))
     written = json.loads(tokenizer.to_json(model.vocab_size))
     if asks:
-        written["post_processor"] = _template(tokenizer, model, form.ask)
-    elif not isinstance(network, Gpt | Xlnet):
-        template = _template(tokenizer, model, form.join)
+        written["post_processor"] = _template(
+            tokenizer, model, functools.partial(model.ask, vocabulary)
+        )
+    elif not network.continues_texts:
+        template = _template(tokenizer, model, functools.partial(model.join, vocabulary))
         written["post_processor"] = template or written["post_processor"]
     names = ["input_ids", "attention_mask"]
-    if not isinstance(model, GptConfig):  # GPT-2 of transformers adds up tokens and segments
+    if model.published_token_types:
         names.insert(1, "token_type_ids")
     values: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_input_names": names,
-        "padding_side": "left" if form.left_padded or asks else "right",
+        "padding_side": "left" if model.left_padded or asks else "right",
         "pad_token_type_id": 0,
         # A task reads '[MASK]' as text; in a prompt to a language model it is the token.
         "split_special_tokens": isinstance(network, Headed) or asks,
@@ -344,13 +398,13 @@ def _template(
     def items(*texts: str) -> list[dict[str, Any]]:
         joined = join(*(np.array([-1 - place]) for place in range(len(texts))))
         made = []
-        for index, segment in zip(joined.tokens.tolist(), joined.segments.tolist(), strict=True):
+        for index, kind in zip(joined.tokens.tolist(), joined.token_types.tolist(), strict=True):
             if index < 0:
-                made.append({"Sequence": {"id": texts[-1 - index], "type_id": segment}})
+                made.append({"Sequence": {"id": texts[-1 - index], "type_id": kind}})
             else:
                 name = tokenizer.token(index)
                 special[name] = index
-                made.append({"SpecialToken": {"id": name, "type_id": segment}})
+                made.append({"SpecialToken": {"id": name, "type_id": kind}})
         return made
 
     template: dict[str, Any] = {"type": "TemplateProcessing"}

@@ -13,12 +13,7 @@ import numpy as np
 
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.bert import BertForPreTraining
-from lmjax.models.electra import Electra, ElectraGenerator, ElectraWithLM
-from lmjax.models.gpt import Gpt, GptEncoder
-from lmjax.models.heads import Headed
-from lmjax.models.xlnet import Xlnet
-from lmjax.nn.masks import causal, padding
+from lmjax.models.network import Network
 from lmjax.nn.transformer import ENTERING, LEAVING, NORMED
 
 
@@ -34,18 +29,18 @@ class Pretrained:
       token_ids: 'pad_token_id', 'bos_token_id', 'eos_token_id', as far as config.json says.
     """
 
-    network: nn.Module
+    network: Network
     params: Any
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
     token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, tokens: Any, segments: Any = None, real: Any = None) -> Any:
+    def __call__(self, tokens: Any, token_types: Any = None, real: Any = None) -> Any:
         """The network's outputs for whole texts; compiled once a shape.
 
         Args:
           tokens: [batch, length] int.
-          segments: [batch, length] int; None = all 0.
+          token_types: [batch, length] int; None = all 0.
           real: [batch, length] bool, False at padding, on either side; None = all True.
 
         Returns:
@@ -57,20 +52,20 @@ class Pretrained:
           ValueError: shapes that do not fit each other, a text longer than the position
             table, an id that the tables have not.
         """
-        return _apply(self.network, self.params, *self._arrays(tokens, segments, real))
+        return _apply(self.network, self.params, *self._arrays(tokens, token_types, real))
 
-    def hidden_states(self, tokens: Any, segments: Any = None, real: Any = None) -> jax.Array:
+    def hidden_states(self, tokens: Any, token_types: Any = None, real: Any = None) -> jax.Array:
         """[layers + 1, batch, length, hidden_size]: what enters the first block, what leaves each.
 
         The last is the encoder's output: behind the final norm, for a pre-norm trunk.
         """
-        return _hidden_states(self.network, self.params, *self._arrays(tokens, segments, real))
+        return _hidden_states(self.network, self.params, *self._arrays(tokens, token_types, real))
 
     @property
     def config(self) -> Any:
         """The config of the network's family, such as a `BertConfig`."""
         network: Any = self.network
-        return (network.encoder if isinstance(network, Headed) else network).config
+        return network.config
 
     @property
     def pad_id(self) -> int:
@@ -140,14 +135,14 @@ class Pretrained:
         text = self.tokenizer.decode(np.maximum(ids[:40], 0))
         return f"text {text if len(text) <= 60 else text[:57] + '...'!r}"
 
-    def _arrays(self, tokens: Any, segments: Any, real: Any) -> tuple[np.ndarray, ...]:
+    def _arrays(self, tokens: Any, token_types: Any, real: Any) -> tuple[np.ndarray, ...]:
         """The three arrays, filled in and checked."""
         tokens = np.asarray(tokens)
-        segments = np.zeros(tokens.shape, int) if segments is None else np.asarray(segments)
+        types = np.zeros(tokens.shape, int) if token_types is None else np.asarray(token_types)
         real = np.ones(tokens.shape, bool) if real is None else np.asarray(real)
-        if tokens.ndim != 2 or segments.shape != tokens.shape or real.shape != tokens.shape:
+        if tokens.ndim != 2 or types.shape != tokens.shape or real.shape != tokens.shape:
             raise ValueError(
-                f"tokens {tokens.shape}, segments {segments.shape}, real {real.shape}: all are"
+                f"tokens {tokens.shape}, token_types {types.shape}, real {real.shape}: all are"
                 " [batch, length]"
             )
         config = self.config
@@ -158,8 +153,8 @@ class Pretrained:
                 " table (config.model.max_length); cut the text"
             )
         tokens = _in_table("tokens", tokens, real, config.vocab_size)
-        segments = _in_table("segments", segments, real, getattr(config, "segment_types", None))
-        return tokens.astype(np.int32), segments.astype(np.int32), real.astype(bool)
+        types = _in_table("token_types", types, real, getattr(config, "segment_types", None))
+        return tokens.astype(np.int32), types.astype(np.int32), real.astype(bool)
 
 
 def _in_table(name: str, ids: np.ndarray, real: np.ndarray, rows: int | None) -> np.ndarray:
@@ -173,46 +168,21 @@ def _in_table(name: str, ids: np.ndarray, real: np.ndarray, rows: int | None) ->
     return np.where(outside, 0, ids)
 
 
-def inputs(network: nn.Module, tokens: Any, segments: Any, real: Any) -> tuple[Any, ...]:
-    """Arguments of `network` for whole texts, every position a target.
-
-    Positions count from the first real token for GPT, whose batches are padded on the left
-    to be continued, and from the first position for the others, as `transformers` does.
-    """
-    batch, length = tokens.shape
-    mask = padding(real)
-    if isinstance(network, Xlnet):
-        return tokens, segments, mask
-    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    encoder = network.encoder if isinstance(network, Headed) else network
-    if isinstance(encoder, Gpt | GptEncoder):
-        mask = mask & causal(length)
-        positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-    if isinstance(network, Gpt):
-        return tokens, positions, mask
-    if isinstance(network, BertForPreTraining | ElectraGenerator | Electra | ElectraWithLM):
-        everywhere = jnp.broadcast_to(jnp.arange(length), (batch, length))
-        return tokens, segments, positions, mask, everywhere
-    if isinstance(network, Headed):
-        return tokens, segments, positions, mask, real
-    return tokens, segments, positions, mask
+def read_whole(network: Any, params: Any, tokens: Any, token_types: Any, real: Any) -> Any:
+    """The network's outputs for whole texts, [batch, length] each; see `Network.whole`."""
+    inputs = network.config.inputs(tokens, token_types, real)
+    return network.apply({"params": params}, inputs, method="whole")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(network: nn.Module, params: Any, tokens: Any, segments: Any, real: Any) -> Any:
-    output = network.apply({"params": params}, *inputs(network, tokens, segments, real))
-    if isinstance(network, Xlnet):
-        return network.apply({"params": params}, output[0], method="decode")
-    if isinstance(network, BertForPreTraining) and not network.sentence_head:
-        return output[0]
-    return output
+_apply = jax.jit(read_whole, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden_states(
-    network: nn.Module, params: Any, tokens: Any, segments: Any, real: Any
+    network: Any, params: Any, tokens: Any, token_types: Any, real: Any
 ) -> jax.Array:
-    return hidden_states(network, params, *inputs(network, tokens, segments, real))
+    inputs = network.config.inputs(tokens, token_types, real)
+    return hidden_states(network, params, inputs, method="whole")
 
 
 def hidden_states(network: nn.Module, params: Any, *arguments: Any, **keywords: Any) -> jax.Array:

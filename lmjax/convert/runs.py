@@ -19,20 +19,22 @@ from lmjax.configuration import (
     build_typed,
     convert,
     opening,
+    resolve_type,
 )
-from lmjax.convert.configs import ModelConfig
 from lmjax.convert.huggingface import abstract_params, load_huggingface, read_json, tokenizer_of
-from lmjax.convert.networks import in_unit, with_head
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed, Task
+from lmjax.models.family import ModelConfig
+from lmjax.models.heads import Headed, Task, in_unit
+from lmjax.models.network import Network
 from lmjax.nn.lora import ADAPTERS, check_adapters, merge
 from lmjax.training.checkpoints import read_part
 from lmjax.training.memory import check_fits
 from lmjax.training.plan import make_objective
 
 _NETWORK = "network.json"
+_NO_HEAD: Task = "language_model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +44,20 @@ class _Network:
     Attributes:
       model: the type and the fields of the model's config.
       task: 'language_model' where there is no head.
-      classes, dropout: of the head.
-      unit: (mean, scale) of the number that it gives; see `lmjax.models.heads.SequenceHead`.
+      head: the type and the fields of the head; None without one, and in older runs.
       adapter_scale: of the adapters beside the parameters, where there are some.
       labels: names of the classes; () where they have none.
+      classes, dropout, unit: of the head, in older runs, where it is the family's own for the
+        task; see `lmjax.models.heads.SequenceHead`.
     """
 
     model: Mapping[str, Any]
-    task: Task
-    classes: Annotated[int, Interval("[0, 2**20]")]
-    dropout: Rate
-    adapter_scale: Annotated[float, Interval("[0, 2**20]")]
-    labels: tuple[str, ...]
+    task: str
+    head: Mapping[str, Any] | None = None
+    adapter_scale: Annotated[float, Interval("[0, 2**20]")] = 0.0
+    labels: tuple[str, ...] = ()
+    classes: Annotated[int, Interval("[0, 2**20]")] = 0
+    dropout: Rate = 0.0
     unit: tuple[Finite, ...] = (0.0, 1.0)
 
 
@@ -103,25 +107,60 @@ def write_network(
     """Writes network.json, from which `load` builds the network of a fine-tuning run.
 
     Args:
-      network: as `lmjax.convert.networks.with_head` makes it.
+      network: as `Task.saved_network` gives it; see `check_saved`.
       labels: names of its classes; () where they have none.
       adapter_scale: of the adapters beside the parameters, where there are some.
     """
-    bare: Any = network  # without a head
-    own = isinstance(network, Headed)
-    model: Any = network.encoder.config if own else bare.config
-    head: Any = network.head if own else None
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    values = _Network(
-        model={"type": kind, **dataclasses.asdict(model)},
-        task=network.task if own else "language_model",
-        classes=getattr(head, "classes", 0),
-        dropout=getattr(head, "dropout", 0.0),
-        adapter_scale=adapter_scale,
-        labels=tuple(labels),
-        unit=getattr(head, "unit", (0.0, 1.0)),
-    )
-    write_json(directory / _NETWORK, dataclasses.asdict(values))
+    check_saved(network)
+    headed = isinstance(network, Headed)
+    own: Any = network
+    values: dict[str, Any] = {
+        "model": {"type": _path_of(own.config), **dataclasses.asdict(own.config)},
+        "task": own.task if headed else _NO_HEAD,
+        "adapter_scale": adapter_scale,
+        "labels": labels,
+    }
+    if headed:
+        fields = {name: getattr(own.head, name) for name in _head_fields(type(own.head))}
+        fields.pop("config", None)  # the model's trunk
+        values["head"] = {"type": _path_of(own.head), **fields}
+    write_json(directory / _NETWORK, values)
+
+
+def check_saved(network: nn.Module) -> None:
+    """Refuses a network that `load` could not build again.
+
+    Raises:
+      ConfigError: it is neither a `Headed` nor a family's language model.
+    """
+    if isinstance(network, Headed):
+        return
+    model = getattr(network, "config", None)
+    if not (isinstance(model, ModelConfig) and model.causal and network == model.causal_lm()):
+        raise ConfigError(
+            f"config.task: its network is a {type(network).__name__}, which no run can be opened"
+            " with; make it lmjax.models.heads.Headed(self.model.encoder(), MyHead(...), 'my_task')"
+        )
+
+
+def _path_of(instance: Any) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def _head_fields(cls: type) -> list[str]:
+    """The fields of a head's own; Flax adds two."""
+    named: Any = cls
+    return [f.name for f in dataclasses.fields(named) if f.name not in ("parent", "name")]
+
+
+def _head(values: Mapping[str, Any], model: ModelConfig, where: str) -> nn.Module:
+    cls = resolve_type(values, where, nn.Module)
+    known = _head_fields(cls)
+    given = {"config": model.trunk} if "config" in known else {}
+    if unknown := sorted(set(values) - set(known) - {"type"}):
+        raise ConfigError(f"{where}.{unknown[0]}: unknown field of {cls.__name__}")
+    head: nn.Module = build(cls, values, where, **given)
+    return head
 
 
 def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -136,16 +175,23 @@ def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pr
         raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
     where = f"{directory}/{_NETWORK}"
     values = build(_Network, read_json(directory / _NETWORK), where)
-    if values.labels and len(values.labels) != values.classes:
-        raise ConfigError(f"{where}.labels: {len(values.labels)} for {values.classes} classes")
-    model = build_typed(values.model, f"{where}.model", ModelConfig)
-    try:
-        network = with_head(model, values.task, values.classes, values.dropout)
-        if len(values.unit) != 2 or not values.unit[1] > 0:
-            raise ConfigError(f"unit: expected mean and scale, got {list(values.unit)}")
-        network = in_unit(network, (values.unit[0], values.unit[1]))
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from error
+    model: ModelConfig = build_typed(values.model, f"{where}.model", ModelConfig)
+    network: Network
+    if values.head is not None:
+        head = _head(values.head, model, f"{where}.head")
+        network = Headed(model.encoder(), head, values.task)
+    else:
+        task: Task = convert(values.task, Task, f"{where}.task")
+        try:
+            network = model.headed(task, values.classes, values.dropout)
+            if len(values.unit) != 2 or not values.unit[1] > 0:
+                raise ConfigError(f"unit: expected mean and scale, got {list(values.unit)}")
+            network = in_unit(network, (values.unit[0], values.unit[1]))
+        except ConfigError as error:
+            raise ConfigError(f"{where}.{error}") from error
+    classes = network.classes if isinstance(network, Headed) else 0
+    if values.labels and len(values.labels) != classes:
+        raise ConfigError(f"{where}.labels: {len(values.labels)} for {classes} classes")
     tokenizer = _tokenizer(several or directory)
 
     def check(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
@@ -190,12 +236,7 @@ def _load_run(directory: pathlib.Path, values: Mapping[str, Any]) -> Pretrained:
         built = make_objective(objective, model, vocab_size or tokenizer.size)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    network = getattr(built, "network", None)
-    if network is None:
-        raise ConfigError(
-            f"{directory}: {type(built).__name__} has no property `network`, which lmjax.load"
-            " takes the model from; give it one"
-        )
+    network: Any = built.network
     params = read_part(
         directory / "checkpoints",
         "ema" if averaged else "params",
@@ -204,9 +245,7 @@ def _load_run(directory: pathlib.Path, values: Mapping[str, Any]) -> Pretrained:
     return Pretrained(network, params, tokenizer, (), _token_ids(tokenizer))
 
 
-def _check_parameters(
-    network: nn.Module, stored: Mapping[str, jax.ShapeDtypeStruct], where: str
-) -> None:
+def _check_parameters(network: Any, stored: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
     """Refuses parameters that are not those of a network, before one of them is read.
 
     Args:
@@ -215,9 +254,9 @@ def _check_parameters(
     """
     size = sum(x.size * x.dtype.itemsize for x in stored.values())
     check_fits(size, jax.devices()[:1], where)
-    if not type(network).__module__.startswith("lmjax."):
+    if not isinstance(network, Network):
         return  # what it is called with is not known here
-    model: Any = network.encoder.config if isinstance(network, Headed) else network.config
+    model: Any = network.config
     remedy = "it belongs to another model"
     # Tracing the network takes as long as it has layers.
     if not model.trunk.scan_layers and model.trunk.layers > len(stored):

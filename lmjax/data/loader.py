@@ -3,8 +3,9 @@
 from typing import Any
 
 import grain
+import numpy as np
 
-from lmjax.data.examples.source import Examples, Row, Source, Specials, Store
+from lmjax.data.examples.source import Examples, Source, Specials, Store
 from lmjax.data.position import Position
 from lmjax.errors import ConfigError
 
@@ -75,14 +76,14 @@ class Loader(Position):
         """Whole global batches of an epoch, at least 1."""
         return self._batches_per_epoch
 
-    def batch_at(self, index: int) -> Row:
+    def batch_at(self, index: int) -> dict[str, np.ndarray]:
         """Returns batch `index` without moving the iterator."""
         return self._batches[index]
 
     def __iter__(self) -> "Loader":
         return self
 
-    def __next__(self) -> Row:
+    def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
             self._iterator = iter(self._batches[self._next :].to_iter_dataset(options))

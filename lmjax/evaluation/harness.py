@@ -15,10 +15,9 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.continuations import continuation_scores
-from lmjax.evaluation.perplexity import perplexity
+from lmjax.evaluation.perplexity import LONGEST, perplexity
 from lmjax.evaluation.scoring import Method, methods_of, token_scores
 from lmjax.extras import require
-from lmjax.models.gpt import Gpt
 
 # Of the harness, by our names; 'until' and the number of tokens are handled apart.
 _SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -65,6 +64,11 @@ def register() -> type:
             self.max_gen_toks = max_gen_toks
 
         @property
+        def room(self) -> int:
+            """The longest text, in tokens."""
+            return getattr(self.model.config, "max_length", None) or LONGEST
+
+        @property
         def tokenizer_name(self) -> str:
             assert self.model.tokenizer is not None
             return f"lmjax-{self.model.tokenizer.fingerprint}"
@@ -92,11 +96,11 @@ def register() -> type:
             self, requests: list[Any], disable_tqdm: bool = False
         ) -> list[float]:
             texts = [request.args[0] for request in requests]
-            if not isinstance(self.model.network, Gpt):
+            if "causal" not in self.model.network.score_methods:
                 scores = token_scores(self.model, texts, self.method)
                 return [float(logs.sum()) for logs in scores]
             # Windows that share one token, as the harness has them.
-            stride = self.model.network.config.max_length - 1
+            stride = self.room - 1
             return [
                 -perplexity(self.model, [text], stride=stride).nats if text.strip() else 0.0
                 for text in texts
@@ -118,16 +122,16 @@ def register() -> type:
         def _generate(self, prompts: list[str], settings: Mapping[str, Any]) -> list[str]:
             from lmjax.generation.generating import generate
 
-            network, tokenizer = self.model.network, self.model.tokenizer
+            tokenizer = self.model.tokenizer
             assert tokenizer is not None
             ids = tokenizer.encode_batch(prompts)
-            if not isinstance(network, Gpt):
+            if not self.model.network.begins_documents:
                 return [g.text for g in generate(self.model, ids, **settings)]
-            fits = network.config.max_length - settings["max_new_tokens"] - 1
+            fits = self.room - settings["max_new_tokens"] - 1
             if fits < 1:
                 raise ConfigError(
                     f"max_gen_toks: {settings['max_new_tokens']} leave no room for a prompt in"
-                    f" the {network.config.max_length} positions; give fewer"
+                    f" the {self.room} positions; give fewer"
                 )
             begin = self.model.begin_id
             cut = sum(len(i) > fits for i in ids)

@@ -12,10 +12,10 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import causal_scores
-from lmjax.models.gpt import Gpt
 from lmjax.progress import track
 
 _ROWS = 16  # windows that are read at once
+LONGEST = 1024  # tokens of a window where there is no position table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +92,11 @@ def perplexity(
       ConfigError: no causal model; lengths that cannot be; no text.
     """
     network = model.network
-    if not isinstance(network, Gpt) or model.tokenizer is None:
+    if "causal" not in network.score_methods or model.tokenizer is None:
         raise ConfigError(
             f"--model: a {type(network).__name__} has no perplexity; give a GPT with its tokenizer"
         )
-    limit = network.config.max_length
+    limit = getattr(model.config, "max_length", None) or LONGEST
     length = length or limit
     stride = stride or max(1, length // 2)
     if not 2 <= length <= limit:

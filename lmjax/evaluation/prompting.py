@@ -19,9 +19,7 @@ from lmjax.configuration import (
     NonNegativeInt,
     Seed,
     build,
-    check_fields,
     check_ranges,
-    convert,
 )
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data import docstrings
@@ -144,6 +142,22 @@ def _text(values: Row, name: str, field: str) -> str:
     return str(cell)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    """What is asked, and how.
+
+    Attributes:
+      seed: of the rows and the shots that are drawn.
+      rows: how many are asked; 0 = all.
+      data: `train` is what shots are drawn from, `test` (or else `validation`) what is asked.
+    """
+
+    seed: Seed = 0
+    rows: NonNegativeInt = 0
+    template: Template
+    data: RowsConfig
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
     """What is asked.
@@ -167,11 +181,8 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
     Raises:
       ConfigError: a field is unknown, missing or mistyped, or rows cannot be used.
     """
-    check_fields(config, ("seed", "rows", "template", "data"), plain=("seed", "rows"))
-    seed = convert(config["seed"], Seed, "config.seed")
-    count = convert(config["rows"], NonNegativeInt, "config.rows")
-    data = build(RowsConfig, config["data"], "config.data")
-    template = build(Template, config["template"], "config.template")
+    own = build(PromptingConfig, config, "config")
+    data, template = own.data, own.template
     notes = Notes()
 
     def embedded(split: str, cache_dir: str) -> Iterator[Row]:
@@ -185,8 +196,8 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
         )
     except BadRowError as error:
         raise ConfigError(f"config.template: {error}") from error
-    examples = draw(examples, data.train_rows, seed)
-    return Questions(template, draw(asked, count, seed), examples, seed, notes)
+    examples = draw(examples, data.train_rows, own.seed)
+    return Questions(template, draw(asked, own.rows, own.seed), examples, own.seed, notes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

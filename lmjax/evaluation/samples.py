@@ -49,7 +49,7 @@ def fill_masks(
             guess = tokenizer.decode([predictions[row, slot]])
             mark = f"[{truth}]" if truth == guess else f"[{truth}={guess}]"
             marks[int(corrupted["target_positions"][row, slot])] = mark
-        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+        lines.append(render(tokens, batch["segment_ids"][row], marks, tokenizer))
     return lines
 
 
@@ -101,7 +101,7 @@ def complete_in_order(
             sample = tokenizer.decode([completed[row, position]])
             said = truth if truth == sample else f"{truth}={sample}"
             marks[position] = f"[{place}:{said}]"
-        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+        lines.append(render(tokens, batch["segment_ids"][row], marks, tokenizer))
     return lines
 
 
@@ -117,17 +117,18 @@ def find_replaced(
     @jax.jit
     def detect(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         corrupted = _corrupt(objective, key, batch)
-        inputs = objective.inputs(corrupted)
-        logits = apply(objective.network, params, *inputs, method="generate")
+        inputs, where = objective.inputs(corrupted)
+        logits = apply(objective.network, params, inputs, where, method="generate")
         tokens = sample_replacements(logits, corrupted)
-        flagged = apply(objective.network, params, tokens, *inputs[1:4], method="discriminate")
+        read = inputs.replace(tokens=tokens)
+        flagged = apply(objective.network, params, read, method="discriminate")
         return tokens, flagged > 0
 
     read, flagged = jax.device_get(detect(params, batch))
     lines = []
     for row, tokens in enumerate(batch["tokens"]):
         marks = {}
-        for position in np.flatnonzero(batch["documents"][row]):
+        for position in np.flatnonzero(batch["segment_ids"][row]):
             truth = tokenizer.decode([tokens[position]])
             if read[row, position] != tokens[position]:
                 verdict = "found" if flagged[row, position] else "missed"
@@ -135,15 +136,15 @@ def find_replaced(
                 marks[int(position)] = f"[{truth}->{other} {verdict}]"
             elif flagged[row, position]:
                 marks[int(position)] = f"[{truth}?]"
-        lines.append(render(tokens, batch["documents"][row], marks, tokenizer))
+        lines.append(render(tokens, batch["segment_ids"][row], marks, tokenizer))
     return lines
 
 
-def render(tokens: Any, documents: Any, marks: Mapping[int, str], tokenizer: Decoder) -> str:
+def render(tokens: Any, segment_ids: Any, marks: Mapping[int, str], tokenizer: Decoder) -> str:
     """The text of one row with `marks` in the place of the tokens they stand at."""
     parts: list[str] = []
     run: list[int] = []
-    for position in np.flatnonzero(documents):
+    for position in np.flatnonzero(segment_ids):
         if int(position) in marks:
             parts += [tokenizer.decode(run), marks[int(position)]]
             run = []

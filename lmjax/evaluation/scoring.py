@@ -12,39 +12,23 @@ stream under the factorisation order 1, 2, 3, ...
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.convert.huggingface import single_network
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError, require_finite
-from lmjax.models.bert import BertForPreTraining
-from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
-from lmjax.models.gpt import Gpt
-from lmjax.models.xlnet import Xlnet
-from lmjax.nn.masks import padding, permutation
-from lmjax.objectives.base import score_targets
+from lmjax.models.network import Network, Scores, ScoringMethod
+from lmjax.objectives.base import apply
 from lmjax.progress import track
 
-Method = Literal["causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator"]
-# The first is a family's own.
-METHODS: dict[type, tuple[Method, ...]] = {
-    Gpt: ("causal",),
-    BertForPreTraining: ("pseudo", "pseudo_within_word"),
-    Xlnet: ("left_to_right", "pseudo", "pseudo_within_word"),
-    Electra: ("discriminator", "pseudo", "pseudo_within_word"),
-    ElectraDiscriminator: ("discriminator",),
-    ElectraGenerator: ("pseudo", "pseudo_within_word"),
-}
+Method = ScoringMethod
 _ONE_BY_ONE = ("pseudo", "pseudo_within_word")
 _BATCH, _MULTIPLE = 256, 8  # rows of a batch, and what its length is a multiple of
 # Of a batch: what attention, and what logits in float32, may take.
 _MOST_TOKENS, _MOST_LOGITS = 1 << 14, 1 << 26
-_Found = tuple[jax.Array, jax.Array]  # logarithms, and whether nothing is likelier
 
 
 class Passage(NamedTuple):
@@ -81,8 +65,8 @@ def methods_of(model: Pretrained) -> tuple[Method, ...]:
     Raises:
       ConfigError: there is none.
     """
-    methods = METHODS.get(type(model.network))
-    if methods is None or model.tokenizer is None:
+    methods = getattr(model.network, "score_methods", ())
+    if not methods or model.tokenizer is None:
         raise ConfigError(
             f"a {type(model.network).__name__} without a"
             f" {'tokenizer' if methods else 'language-model head'} gives texts no probability"
@@ -110,7 +94,7 @@ def token_scores(
 def room(model: Pretrained, method: Method | None = None) -> int | None:
     """How many tokens of text a passage may have; None = any number."""
     _, _, begins, ends = _framed(model, _checked(model, method))
-    limit = getattr(model.network.config, "max_length", None)
+    limit = getattr(model.config, "max_length", None)
     return None if limit is None else limit - len(begins) - len(ends)
 
 
@@ -135,9 +119,8 @@ def passage_scores(
     for passage in passages:
         model.check_ids(passage.ids, "model")
     one_by_one = method in _ONE_BY_ONE
-    # Only these two write the mask token into a text.
-    hides = one_by_one and not isinstance(network, Xlnet)
-    mask = model.role_id("mask") if hides else 0
+    # Others hide a token without writing the mask into the text.
+    mask = model.role_id("mask") if one_by_one and network.fills_masks else 0
     starts_word = None
     if method == "pseudo_within_word":
         starts_word = model.tokenizer.vocabulary(np.zeros(model.tokenizer.size)).starts_word
@@ -151,12 +134,11 @@ def passage_scores(
         PassageScores(np.zeros(len(p.ids) - p.first), np.zeros(len(p.ids) - p.first, bool))
         for p in passages
     ]
-    read = _READERS[method]
     all_positions = not one_by_one and method != "discriminator"
-    batches = _batches(listed, model.pad_id, network.config.vocab_size if all_positions else 1)
+    batches = _batches(listed, model.pad_id, model.config.vocab_size if all_positions else 1)
     for make in track(batches, f"scoring by {method}", len(batches)):
         chosen, arrays = make()
-        logs, greedy = jax.device_get(read(network, mask, params, *arrays))
+        logs, greedy = jax.device_get(_read(network, method, mask, params, *arrays))
         for row, values, best in zip(chosen, logs, greedy, strict=False):
             passage, scores = passages[row.text], found[row.text]
             if one_by_one:
@@ -182,15 +164,15 @@ def _checked(model: Pretrained, method: Method | None) -> Method:
     return method
 
 
-def _framed(model: Pretrained, method: Method) -> tuple[nn.Module, Any, list[int], list[int]]:
+def _framed(model: Pretrained, method: Method) -> tuple[Network, Any, list[int], list[int]]:
     """The network with its parameters, and the ids that stand before and behind a passage."""
     part = "discriminator" if method == "discriminator" else "generator"
-    network, params = single_network(model.network, model.params, part)
-    if isinstance(network, Gpt):
-        return network, params, [model.begin_id], []
-    if isinstance(network, Xlnet):
-        return network, params, [], []
-    return network, params, [model.role_id("cls")], [model.role_id("sep")]
+    network, params = model.network.part(model.params, part)
+    begins, ends = (
+        [model.begin_id if role == "begin" else model.role_id(role) for role in roles]
+        for roles in network.frame
+    )
+    return network, params, begins, ends
 
 
 def _rows(
@@ -260,94 +242,23 @@ def _batch(
     return chosen, tuple(jnp.asarray(x) for x in (tokens, real, positions, untils))
 
 
-def _of_targets(logits: jax.Array, targets: jax.Array) -> _Found:
-    """log softmax(logits)[targets], and whether nothing is likelier.
-
-    logits: [..., vocab_size]; targets: [...].
-    """
-    losses, greedy = score_targets(logits, targets)
-    return -losses, greedy
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _causal(network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, *_: Any) -> _Found:
-    logits: Any = network.apply(
-        {"params": params}, *inputs(network, tokens, jnp.zeros_like(tokens), real)
-    )
-    found = _of_targets(logits[:, :-1], tokens[:, 1:])
-    logs, greedy = (jnp.pad(x, ((0, 0), (1, 0))) for x in found)
-    return logs, greedy
-
-
-def causal_scores(network: nn.Module, params: Any, tokens: Any, real: Any) -> jax.Array:
-    """[batch, length] log p of each token given those before it; 0 for the first."""
-    return _causal(network, 0, params, tokens, real)[0]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _pseudo(
-    network: nn.Module,
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _read(
+    network: Any,
+    method: Method,
     mask: int,
     params: Any,
     tokens: Any,
     real: Any,
     positions: Any,
     untils: Any,
-) -> _Found:
-    """[batch, 1], of the token at `positions`."""
-    where = positions[:, None]
-    targets = jnp.take_along_axis(tokens, where, axis=1)
-    place = jnp.arange(tokens.shape[1])[None]
-    hidden = (place >= where) & (place < untils[:, None])
-    if isinstance(network, Xlnet):
-        # No one sees what is hidden, not the content stream either: through the others' states
-        # it would be seen.
-        order = permutation(jnp.zeros((1, 1), jnp.int32), jnp.where(hidden, 0, -1))
-        return _of_targets(_query_stream(network, params, tokens, real, order, where), targets)
-    masked = jnp.where(hidden, mask, tokens)
-    arguments = inputs(network, masked, jnp.zeros_like(tokens), real)
-    logits: Any = network.apply({"params": params}, *arguments[:-1], where)
-    return _of_targets(logits[0] if isinstance(logits, tuple) else logits, targets)
+) -> Scores:
+    inputs = network.config.inputs(tokens, jnp.zeros_like(tokens), real)
+    found: Scores = apply(network, params, method, inputs, mask, positions, untils, method="score")
+    return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _left_to_right(
-    network: Xlnet, mask: int, params: Any, tokens: Any, real: Any, *_: Any
-) -> _Found:
-    place = jnp.arange(tokens.shape[1])[None]
-    every = jnp.broadcast_to(place, tokens.shape)
-    logits = _query_stream(network, params, tokens, real, permutation(place, place), every)
-    return _of_targets(logits, tokens)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _discriminator(
-    network: nn.Module, mask: int, params: Any, tokens: Any, real: Any, *_: Any
-) -> _Found:
-    logits: Any = network.apply(
-        {"params": params}, *inputs(network, tokens, jnp.zeros_like(tokens), real)
-    )
-    return jax.nn.log_sigmoid(-logits), logits <= 0
-
-
-def _query_stream(
-    network: Xlnet, params: Any, tokens: Any, real: Any, order: Any, targets: Any
-) -> jax.Array:
-    """Logits of the query stream at `targets` [batch, n]."""
-
-    def read(module: Xlnet) -> jax.Array:
-        mask = order & padding(real.astype(jnp.int32))
-        output, _ = module(tokens, jnp.zeros_like(tokens), mask, None, targets)
-        return module.decode(output)
-
-    logits: Any = network.apply({"params": params}, method=read)
-    return logits
-
-
-_READERS: dict[str, Callable[..., _Found]] = {
-    "causal": _causal,
-    "pseudo": _pseudo,
-    "pseudo_within_word": _pseudo,
-    "left_to_right": _left_to_right,
-    "discriminator": _discriminator,
-}
+def causal_scores(network: Network, params: Any, tokens: Any, real: Any) -> jax.Array:
+    """[batch, length] log p of each token given those before it; 0 for the first."""
+    nowhere = jnp.zeros(len(tokens), jnp.int32)
+    return _read(network, "causal", 0, params, tokens, real, nowhere, nowhere)[0]

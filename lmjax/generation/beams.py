@@ -19,8 +19,8 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
-from lmjax.generation.readers import read_prompt, read_token
 from lmjax.generation.settings import GenerationConfig
+from lmjax.objectives.base import apply
 
 NEVER = -1e9  # the score of what is not there
 
@@ -171,8 +171,11 @@ def _search(
         worst = jnp.where(is_finished, finished.scores.min(1, keepdims=True), NEVER)
         logits, kept = jax.lax.cond(
             new < most,
-            lambda: read_token(
-                network, params, flat(running.tokens), real, width + state.new, kept, width
+            lambda: apply(
+                network,
+                params,
+                *(flat(running.tokens), real, width + state.new, kept, width),
+                method="read_token",
             ),
             lambda: (state.logits, kept),
         )
@@ -188,7 +191,7 @@ def _search(
             new=new,
         )
 
-    logits, kept = read_prompt(network, params, tokens, real[::beams], width)
+    logits, kept = apply(network, params, tokens, real[::beams], width, method="read_prompt")
     texts = jnp.repeat(tokens[:, None], beams, axis=1)
     log_probs = jnp.zeros((rows, beams, slots - width))
     only_first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)

@@ -15,8 +15,8 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
-from lmjax.generation.readers import read_prompt, read_token
 from lmjax.generation.settings import GenerationConfig
+from lmjax.objectives.base import apply
 
 CHUNK = 8  # tokens between two looks at the text, where somebody looks
 
@@ -142,7 +142,7 @@ def begin(
     width: int,
 ) -> State:
     """Reads the prompts and chooses the first tokens."""
-    logits, kept = read_prompt(network, params, tokens, real, width)
+    logits, kept = apply(network, params, tokens, real, width, method="read_prompt")
     log_probs = jnp.zeros((tokens.shape[0], tokens.shape[1] - width))
     state = State(tokens, real, log_probs, jnp.int32(width), done, keys, kept)
     return _choose(state, filters, logits, eos, allowed, width)
@@ -166,9 +166,8 @@ def advance(
         return (state.slot < until) & ~state.done.all()
 
     def step(state: State) -> State:
-        logits, kept = read_token(
-            network, params, state.tokens, state.real, state.slot - 1, state.kept, width
-        )
+        read = (state.tokens, state.real, state.slot - 1, state.kept, width)
+        logits, kept = apply(network, params, *read, method="read_token")
         state = state.replace(kept=kept)  # type: ignore[attr-defined]
         return _choose(state, filters, logits, eos, allowed, width)
 

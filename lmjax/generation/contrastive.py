@@ -9,7 +9,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,8 @@ from lmjax.errors import ConfigError
 from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
-from lmjax.generation.readers import decode, read_slots
 from lmjax.generation.settings import GenerationConfig
-from lmjax.models.gpt import Gpt
-from lmjax.nn.attention import Cache
+from lmjax.objectives.base import apply
 
 
 @flax.struct.dataclass
@@ -39,7 +36,7 @@ class State:
     log_probs: jax.Array
     slot: jax.Array
     done: jax.Array
-    kept: Cache
+    kept: Any
     hidden: jax.Array
     logits: jax.Array
 
@@ -52,9 +49,10 @@ def search_contrastively(
     Raises:
       ConfigError: a network that is no GPT, what does not fit the position table.
     """
-    if not isinstance(model.network, Gpt):
+    if not model.network.keeps_cache:
         raise ConfigError(
-            f"penalty_alpha: {type(model.network).__name__}; contrastive search is built for GPT"
+            f"penalty_alpha: {type(model.network).__name__} keeps no cache of a text, which"
+            " contrastive search needs (GPT has it)"
         )
     if config.constrained:
         raise ConfigError("penalty_alpha: constrained text is sampled or greedy")
@@ -69,7 +67,7 @@ def search_contrastively(
         *(padded.tokens, padded.real, np.arange(len(padded.tokens)) >= padded.count),
         *(np.int32(eos), np.int32(config.max_new_tokens), np.float32(config.penalty_alpha)),
         width=width,
-        k=min(config.top_k, model.network.config.vocab_size),
+        k=min(config.top_k, model.config.vocab_size),
     )
     new = int(state.slot) - width
     tokens, log_probs = np.asarray(state.tokens), np.asarray(state.log_probs)
@@ -88,7 +86,7 @@ def search_contrastively(
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("width", "k"))
 def _search(
-    network: nn.Module,
+    network: Any,
     params: Any,
     filters: Filters,
     tokens: jax.Array,
@@ -102,8 +100,12 @@ def _search(
     k: int,
 ) -> State:
     """Up to `most` tokens in every row, or until all rows are done."""
-    assert isinstance(network, Gpt)
     rows, slots = tokens.shape
+    read_slots = functools.partial(apply, network, params, method="read_slots")
+
+    def decode(hidden: jax.Array) -> jax.Array:
+        return apply(network, params, hidden, method="decode").astype(jnp.float32)
+
     slot = jnp.arange(slots)
     row = jnp.arange(rows)
 
@@ -114,8 +116,6 @@ def _search(
         # Every candidate is read, in a copy of its row.
         copies = jax.tree.map(lambda x: jnp.repeat(x, k, axis=1), state.kept)
         read, copies = read_slots(
-            network,
-            params,
             candidates.reshape(-1, 1).astype(jnp.int32),
             jnp.repeat(real, k, axis=0),
             state.slot,
@@ -140,11 +140,11 @@ def _search(
             hidden=jax.lax.dynamic_update_slice(
                 state.hidden, _unit(hidden)[:, None], (0, state.slot, 0)
             ),
-            logits=decode(network, params, hidden),
+            logits=decode(hidden),
         )
 
-    empty = Cache.empty(network.config.trunk, rows, slots)
-    hidden, kept = read_slots(network, params, tokens[:, :width], real, 0, empty)
+    empty = network.empty_cache(rows, slots)
+    hidden, kept = read_slots(tokens[:, :width], real, 0, empty)
     state = State(
         tokens=tokens,
         log_probs=jnp.zeros((rows, slots - width)),
@@ -152,7 +152,7 @@ def _search(
         done=done,
         kept=kept,
         hidden=jnp.pad(_unit(hidden), ((0, 0), (0, slots - width), (0, 0))),
-        logits=decode(network, params, hidden[:, -1]),
+        logits=decode(hidden[:, -1]),
     )
 
     def going(state: State) -> jax.Array:

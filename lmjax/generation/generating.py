@@ -11,9 +11,8 @@ from lmjax.generation.constraints import make_constraint
 from lmjax.generation.continuing import continue_texts
 from lmjax.generation.contrastive import search_contrastively
 from lmjax.generation.generated import Generated
-from lmjax.generation.infilling import MASKED_MODELS, infill
+from lmjax.generation.infilling import infill
 from lmjax.generation.prompts import Prompts, check_room, read_prompts
-from lmjax.generation.readers import check_reader
 from lmjax.generation.settings import GenerationConfig
 from lmjax.generation.speculative import speculate
 
@@ -37,7 +36,7 @@ def generate(
       ConfigError: a setting that cannot be, or a model that generates nothing.
     """
     config = build(GenerationConfig, settings, "generate")
-    masked = isinstance(model.network, MASKED_MODELS)
+    masked = model.network.fills_masks
     listed = read_prompts(model, prompts, config)
     if masked and draft is None:
         return infill(model, listed, config)
@@ -88,11 +87,15 @@ def can_stream(model: Pretrained, settings: dict[str, Any]) -> bool:
     """Whether `stream` takes these settings: one text, whose tokens come one after the other."""
     config = build(GenerationConfig, settings, "generate")
     several = config.num_beams > 1 or config.num_return_sequences > 1 or config.penalty_alpha > 0
-    return not (several or config.constrained or isinstance(model.network, MASKED_MODELS))
+    return not (several or config.constrained or model.network.fills_masks)
 
 
 def _check_left_to_right(model: Pretrained, config: GenerationConfig) -> None:
-    check_reader(model.network)
+    if not model.network.continues_texts:
+        raise ConfigError(
+            f"model: {type(model.network).__name__} generates no text; give a GPT, XLNet, BERT or"
+            " ELECTRA generator with its language-model head"
+        )
     off = GenerationConfig()
     for name in ("infill", "iterations"):
         if getattr(config, name) != getattr(off, name):

@@ -6,26 +6,23 @@ mask-predict (Ghazvininejad et al. 2019 §3) give a text that the model finds co
 sampling (Wang & Cho 2019 §2) draws from the conditionals again and again.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.convert.pretrained import Pretrained, inputs
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.generated import Generated
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, bucket
 from lmjax.generation.settings import GenerationConfig
-from lmjax.models.bert import BertForPreTraining
-from lmjax.models.electra import Electra, ElectraGenerator
+from lmjax.objectives.base import apply
 
-MASKED_MODELS = (BertForPreTraining, Electra, ElectraGenerator)
 _MOST_LOGITS = 1 << 24  # of a batch, each of them there several times in float32
 
 
@@ -41,23 +38,25 @@ def infill(
       ConfigError: no tokenizer, settings of left-to-right text, a text longer than the
         position table.
     """
-    network = model.network
     _check(model, config)
-    begin, end, mask = (model.role_id(role) for role in ("cls", "sep", "mask"))
+    network, params = model.network.part(model.params, "generator")
+    model = dataclasses.replace(model, network=network, params=params)
+    begin, end = ([model.role_id(role) for role in roles] for roles in network.frame)
+    mask = model.role_id("mask")
     rows = []
     for prompt in prompts:
         ids = prompt.ids
         if not (ids == mask).any():
             ids = np.append(ids, [mask] * config.max_new_tokens)
-        rows.append(np.concatenate([[begin], ids, [end]]).astype(np.int32))
-    longest, room = max(map(len, rows)), network.config.max_length
+        rows.append(np.concatenate([begin, ids, end]).astype(np.int32))
+    longest, room = max(map(len, rows)), getattr(model.config, "max_length", 1 << 30)
     if longest > room:
         raise ConfigError(
             f"max_new_tokens: a text of {longest} tokens is longer than the {room} rows of the"
             " position table; ask for fewer, or cut the prompt"
         )
     length = min(bucket(longest), room)
-    most = max(1, _MOST_LOGITS // (length * network.config.vocab_size))
+    most = max(1, _MOST_LOGITS // (length * model.config.vocab_size))
     count = min(bucket(len(rows), 1), most)
     texts: list[Generated] = []
     for start in range(0, len(rows), count):
@@ -88,7 +87,7 @@ def _infill_rows(
         model.params,
         Filters.of(config),
         *(tokens, real, jnp.stack([*keys, *[keys[0]] * (count - len(keys))])),
-        *(np.int32(mask), _forbidden(tokenizer, network), np.int32(config.iterations)),
+        *(np.int32(mask), _forbidden(model), np.int32(config.iterations)),
         how=config.infill,
     )
     filled, log_probs = np.asarray(filled), np.asarray(log_probs)
@@ -96,7 +95,8 @@ def _infill_rows(
     for row, ids in enumerate(rows):
         at = np.flatnonzero(ids == mask)
         require_finite(log_probs[row, at], f"generate: log-probabilities in {model.named(ids)}")
-        text = tokenizer.decode(filled[row, 1 : len(ids) - 1])
+        before, behind = map(len, network.frame)
+        text = tokenizer.decode(filled[row, before : len(ids) - behind])
         made = Generated(text, filled[row, at], log_probs[row, at], "length", follows=False)
         texts.append(made)
     return texts
@@ -117,9 +117,11 @@ def _check(model: Pretrained, config: GenerationConfig) -> None:
             )
 
 
-def _forbidden(tokenizer: Tokenizer, network: Any) -> np.ndarray:
+def _forbidden(model: Pretrained) -> np.ndarray:
     """[vocab] bool: the roles' tokens, which stand for no text, and rows without a token."""
-    gone = np.arange(network.config.vocab_size) >= tokenizer.size
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    gone = np.arange(model.config.vocab_size) >= tokenizer.size
     for role, index in tokenizer.roles.items():
         if role != "unk":
             gone[index : index + 1] = True
@@ -128,7 +130,7 @@ def _forbidden(tokenizer: Tokenizer, network: Any) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="how")
 def _fill(
-    network: nn.Module,
+    network: Any,
     params: Any,
     filters: Filters,
     tokens: jax.Array,
@@ -147,10 +149,8 @@ def _fill(
 
     def read(tokens: jax.Array) -> jax.Array:
         """Log-probabilities [rows, length, vocab]."""
-        arguments = inputs(network, tokens, jnp.zeros_like(tokens), real)
-        method = "generate" if isinstance(network, Electra) else None
-        output: Any = network.apply({"params": params}, *arguments, method=method)
-        logits = output[0] if isinstance(network, BertForPreTraining) else output
+        inputs = network.config.inputs(tokens, jnp.zeros_like(tokens), real)
+        logits = apply(network, params, inputs, method="fill")
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
     def place_keys(step: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import numpy as np
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
-from lmjax.models.gpt import Gpt
 
 Prompts = str | Sequence[str | Sequence[int] | np.ndarray]
 
@@ -107,7 +106,7 @@ def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.n
         return ids.astype(np.int32), 0
     assert model.tokenizer is not None
     ids = model.tokenizer.encode_batch([prompt], special_tokens=True)[0]
-    if not (config.add_bos and isinstance(model.network, Gpt)):
+    if not (config.add_bos and model.network.begins_documents):
         return ids, 0
     return np.concatenate([[model.begin_id], ids]).astype(np.int32), 1
 
@@ -118,8 +117,7 @@ def check_room(model: Pretrained, prompts: Sequence[Prompt], config: GenerationC
     Raises:
       ConfigError: the longest prompt and its new tokens are more than `max_length`.
     """
-    network: Any = model.network
-    room = getattr(network.config, "max_length", None)
+    room = getattr(model.config, "max_length", None)
     longest = max(len(prompt.ids) for prompt in prompts)
     if room is not None and longest + config.max_new_tokens > room:
         raise ConfigError(

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,8 @@ from lmjax.errors import ConfigError
 from lmjax.generation.generated import Generated, finish
 from lmjax.generation.logits import Filters
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
-from lmjax.generation.readers import decode, read_slots
 from lmjax.generation.settings import GenerationConfig
-from lmjax.models.gpt import Gpt
-from lmjax.nn.attention import Cache
+from lmjax.objectives.base import apply
 
 
 @flax.struct.dataclass
@@ -44,8 +41,8 @@ class State:
     log_probs: jax.Array
     slot: jax.Array
     done: jax.Array
-    kept: Cache
-    draft_kept: Cache
+    kept: Any
+    draft_kept: Any
     drafted: jax.Array
     accepted: jax.Array
 
@@ -57,9 +54,12 @@ def check_draft(model: Pretrained, draft: Pretrained, config: GenerationConfig) 
       ConfigError: names what does not fit.
     """
     for name, one in (("model", model), ("draft", draft)):
-        if not isinstance(one.network, Gpt):
-            raise ConfigError(f"{name}: {type(one.network).__name__}; drafts are of GPT for GPT")
-    vocab, draft_vocab = (one.network.config.vocab_size for one in (model, draft))
+        if not one.network.keeps_cache:
+            raise ConfigError(
+                f"{name}: {type(one.network).__name__} keeps no cache of a text; both models of"
+                " speculative decoding need one (GPT has it)"
+            )
+    vocab, draft_vocab = (one.config.vocab_size for one in (model, draft))
     prints = {one.tokenizer.fingerprint for one in (model, draft) if one.tokenizer}
     if vocab != draft_vocab or len(prints) > 1:
         raise ConfigError(
@@ -115,7 +115,7 @@ def speculate(
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("width", "count"))
 def _speculate(
-    networks: tuple[nn.Module, nn.Module],
+    networks: tuple[Any, Any],
     params: tuple[Any, Any],
     filters: Filters,
     tokens: jax.Array,
@@ -130,6 +130,11 @@ def _speculate(
     """Rounds of `count` drafted tokens until `most` are there or the document ends."""
     (network, draft), (own, drafts) = networks, params
     slots = tokens.shape[1]
+
+    def read(network: Any, params: Any, *slots: Any) -> tuple[jax.Array, Any]:
+        """Logits [1, count, vocab] of what follows each of some slots, and what is kept."""
+        hidden, kept = apply(network, params, *slots, method="read_slots")
+        return apply(network, params, hidden, method="decode").astype(jnp.float32), kept
 
     def log_distribution(logits: jax.Array) -> jax.Array:
         """[n, vocab] logits -> log-probabilities that tokens are drawn with."""
@@ -148,8 +153,8 @@ def _speculate(
             # the last token.
             at = state.slot + i - 2
             new = jax.lax.dynamic_slice_in_dim(tokens, at, 2, axis=1)
-            hidden, kept = read_slots(draft, drafts, new, state.real, at, kept)
-            mine = log_distribution(decode(draft, drafts, hidden[:, -1]))
+            logits, kept = read(draft, drafts, new, state.real, at, kept)
+            mine = log_distribution(logits[:, -1])
             token = jax.random.categorical(jax.random.fold_in(for_draft, i), mine[0])
             tokens = jax.lax.dynamic_update_slice(
                 tokens, token.astype(jnp.int32)[None, None], (0, state.slot + i)
@@ -161,8 +166,8 @@ def _speculate(
         tokens, draft_kept, log_q = jax.lax.fori_loop(0, count, propose, start)
 
         new = jax.lax.dynamic_slice_in_dim(tokens, state.slot - 1, count + 1, axis=1)
-        hidden, kept = read_slots(network, own, new, state.real, state.slot - 1, state.kept)
-        logits = decode(network, own, hidden[0])
+        logits, kept = read(network, own, new, state.real, state.slot - 1, state.kept)
+        logits = logits[0]
         log_p = log_distribution(logits)
         drafted = new[0, 1:]
         each = jnp.arange(count)
@@ -194,9 +199,10 @@ def _speculate(
             accepted=state.accepted + accepted,
         )
 
-    def read(network: Any, params: Any) -> Cache:
-        empty = Cache.empty(network.config.trunk, 1, slots)
-        return read_slots(network, params, tokens[:, :width], real, 0, empty)[1]
+    def kept_of(network: Any, params: Any) -> Any:
+        """What a network keeps of the prompt."""
+        empty = network.empty_cache(1, slots)
+        return read(network, params, tokens[:, :width], real, 0, empty)[1]
 
     state = State(
         tokens=tokens,
@@ -204,8 +210,8 @@ def _speculate(
         log_probs=jnp.zeros(slots - width),
         slot=jnp.int32(width),
         done=jnp.bool_(False),
-        kept=read(network, own),
-        draft_kept=read(draft, drafts),
+        kept=kept_of(network, own),
+        draft_kept=kept_of(draft, drafts),
         drafted=jnp.int32(0),
         accepted=jnp.int32(0),
     )

@@ -95,7 +95,7 @@ def tokens_per_step(config: ml_collections.ConfigDict) -> float:
         batches = [loader.batch_at(i) for i in range(_BATCHES)]
     finally:
         loader.close()
-    return float(np.mean([(batch["documents"] > 0).sum() for batch in batches]))
+    return float(np.mean([(batch["segment_ids"] > 0).sum() for batch in batches]))
 
 
 def _tokens_per_second(config: ml_collections.ConfigDict, scratch: pathlib.Path) -> float:

@@ -21,7 +21,7 @@ from lmjax.atomic import write_json
 from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import flops_per_step
-from lmjax.lab.plan import MAY_CHANGE, Ablation
+from lmjax.lab.plan import Ablation, AblationConfig
 from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import check_run, pretrain
@@ -50,7 +50,7 @@ def run_cells(
     """
     if odd := [name for name in only if name not in ablation.variants]:
         raise ConfigError(f"--only: '{odd[0]}' is none of {', '.join(ablation.variants)}")
-    shared = RunDirectory(directory, config, MAY_CHANGE)
+    shared = RunDirectory(directory, config, AblationConfig)
     cells = shared.path / "cells"
     left = [
         name

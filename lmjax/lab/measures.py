@@ -6,17 +6,16 @@ import pathlib
 import shutil
 import statistics
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ml_collections
 
-from lmjax.configuration import NonNegativeInt, PositiveInt, check_ranges
+from lmjax.configuration import Block, NonNegativeInt, PositiveInt, check_ranges
 from lmjax.convert.runs import load
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
-from lmjax.evaluation.scoring import METHODS
 from lmjax.tasks.finetuning import finetune
-from lmjax.tasks.plan import prepare
+from lmjax.tasks.plan import FinetuneConfig, prepare
 from lmjax.training.reporting import read_metrics
 
 
@@ -102,7 +101,7 @@ class MinimalPairs(Measure):
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
         model = load(run)
-        if type(model.network) not in METHODS:
+        if not model.network.score_methods:
             return None
         return float(judge(model, read_pairs(self.data, self.per_paradigm, "data")).mean())
 
@@ -118,7 +117,7 @@ class FineTuning(Measure):
         rows.
     """
 
-    config: Mapping[str, Any]
+    config: Annotated[Mapping[str, Any], Block(find=lambda *_: FinetuneConfig)]
     score: str = ""
     seeds: PositiveInt = 1
 

@@ -2,38 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ml_collections
 
-from lmjax.configuration import Finite, Interval, build, build_typed, check_fields, convert, quoted
+from lmjax.configuration import Block, Finite, Interval, build, overlaid
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
-from lmjax.training.plan import make_plan
-
-FIELDS = (
-    "name",
-    "question",
-    "base",
-    "seeds",
-    "seeds_together",
-    "comparable_losses",
-    "budget",
-    "pretraining",
-    "variants",
-    "measures",
-)
-_PLAIN = {
-    "name": str,
-    "question": str,
-    "base": str,
-    "seeds": Annotated[int, Interval("[1, 1000]")],
-    "seeds_together": bool,
-    "comparable_losses": bool,
-}
-# What a continued ablation may change: more seeds are more cells.
-MAY_CHANGE = ("seeds", "seeds_together")
+from lmjax.objectives.base import Objective
+from lmjax.training.plan import PretrainConfig, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +60,73 @@ class Scaling:
     over: Literal["parameters", "trunk_parameters", "flops"]
     source: str
     exponent: Finite
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """What the configs of an ablation and of a search have in common.
+
+    Attributes:
+      name: of the comparison, for its report.
+      question: that it answers.
+      seeds: how many each variant is trained with.
+      seeds_together: whether they train in one program.
+      comparable_losses: whether the variants' held-out losses are of the same targets.
+      budget: of each variant and seed.
+      measures: by name; see `lmjax.lab.measures`.
+    """
+
+    name: str
+    question: str
+    seeds: Annotated[int, Interval("[1, 1000]")] = 3
+    seeds_together: bool = True
+    comparable_losses: bool = True
+    budget: Budget
+    measures: Mapping[str, Annotated[Measure, Block(Measure)]]
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantConfig:
+    """A variant in a config.
+
+    Attributes:
+      description: what is different.
+      changes: what is laid over the config of pretraining.
+    """
+
+    description: str
+    changes: Mapping[str, Any]
+
+
+def _runs(pretraining: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of pretraining of each variant."""
+    blocks = {
+        name: variant["changes"]
+        for name, variant in around.get("variants", {}).items()
+        if isinstance(variant, Mapping) and isinstance(variant.get("changes"), Mapping)
+    }
+    return {name: overlaid(pretraining, changes) for name, changes in blocks.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationConfig(ComparisonConfig):
+    """The config of an ablation.
+
+    Attributes:
+      base: the variant that the others are compared with.
+      pretraining: what the variants share of a config of pretraining.
+      variants: by name.
+      published, scaling: what the results are compared with.
+    """
+
+    # What a continued ablation may change: more seeds are more cells.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("seeds", "seeds_together")
+
+    base: str
+    pretraining: Annotated[Mapping[str, Any], Block(find=lambda *_: PretrainConfig, views=_runs)]
+    variants: Mapping[str, VariantConfig]
+    published: Published | None = None
+    scaling: Scaling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,98 +189,71 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field.
     """
-    values = config.to_dict()
-    check_fields(values, FIELDS, plain=_PLAIN, optional=("published", "scaling"))
-    for name, hint in _PLAIN.items():
-        if convert(values[name], hint, f"config.{name}") == "":
-            raise ConfigError(f"config.{name}: empty; give a text")
+    own = build(AblationConfig, config, "config")
+    for field in ("name", "question", "base"):
+        if not getattr(own, field):
+            raise ConfigError(f"config.{field}: empty; give a text")
     variants = {
-        name: _variant(name, block, values["pretraining"])
-        for name, block in values["variants"].items()
+        name: _variant(name, variant, own.pretraining) for name, variant in own.variants.items()
     }
-    if values["base"] not in variants:
+    if own.base not in variants:
         raise ConfigError(
-            f"config.base: '{values['base']}' is none of the variants ({', '.join(variants)})"
+            f"config.base: '{own.base}' is none of the variants ({', '.join(variants)})"
         )
     measures = {}
-    for name, block in values["measures"].items():
-        where = f"config.measures.{name}"
-        measure: Measure = build_typed(block, where, Measure)
+    for name, measure in own.measures.items():
         try:
             measure.check()
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"config.measures.{name}: {error}") from error
         if measure.wanted:
             _check_models(name, measure, variants)
             measures[name] = measure
     if not measures:
         raise ConfigError("config.measures: none; a table has at least one column")
-    published = None
-    if values.get("published"):
-        published = build(Published, values["published"], "config.published")
+    if own.published:
         for given, known, field in (
-            ([published.compare_to], measures, "compare_to"),
-            (published.values, variants, "values"),
+            ([own.published.compare_to], measures, "compare_to"),
+            (own.published.values, variants, "values"),
         ):
             if odd := [name for name in given if name not in known]:
                 raise ConfigError(
                     f"config.published.{field}: '{odd[0]}' is none of {', '.join(known)}"
                 )
-    scaling = None
-    if values.get("scaling"):
-        scaling = build(Scaling, values["scaling"], "config.scaling")
-        if scaling.measure not in measures:
-            raise ConfigError(
-                f"config.scaling.measure: '{scaling.measure}' is none of {', '.join(measures)}"
-            )
+    if own.scaling and own.scaling.measure not in measures:
+        raise ConfigError(
+            f"config.scaling.measure: '{own.scaling.measure}' is none of {', '.join(measures)}"
+        )
     return Ablation(
-        name=values["name"],
-        question=values["question"],
-        base=values["base"],
-        seeds=tuple(range(values["seeds"])),
-        together=values["seeds_together"],
-        comparable_losses=values["comparable_losses"],
-        budget=build(Budget, values["budget"], "config.budget"),
+        name=own.name,
+        question=own.question,
+        base=own.base,
+        seeds=tuple(range(own.seeds)),
+        together=own.seeds_together,
+        comparable_losses=own.comparable_losses,
+        budget=own.budget,
         variants=variants,
         measures=measures,
-        published=published,
-        scaling=scaling,
+        published=own.published,
+        scaling=own.scaling,
     )
 
 
-def _variant(name: str, block: Any, pretraining: Mapping[str, Any]) -> Variant:
-    where = f"config.variants.{name}"
-    if not isinstance(block, Mapping) or set(block) != {"description", "changes"}:
-        raise ConfigError(f"{where}: a variant has the fields description and changes")
-    if not isinstance(block["changes"], Mapping):
-        raise ConfigError(f"{where}.changes: expected a block, got {quoted(block['changes'])}")
-    config = ml_collections.ConfigDict(overlaid(pretraining, block["changes"]))
+def _variant(name: str, own: VariantConfig, pretraining: Mapping[str, Any]) -> Variant:
+    config = ml_collections.ConfigDict(overlaid(pretraining, own.changes))
     try:
         make_plan(config)
     except ConfigError as error:
-        raise ConfigError(f"{where}, with its changes: {error}") from error
-    return Variant(str(block["description"]), config)
+        raise ConfigError(f"config.variants.{name}, with its changes: {error}") from error
+    return Variant(own.description, config)
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:
     """Refuses objectives whose models a measure could not open, before they are trained."""
     for which, variant in variants.items():
         objective = make_plan(variant.config).objective
-        if measure.opens_model and not hasattr(objective, "network"):
+        if measure.opens_model and type(objective).network is Objective.network:
             raise ConfigError(
                 f"config.variants.{which}: {type(objective).__name__} has no property `network`,"
                 f" which the measure '{name}' takes the model from; give it one"
             )
-
-
-def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, block by block; a block with a `type` replaces its own.
-
-    A field of one type says nothing of the fields of another.
-    """
-    made = dict(base)
-    for name, value in changes.items():
-        old = base.get(name)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        made[name] = overlaid(old, value) if both and "type" not in value else value  # type: ignore[arg-type]
-    return made

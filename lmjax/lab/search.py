@@ -16,33 +16,51 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.traverse_util
 import ml_collections
 
 from lmjax.atomic import write_json
-from lmjax.configuration import PositiveInt, Seed, check_fields, convert, quoted
+from lmjax.configuration import Block, PositiveInt, Seed, build, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.extras import require
 from lmjax.lab.cells import check_variants, run_cells
-from lmjax.lab.plan import Ablation, read_ablation
+from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation
 from lmjax.lab.results import read_results
+from lmjax.training.plan import PretrainConfig
 from lmjax.training.reporting import RunDirectory
 from lmjax.training.watch import DivergedError
 
-# A search may go on for longer than was first said.
-MAY_CHANGE = ("trials", "seeds_together")
-_OWN = {
-    "sampler": Literal["grid", "random", "tpe"],
-    "trials": PositiveInt,
-    "measure": str,
-    "seed": Seed,
-}
-# And of an ablation's fields, those that a search has too.
-_PLAIN = ("name", "question", "seeds", "seeds_together", "comparable_losses", *_OWN)
-_BLOCKS = ("budget", "pretraining", "measures", "space")
 _TRIAL = "trial"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig(ComparisonConfig):
+    """The config of a search.
+
+    Attributes:
+      pretraining: the config of pretraining whose fields are searched.
+      space: shaped as the config of pretraining; its leaves are {'low', 'high', 'log'} or
+        {'choices'}.
+      sampler: a grid takes all combinations of choices.
+      trials: how many.
+      measure: the name of the measure to improve.
+      seed: of what is drawn.
+    """
+
+    # A search may go on for longer than was first said.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("trials", "seeds_together")
+
+    pretraining: Annotated[Mapping[str, Any], Block(find=lambda *_: PretrainConfig)]
+    space: Mapping[str, Any]
+    sampler: Literal["grid", "random", "tpe"] = "tpe"
+    trials: PositiveInt = 20
+    measure: str
+    seed: Seed = 0
+
+
+_OWN = ("space", "sampler", "trials", "measure", "seed")  # not an ablation's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +98,17 @@ def search(
     from optuna.storages.journal import JournalFileBackend
 
     check_variants(ablation, list(ablation.variants))
-    values = config.to_dict()
-    space = dict(_leaves(values["space"]))
+    values, settings = config.to_dict(), build(SearchConfig, config, "config")
+    space = dict(_leaves(settings.space))
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
-    direction = ablation.measures[values["measure"]].direction
-    trials, seed = values["trials"], values["seed"]
+    direction = ablation.measures[settings.measure].direction
+    trials, seed = settings.trials, settings.seed
     points: list[dict[str, Any]] = []  # of a grid, in order
-    if values["sampler"] == "grid":
+    if settings.sampler == "grid":
         choices = itertools.product(*(leaf["choices"] for leaf in space.values()))
         points = [dict(zip(space, chosen, strict=True)) for chosen in choices][:trials]
         trials = len(points)
-    own = RunDirectory(directory, config, MAY_CHANGE)
+    own = RunDirectory(directory, config, SearchConfig)
     place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
@@ -98,7 +116,7 @@ def search(
         own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
-            study_name=values["name"],
+            study_name=settings.name,
             direction="maximize" if direction == "higher" else "minimize",
             load_if_exists=True,
         )
@@ -108,7 +126,7 @@ def search(
             else:
                 number = len(study.trials)
                 # A sampler draws from the start on in each life of the search: a seed a trial.
-                random = values["sampler"] == "random"
+                random = settings.sampler == "random"
                 make = optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler
                 study.sampler = make(seed=seed + number)
                 if points:
@@ -161,7 +179,7 @@ def _as_ablation(
         }
         for trial, fields in trials.items()
     }
-    own = {name: x for name, x in values.items() if name not in _OWN and name != "space"}
+    own = {name: x for name, x in values.items() if name not in _OWN}
     return ml_collections.ConfigDict({**own, "base": next(iter(trials)), "variants": variants})
 
 
@@ -174,17 +192,14 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field; or Optuna is not installed.
     """
-    values = config.to_dict()
-    check_fields(values, (*_PLAIN, *_BLOCKS), plain=_PLAIN)
-    for name, hint in _OWN.items():
-        convert(values[name], hint, f"config.{name}")
-    space = dict(_leaves(values["space"]))
+    settings = build(SearchConfig, config, "config")
+    space = dict(_leaves(settings.space))
     if not space:
         raise ConfigError("config.space: empty; name at least one field to search")
     for name, leaf in space.items():
         _distribution(name, leaf)
     ranges = [name for name, leaf in space.items() if "choices" not in leaf]
-    if values["sampler"] == "grid" and ranges:
+    if settings.sampler == "grid" and ranges:
         raise ConfigError(f"config.space.{ranges[0]}: a grid takes choices, not a range")
     candidates = {
         name: leaf.get("choices") or [leaf["low"], leaf["high"]] for name, leaf in space.items()
@@ -192,10 +207,10 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     first = {name: found[0] for name, found in candidates.items()}
     others = [{**first, name: x} for name, found in candidates.items() for x in found[1:]]
     trials = {f"{_TRIAL}{i}": fields for i, fields in enumerate([first, *others])}
-    ablation = read_ablation(_as_ablation(values, trials))
-    if values["measure"] not in ablation.measures:
+    ablation = read_ablation(_as_ablation(config.to_dict(), trials))
+    if settings.measure not in ablation.measures:
         known = ", ".join(ablation.measures)
-        raise ConfigError(f"config.measure: '{values['measure']}' is none of {known}")
+        raise ConfigError(f"config.measure: '{settings.measure}' is none of {known}")
     return ablation
 
 

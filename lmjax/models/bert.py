@@ -1,11 +1,31 @@
 """BERT (Devlin et al. 2018): a bidirectional encoder with masked-LM and sentence heads."""
 
 import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from lmjax.configuration import Size, VocabSize, check_ranges
+from lmjax.configuration import Size
+from lmjax.models.family import ModelConfig
+from lmjax.models.heads import Task
+from lmjax.models.network import MaskedNetwork, Network, TextInputs, every_position
+from lmjax.models.published import (
+    Fields,
+    Published,
+    Read,
+    Rules,
+    bert_layers,
+    bert_trunk,
+    bert_values,
+    dense,
+    norm,
+    same,
+    table,
+    text_embeddings,
+)
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import (
     PredictionTransform,
@@ -15,34 +35,86 @@ from lmjax.nn.embeddings import (
     gather_positions,
 )
 from lmjax.nn.layers import Dense
-from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(ModelConfig):
     """BERT's settings.
 
     Attributes:
       trunk: the Transformer.
       max_length: rows of the position table; no sequence may be longer.
-      segment_types: rows of the segment table.
+      segment_types: rows of the table of token types.
       tie_embeddings: the masked-LM head decodes with the token table.
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
-    trunk: TransformerConfig
+    published_type: ClassVar[str] = "bert"
+    published_prefix: ClassVar[str] = "Bert"
+    published_refused: ClassVar[Mapping[str, str]] = {
+        "BertLMHeadModel": "a causal BERT is not built here"
+    }
+    published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "next_sentence": ("bert.pooler.dense", "cls.seq_relationship"),
+        "sequence_classification": ("bert.pooler.dense", "classifier"),
+        "multiple_choice": ("bert.pooler.dense", "classifier"),
+    }
+
     max_length: Size = 512
     segment_types: SegmentTypes = 2
     tie_embeddings: bool = True
-    vocab_size: VocabSize = 0
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    def encoder(self) -> "BertEncoder":
+        return BertEncoder(self)
+
+    def masked_lm(self, sentence_head: bool = False) -> "BertForPreTraining":
+        return BertForPreTraining(self, sentence_head)
+
+    def pretrained_head(self, params: Mapping[str, Any]) -> Any:
+        """The pooler, which sentence prediction has trained."""
+        return params.get("pooler", {}).get("dense")
+
+    @classmethod
+    def read_published(cls, fields: Fields) -> Read:
+        return Read(
+            cls(
+                bert_trunk(fields),
+                max_length=fields.get("max_position_embeddings", int),
+                segment_types=fields.get("type_vocab_size", int),
+                tie_embeddings=fields.get("tie_word_embeddings", bool, True),
+                vocab_size=fields.get("vocab_size", int),
+            )
+        )
+
+    def published_values(self) -> dict[str, Any]:
+        return {
+            "model_type": "bert",
+            "position_embedding_type": "absolute",
+            **bert_values(self),
+        }
+
+    def published_network(
+        self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
+    ) -> Network:
+        pooled = any(re.match(r"(bert\.)?pooler\.", name) for name in names)
+        if any(name.startswith("cls.predictions.") for name in names):
+            sentence = pooled and any(name.startswith("cls.seq_relationship.") for name in names)
+            return BertForPreTraining(self, sentence_head=sentence)
+        return BertWithPooler(self) if pooled else BertEncoder(self)
+
+    def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
+        if task == "next_sentence":
+            return 0.0
+        return super().published_head_dropout(task, values, where)
+
+    def encoder_rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
+        yield from text_embeddings("bert.embeddings", f"{ours}embeddings", tied)
+        yield from bert_layers("bert.encoder", f"{ours}stack", self.trunk.layers)
 
 
-class BertEncoder(nn.Module):
+class BertEncoder(Network):
     """Embeddings and trunk: ids [batch, length] -> [batch, length, hidden_size]."""
 
     config: BertConfig
@@ -59,19 +131,20 @@ class BertEncoder(nn.Module):
         )
         self.stack = Stack(c.trunk)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
-        return self.stack(self.embeddings(tokens, segments, positions, seeds), mask, seeds)[0]
+    def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        """The last hidden states [batch, length, hidden_size]."""
+        x = self.embeddings(inputs.tokens, inputs.token_types, inputs.positions, seeds)
+        return self.stack(x, inputs.mask, seeds)[0]
 
-    def decode(self, x: jax.Array) -> jax.Array:
-        return self.embeddings.decode(x)
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        return self.embeddings.decode(hidden)
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("BertModel", self.config.encoder_rules(""), bare=True)
 
 
 class BertPooler(nn.Module):
@@ -86,7 +159,7 @@ class BertPooler(nn.Module):
         return nn.tanh(dense(hidden[:, 0]))
 
 
-class BertWithPooler(nn.Module):
+class BertWithPooler(Network):
     """The encoder and its pooler without any head, as published encoders come."""
 
     config: BertConfig
@@ -96,19 +169,25 @@ class BertWithPooler(nn.Module):
         self.pooler = BertPooler(self.config.trunk)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
+        self, inputs: TextInputs, seeds: Seeds | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Hidden states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
-        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        hidden = self.encoder(inputs, seeds)
         return hidden, self.pooler(hidden)
 
+    def whole(self, inputs: TextInputs) -> tuple[jax.Array, jax.Array]:
+        return self(inputs)
 
-class BertForPreTraining(nn.Module):
+    @nn.nowrap
+    def published(self) -> Published:
+        def rules() -> Rules:
+            yield from self.config.encoder_rules("encoder/")
+            yield from dense("bert.pooler.dense", "pooler/dense")
+
+        return Published("BertModel", rules(), bare=True)
+
+
+class BertForPreTraining(MaskedNetwork):
     """The encoder with both heads of pretraining.
 
     Attributes:
@@ -130,13 +209,7 @@ class BertForPreTraining(nn.Module):
             self.sentence = Dense(2, c.trunk.initializer())
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        target_positions: jax.Array,
-        seeds: Seeds | None = None,
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         """Scores the vocabulary at `target_positions` [batch, num_predict] only.
 
@@ -144,10 +217,40 @@ class BertForPreTraining(nn.Module):
           masked-LM logits [batch, num_predict, vocab_size] and sentence logits [batch, 2],
           or None without a sentence head.
         """
-        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        hidden = self.encoder(inputs, seeds)
         targets = self.transform(gather_positions(hidden, target_positions))
         decoder = self.encoder if self.config.tie_embeddings else self.decoder
         logits = decoder.decode(targets) + self.output_bias
         if not self.sentence_head:
             return logits, None
         return logits, self.sentence(self.pooler(hidden))
+
+    def masked_logits(self, inputs: TextInputs, target_positions: jax.Array) -> jax.Array:
+        return self(inputs, target_positions)[0]
+
+    def whole(self, inputs: TextInputs) -> Any:
+        outputs = self(inputs, every_position(inputs))
+        return outputs if self.sentence_head else outputs[0]
+
+    @nn.nowrap
+    def published(self) -> Published:
+        architecture = "BertForPreTraining" if self.sentence_head else "BertForMaskedLM"
+        return Published(architecture, self._rules())
+
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        tied = self.config.tie_embeddings
+        also = ("cls.predictions.decoder.weight",) if tied else ()
+        yield from self.config.encoder_rules("encoder/", also)
+        yield from dense("cls.predictions.transform.dense", "transform/dense")
+        yield from norm("cls.predictions.transform.LayerNorm", "transform/norm")
+        if tied:
+            yield same("cls.predictions.bias", "output_bias", ("cls.predictions.decoder.bias",))
+        else:
+            # transformers keeps two biases then, and adds the decoder's.
+            yield table("cls.predictions.decoder", "decoder")
+            bias = same("cls.predictions.decoder.bias", "output_bias")
+            yield dataclasses.replace(bias, copies=("cls.predictions.bias",))
+        if self.sentence_head:
+            yield from dense("bert.pooler.dense", "pooler/dense")
+            yield from dense("cls.seq_relationship", "sentence")

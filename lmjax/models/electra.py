@@ -1,13 +1,38 @@
 """ELECTRA (Clark et al. 2020): a small generator and a discriminator, embeddings shared."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
-from lmjax.configuration import Interval, OptionalSize, Size, VocabSize, check_ranges
+from lmjax.configuration import Interval, OptionalSize, Size
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig, check_summary, read_rate
+from lmjax.models.heads import SequenceHead, Task
+from lmjax.models.network import (
+    MaskedNetwork,
+    Network,
+    Scores,
+    ScoringMethod,
+    TextInputs,
+    every_position,
+)
+from lmjax.models.published import (
+    Fields,
+    Published,
+    Read,
+    Rules,
+    bert_layers,
+    bert_trunk,
+    bert_values,
+    dense,
+    norm,
+    same,
+    table,
+    text_embeddings,
+)
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import (
     PredictionTransform,
@@ -17,7 +42,6 @@ from lmjax.nn.embeddings import (
     gather_positions,
 )
 from lmjax.nn.layers import ACTIVATIONS, Dense
-from lmjax.nn.masks import Mask
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
@@ -25,7 +49,7 @@ GENERATOR = 64  # the salt that sets the generator's dropout apart from the disc
 
 
 @dataclasses.dataclass(frozen=True)
-class ElectraConfig:
+class ElectraConfig(ModelConfig):
     """ELECTRA's settings.
 
     Attributes:
@@ -39,17 +63,25 @@ class ElectraConfig:
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
-    trunk: TransformerConfig
+    published_type: ClassVar[str] = "electra"
+    published_prefix: ClassVar[str] = "Electra"
+    published_refused: ClassVar[Mapping[str, str]] = {
+        "ElectraForCausalLM": "a causal ELECTRA is not built here"
+    }
+    published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "sequence_classification": ("classifier.dense", "classifier.out_proj"),
+        "multiple_choice": ("sequence_summary.summary", "classifier"),
+    }
+
     embedding_size: OptionalSize = 0
     generator_size: Annotated[float, Interval("(0, 1]")] = 0.25
     share_embeddings: bool = True
     max_length: Size = 512
     segment_types: SegmentTypes = 2
     tie_embeddings: bool = True
-    vocab_size: VocabSize = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         try:
             _ = self.generator_trunk
         except ConfigError as error:
@@ -78,6 +110,66 @@ class ElectraConfig:
             base_width=t.base_width and max(1, round(t.base_width * self.generator_size)),
         )
 
+    def encoder(self) -> "ElectraEncoder":
+        return ElectraEncoder(self, self.trunk)
+
+    def sequence_head(self, task: Task, classes: int, dropout: float) -> SequenceHead:
+        """The authors have no dense layer here; `transformers` has one with gelu."""
+        before = task == "sequence_classification"
+        return SequenceHead(
+            self.trunk, classes, self.text_token, "gelu", dropout, dropout_before=before
+        )
+
+    @classmethod
+    def read_published(cls, fields: Fields) -> Read:
+        return Read(
+            cls(
+                bert_trunk(fields),
+                embedding_size=fields.get("embedding_size", int),
+                generator_size=1.0,  # either network comes with its own config
+                max_length=fields.get("max_position_embeddings", int),
+                segment_types=fields.get("type_vocab_size", int),
+                tie_embeddings=fields.get("tie_word_embeddings", bool, True),
+                vocab_size=fields.get("vocab_size", int),
+            )
+        )
+
+    def published_values(self) -> dict[str, Any]:
+        return {
+            "model_type": "electra",
+            "embedding_size": self.embedding_features,
+            **bert_values(self),
+        }
+
+    def published_network(
+        self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
+    ) -> Network:
+        present = {name.split(".")[0] for name in names}
+        if "discriminator_predictions" in present:
+            return ElectraDiscriminator(self)
+        if "generator_predictions" not in present:
+            return ElectraEncoder(self, self.trunk)
+        _check_generator_activation(self.generator_trunk, where)
+        return ElectraGenerator(self)
+
+    def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
+        if task != "multiple_choice":
+            return super().published_head_dropout(task, values, where)
+        check_summary({"type": "first", "use_proj": True, "activation": "gelu"}, values, where)
+        return read_rate("summary_last_dropout", 0.1, values, where)
+
+    def encoder_rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
+        return ElectraEncoder(self, self.trunk).rules(ours, tied)
+
+
+def _check_generator_activation(trunk: TransformerConfig, where: str) -> None:
+    """Refuses a generator whose head would not be the same function on both sides."""
+    if trunk.activation != "gelu":
+        raise ConfigError(
+            f"{where}: 'hidden_act' is not 'gelu': the generator's head of transformers is gelu"
+            " whatever it says, the authors' (and ours) follows it; no network is both"
+        )
+
 
 def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
     """The tables and the norm that both networks share in pretraining."""
@@ -91,7 +183,7 @@ def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
     )
 
 
-class ElectraEncoder(nn.Module):
+class ElectraEncoder(Network):
     """Ids [batch, length] -> [batch, length, H], with a projection where E is not H.
 
     Attributes:
@@ -119,25 +211,33 @@ class ElectraEncoder(nn.Module):
     def tables(self) -> TextEmbeddings:
         return self.embeddings if self.shared is None else self.shared
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """mask: boolean, broadcasts to [batch, length, length]; True = may attend."""
-        x = self.tables(tokens, segments, positions, seeds)
+    def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        """The last hidden states [batch, length, hidden_size]."""
+        x = self.tables(inputs.tokens, inputs.token_types, inputs.positions, seeds)
         if self.config.embedding_features != self.trunk.hidden_size:
             x = self.embeddings_project(x)
-        return self.stack(x, mask, seeds)[0]
+        return self.stack(x, inputs.mask, seeds)[0]
 
-    def decode(self, x: jax.Array) -> jax.Array:
-        return self.tables.decode(x)
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        return self.tables.decode(hidden)
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("ElectraModel", self.rules(""), bare=True)
+
+    @nn.nowrap
+    def rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
+        """As `ModelConfig.encoder_rules`, of either network's trunk."""
+        yield from text_embeddings("electra.embeddings", f"{ours}embeddings", tied)
+        if self.config.embedding_features != self.trunk.hidden_size:
+            yield from dense("electra.embeddings_project", f"{ours}embeddings_project")
+        yield from bert_layers("electra.encoder", f"{ours}stack", self.trunk.layers)
 
 
-class ElectraGenerator(nn.Module):
+class ElectraGenerator(MaskedNetwork):
     """The masked language model whose samples are to be detected."""
 
     config: ElectraConfig
@@ -152,17 +252,33 @@ class ElectraGenerator(nn.Module):
             self.decoder = Table(c.vocab_size, c.embedding_features, trunk)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        target_positions: jax.Array,
-        seeds: Seeds | None = None,
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """Masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
-        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        hidden = self.encoder(inputs, seeds)
         return self.decode(gather_positions(hidden, target_positions))
+
+    def masked_logits(self, inputs: TextInputs, target_positions: jax.Array) -> jax.Array:
+        return self(inputs, target_positions)
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self.fill(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        _check_generator_activation(self.config.generator_trunk, "trunk.activation")
+        return Published("ElectraForMaskedLM", self._rules())
+
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        tied = self.config.tie_embeddings
+        encoder = ElectraEncoder(self.config, self.config.generator_trunk)
+        yield from encoder.rules("encoder/", ("generator_lm_head.weight",) if tied else ())
+        yield from dense("generator_predictions.dense", "transform/dense")
+        yield from norm("generator_predictions.LayerNorm", "transform/norm")
+        if not tied:
+            yield table("generator_lm_head", "decoder")
+        yield same("generator_lm_head.bias", "output_bias")
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., hidden_size] -> logits [..., vocab_size]."""
@@ -170,8 +286,11 @@ class ElectraGenerator(nn.Module):
         return decoder.decode(self.transform(hidden)) + self.output_bias
 
 
-class ElectraDiscriminator(nn.Module):
+class ElectraDiscriminator(Network):
     """Which tokens are replaced; the encoder that fine-tuning keeps."""
+
+    score_methods: ClassVar[tuple[ScoringMethod, ...]] = ("discriminator",)
+    frame: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("cls",), ("sep",))
 
     config: ElectraConfig
     shared: TextEmbeddings | None = None
@@ -182,21 +301,39 @@ class ElectraDiscriminator(nn.Module):
         self.dense = Dense(c.hidden_size, c.kernel_initializer(), dtype=c.compute_dtype)
         self.prediction = Dense(1, nn.initializers.glorot_uniform())
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
+    def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Logits [batch, length] that a token is replaced (positive = replaced)."""
-        hidden = self.encoder(tokens, segments, positions, mask, seeds)
+        hidden = self.encoder(inputs, seeds)
         x = ACTIVATIONS[self.config.trunk.activation](self.dense(hidden))
         return self.prediction(x)[..., 0]
 
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
 
-class _Generating(nn.Module):
+    def score(
+        self,
+        method: ScoringMethod,
+        inputs: TextInputs,
+        mask_id: int,
+        begin: jax.Array,
+        end: jax.Array,
+    ) -> Scores:
+        """log p that each token is original, and whether it is held to be."""
+        logits = self(inputs)
+        return jax.nn.log_sigmoid(-logits), logits <= 0
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("ElectraForPreTraining", self._rules())
+
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        yield from self.config.encoder_rules("encoder/")
+        yield from dense("discriminator_predictions.dense", "dense")
+        yield from dense("discriminator_predictions.dense_prediction", "prediction")
+
+
+class _Generating(Network):
     """A generator beside another network."""
 
     config: ElectraConfig
@@ -206,17 +343,14 @@ class _Generating(nn.Module):
         self.generator = ElectraGenerator(self.config, self.embeddings)
 
     def generate(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        target_positions: jax.Array,
-        seeds: Seeds | None = None,
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """The generator's masked-LM logits [batch, num_predict, vocab_size]."""
         seeds = None if seeds is None else seeds.fold(GENERATOR)
-        return self.generator(tokens, segments, positions, mask, target_positions, seeds)
+        return self.generator(inputs, target_positions, seeds)
+
+    def whole(self, inputs: TextInputs) -> Any:
+        return self(inputs, every_position(inputs))
 
 
 class Electra(_Generating):
@@ -226,35 +360,37 @@ class Electra(_Generating):
     embedding norm (§3.2; `electra/embeddings` in the authors' code).
     """
 
+    score_methods: ClassVar[tuple[ScoringMethod, ...]] = (
+        "discriminator",
+        "pseudo",
+        "pseudo_within_word",
+    )
+    fills_masks: ClassVar[bool] = True
+
     def setup(self) -> None:
         super().setup()
         shared = self.embeddings if self.config.share_embeddings else None
         self.discriminator = ElectraDiscriminator(self.config, shared)
 
-    def discriminate(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
+    def discriminate(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Logits [batch, length] that a token is replaced (positive = replaced)."""
-        return self.discriminator(tokens, segments, positions, mask, seeds)
+        return self.discriminator(inputs, seeds)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        target_positions: jax.Array,
+        self, inputs: TextInputs, target_positions: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Both networks on the same tokens; touches every parameter, for `init`."""
-        return (
-            self.generate(tokens, segments, positions, mask, target_positions),
-            self.discriminate(tokens, segments, positions, mask),
-        )
+        return self.generate(inputs, target_positions), self.discriminate(inputs)
+
+    @nn.nowrap
+    def part(self, params: Any, name: str) -> tuple[Network, Any]:
+        config = dataclasses.replace(self.config, embedding_size=self.config.embedding_features)
+        if name == "discriminator":
+            return ElectraDiscriminator(config), standalone(params, "discriminator")
+        if name != "generator":
+            raise ConfigError(f"--part: '{name}' is not one of discriminator, generator")
+        config = dataclasses.replace(config, trunk=config.generator_trunk, generator_size=1.0)
+        return ElectraGenerator(config), standalone(params, "generator")
 
 
 class ElectraWithLM(_Generating):
@@ -282,10 +418,7 @@ class ElectraWithLM(_Generating):
 
     def identify(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
+        inputs: TextInputs,
         target_positions: jax.Array | None,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
@@ -296,25 +429,25 @@ class ElectraWithLM(_Generating):
           read, [batch, num_predict], or None without a copy mechanism.
         """
         model = self.language_model
-        hidden = model.encoder(tokens, segments, positions, mask, seeds)
+        hidden = model.encoder(inputs, seeds)
         if target_positions is not None:
             hidden = gather_positions(hidden, target_positions)
         copied = self.copying(hidden)[..., 0] if self.copies else None
         return model.decode(hidden), copied
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        target_positions: jax.Array,
-    ) -> tuple[Any, ...]:
+    def __call__(self, inputs: TextInputs, target_positions: jax.Array) -> tuple[Any, ...]:
         """Both networks on the same tokens; touches every parameter, for `init`."""
         return (
-            self.generate(tokens, segments, positions, mask, target_positions),
-            *self.identify(tokens, segments, positions, mask, target_positions),
+            self.generate(inputs, target_positions),
+            *self.identify(inputs, target_positions),
         )
+
+    @nn.nowrap
+    def part(self, params: Any, name: str) -> tuple[Network, Any]:
+        """The language model, whichever is asked for."""
+        del name
+        network = ElectraGenerator(self.language_model_config)
+        return network, standalone(params, "language_model")
 
 
 def standalone(

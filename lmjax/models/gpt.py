@@ -5,22 +5,42 @@ GPT-1 is a post-norm trunk, GPT-2 a pre-norm one with a final norm; GPT-3 is GPT
 """
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from lmjax.configuration import Interval, Size, VocabSize, check_ranges
+from lmjax.configuration import Interval, Size
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import ConfigError
+from lmjax.models.family import Joined, ModelConfig, joined, read_rate
+from lmjax.models.heads import SequenceHead, Task, Token
+from lmjax.models.network import CausalNetwork, Network, TextInputs
+from lmjax.models.published import (
+    THEIR_ACTIVATIONS,
+    Fields,
+    Published,
+    Read,
+    Rule,
+    Rules,
+    check_trunk,
+    conv1d,
+    norm,
+    table,
+)
 from lmjax.nn.attention import Cache
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.embeddings import Table, TextEmbeddings
-from lmjax.nn.masks import Mask
+from lmjax.nn.masks import Mask, causal
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class GptConfig:
+class GptConfig(ModelConfig):
     """GPT's settings.
 
     Attributes:
@@ -31,17 +51,138 @@ class GptConfig:
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
-    trunk: TransformerConfig
+    causal: ClassVar[bool] = True
+    text_token: ClassVar[Token] = "last_real"
+    published_type: ClassVar[str] = "gpt2"
+    published_prefix: ClassVar[str] = "GPT2"
+    published_refused: ClassVar[Mapping[str, str]] = {
+        "GPT2DoubleHeadsModel": "load it as GPT2LMHeadModel"
+    }
+    published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "sequence_classification": ("", "score")
+    }
+    published_token_types: ClassVar[bool] = False  # GPT-2 of transformers adds them to the tokens
+
     max_length: Size = 1024
     position_std: Annotated[float, Interval("[0, 10]")] = 0.0
     tie_embeddings: bool = True
-    vocab_size: VocabSize = 0
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    def encoder(self) -> "GptEncoder":
+        return GptEncoder(self)
+
+    def causal_lm(self) -> "Gpt":
+        return Gpt(self)
+
+    def sequence_head(self, task: Task, classes: int, dropout: float) -> SequenceHead:
+        """GPT-1 §3.3: a linear layer, without dropout."""
+        return SequenceHead(self.trunk, classes, self.text_token, "", 0.0, use_bias=False)
+
+    def inputs(self, tokens: jax.Array, token_types: jax.Array, real: jax.Array) -> TextInputs:
+        """Whole texts; positions count from the first real token, as batches to be continued are
+        padded on the left."""
+        read = super().inputs(tokens, token_types, real)
+        positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+        mask = read.mask & causal(tokens.shape[1])
+        return read.replace(positions=positions, mask=mask)  # type: ignore[attr-defined]
+
+    def join(
+        self, vocabulary: Vocabulary, first: np.ndarray, second: np.ndarray | None = None
+    ) -> Joined:
+        """Start a delimiter b extract (GPT-1 §3.3).
+
+        The start is [EOD], which pretraining has taught it to begin with; the others are [SEP] and
+        [CLS].
+        """
+        b = second if second is not None else np.zeros(0, np.int32)
+        ends = [vocabulary.sep] if second is not None else []
+        tokens = [vocabulary.eod, *first, *ends, *b, vocabulary.cls]
+        return joined(tokens, [0] * len(tokens), 1, len(first) + 2)
+
+    @classmethod
+    def read_published(cls, fields: Fields) -> Read:
+        hidden, heads = fields.get("n_embd", int), fields.get("n_head", int)
+        layers = fields.get("n_layer", int)
+        dropout = fields.get("resid_pdrop", float, 0.1)
+        embedding_dropout = fields.get("embd_pdrop", float, 0.1)
+        if embedding_dropout != dropout:
+            raise ConfigError(
+                f"'embd_pdrop' is {embedding_dropout} and 'resid_pdrop' {dropout}; one rate drops"
+                " out both here: make them equal"
+            )
+        trunk = TransformerConfig(
+            layers=layers,
+            hidden_size=hidden,
+            heads=heads,
+            intermediate_size=fields.optional("n_inner") or 4 * hidden,
+            activation=fields.activation("activation_function"),  # type: ignore[arg-type]
+            norm="pre",
+            layer_norm_epsilon=fields.get("layer_norm_epsilon", float, 1e-5),
+            dropout=dropout,
+            attention_dropout=fields.get("attn_pdrop", float, 0.1),
+            initial_distribution="normal",
+            initial_std=fields.get("initializer_range", float, 0.02),
+            scale_residual_init=True,
+        )
+        model = cls(
+            trunk,
+            max_length=fields.get("n_positions", int),
+            tie_embeddings=fields.get("tie_word_embeddings", bool, True),
+            vocab_size=fields.get("vocab_size", int),
+        )
+        by_layer = fields.get("scale_attn_by_inverse_layer_idx", bool, False)
+        by_size = fields.get("scale_attn_weights", bool, True)
+        scale = 1.0 if by_size else trunk.head_size**0.5
+        return Read(model, lambda layer: scale / (layer + 1 if by_layer else 1))
+
+    def published_values(self) -> dict[str, Any]:
+        trunk = self.trunk
+        check_trunk(trunk, "pre", "GPT-2")
+        return {
+            "model_type": "gpt2",
+            "vocab_size": self.vocab_size,
+            "n_positions": self.max_length,
+            "n_embd": trunk.hidden_size,
+            "n_layer": trunk.layers,
+            "n_head": trunk.heads,
+            "n_inner": trunk.intermediate_size,
+            "activation_function": THEIR_ACTIVATIONS[trunk.activation],
+            "resid_pdrop": trunk.dropout,
+            "embd_pdrop": trunk.dropout,
+            "attn_pdrop": trunk.attention_dropout,
+            "layer_norm_epsilon": trunk.layer_norm_epsilon,
+            "initializer_range": trunk.initial_std,
+            "tie_word_embeddings": self.tie_embeddings,
+        }
+
+    def published_network(
+        self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
+    ) -> Network:
+        return GptEncoder(self) if architecture == "GPT2Model" else Gpt(self)
+
+    def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
+        return read_rate("classifier_dropout", 0.1, values, where)
+
+    def encoder_rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
+        yield table("transformer.wte", f"{ours}embeddings/token", tied)
+        yield table("transformer.wpe", f"{ours}embeddings/position")
+        for i in range(self.trunk.layers):
+            t, o = f"transformer.h.{i}", f"{ours}stack/blocks/layer_{i}"
+            for theirs, leaf in (("weight", "kernel"), ("bias", "bias")):
+                yield Rule(
+                    f"{t}.attn.c_attn.{theirs}",
+                    tuple(f"{o}/attention/{part}/{leaf}" for part in ("query", "key", "value")),
+                    lambda x: np.split(x, 3, axis=-1),
+                    lambda parts: np.concatenate(parts, axis=-1),
+                )
+            yield from conv1d(f"{t}.attn.c_proj", f"{o}/attention/output")
+            yield from norm(f"{t}.ln_1", f"{o}/attention_norm")
+            yield from conv1d(f"{t}.mlp.c_fc", f"{o}/feed_forward/inner")
+            yield from conv1d(f"{t}.mlp.c_proj", f"{o}/feed_forward/outer")
+            yield from norm(f"{t}.ln_2", f"{o}/feed_forward_norm")
+        yield from norm("transformer.ln_f", f"{ours}stack/final_norm")
 
 
-class GptEncoder(nn.Module):
+class GptEncoder(Network):
     """Embeddings and trunk: ids [batch, length] -> [batch, length, hidden_size]."""
 
     config: GptConfig
@@ -59,17 +200,9 @@ class GptEncoder(nn.Module):
         )
         self.stack = Stack(c.trunk)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """The last hidden states; `segments` are there for the other encoders' sake."""
-        del segments
-        return self.extend(tokens, positions, mask, seeds)[0]
+    def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        """The last hidden states [batch, length, hidden_size]."""
+        return self.extend(inputs.tokens, inputs.positions, inputs.mask, seeds)[0]
 
     def extend(
         self,
@@ -84,12 +217,21 @@ class GptEncoder(nn.Module):
         x = self.embeddings(tokens, tokens, positions, seeds)
         return self.stack(x, mask, seeds, cache, start)
 
-    def decode(self, x: jax.Array) -> jax.Array:
-        return self.embeddings.decode(x)
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        return self.embeddings.decode(hidden)
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("GPT2Model", self.config.encoder_rules(""), bare=True)
 
 
-class Gpt(nn.Module):
-    """The decoder with its output: ids [batch, length] -> logits [batch, length, vocab_size]."""
+class Gpt(CausalNetwork):
+    """The decoder with its output; the mask of its inputs is causal."""
+
+    keeps_cache: ClassVar[bool] = True
 
     config: GptConfig
 
@@ -99,48 +241,32 @@ class Gpt(nn.Module):
         if not c.tie_embeddings:
             self.decoder = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """mask: boolean, broadcasts to [batch, length, length]; the caller makes it causal."""
-        return self.decode(self.hidden(tokens, positions, mask, seeds))
+    def hidden(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        return self.encoder(inputs, seeds)
 
-    def hidden(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """The last hidden states, [batch, length, hidden_size]."""
-        return self.encoder.extend(tokens, positions, mask, seeds)[0]
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        return (self.encoder if self.config.tie_embeddings else self.decoder).decode(hidden)
 
-    def extend(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        cache: Cache,
-        start: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        """Goes on with a text whose earlier tokens are in the cache.
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        return Cache.empty(self.config.trunk, rows, slots)
 
-        Args:
-          tokens, positions: [batch, length] int; positions count from the first real token.
-          mask: [batch, length, slots] bool: no later slot, none of padding, none unused.
-          start: [] int, the first slot that these tokens take.
+    def read_slots(
+        self, new: jax.Array, real: jax.Array, start: Any, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        count = new.shape[1]
+        slots = jnp.arange(real.shape[1])[None, None]
+        mask = (slots <= start + jnp.arange(count)[None, :, None]) & real[:, None, :]
+        positions = jnp.clip(jnp.cumsum(real, axis=1) - 1, 0, self.config.max_length - 1)
+        here = jax.lax.dynamic_slice_in_dim(positions, start, count, axis=1)
+        return self.encoder.extend(new, here, mask, None, cache, start)
 
-        Returns:
-          logits [batch, length, vocab_size] and the cache with these tokens in it.
-        """
-        hidden, written = self.encoder.extend(tokens, positions, mask, None, cache, start)
-        assert written is not None
-        return self.decode(hidden), written
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("GPT2LMHeadModel", self._rules())
 
-    def decode(self, x: jax.Array) -> jax.Array:
-        """[..., hidden_size] -> logits [..., vocab_size]."""
-        return (self.encoder if self.config.tie_embeddings else self.decoder).decode(x)
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        tied = self.config.tie_embeddings
+        yield from self.config.encoder_rules("encoder/", ("lm_head.weight",) if tied else ())
+        if not tied:
+            yield table("lm_head", "decoder")

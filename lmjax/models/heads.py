@@ -3,15 +3,19 @@
 Encoders of all families are called alike, so that any head fits on any of them.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lmjax.errors import ConfigError
+from lmjax.models.network import Network, TextInputs
+from lmjax.models.published import Published, Rules, dense
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import Dense
-from lmjax.nn.masks import Mask
 from lmjax.nn.trunk import TransformerConfig
 
 BEFORE, AFTER = 48, 49  # dropout sites
@@ -134,26 +138,126 @@ Task = Literal[
 ]
 
 
-class Headed(nn.Module):
+# The tasks that `transformers` has a class for, by the end of the class's name.
+CLASS_TASKS: dict[str, Task] = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForNextSentencePrediction": "next_sentence",
+    "ForMultipleChoice": "multiple_choice",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+    "ForQuestionAnsweringSimple": "question_answering",
+}
+_NO_UNIT = (0.0, 1.0)
+
+
+class Headed(Network):
     """An encoder and a head on it.
 
     Attributes:
-      task: what the logits are for. Of `multiple_choice`, one logit [batch, 1] a choice;
-        of `question_answering`, [..., 0] where the answer starts and [..., 1] where it ends.
+      encoder: called with `TextInputs` and seeds, it gives hidden states.
+      task: what the logits are for: one of `Task`, or a name of the caller's own. Of
+        `multiple_choice`, one logit [batch, 1] a choice; of `question_answering`, [..., 0] where
+        the answer starts and [..., 1] where it ends.
     """
 
     encoder: nn.Module
     head: nn.Module
-    task: Task
+    task: str
+
+    @property
+    def config(self) -> Any:
+        """The config of the encoder's family."""
+        encoder: Any = self.encoder
+        return encoder.config
+
+    @property
+    def classes(self) -> int:
+        """How many classes the head has; 0 where it has none."""
+        return getattr(self.head, "classes", 0)
 
     def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        real: jax.Array,
-        seeds: Seeds | None = None,
+        self, inputs: TextInputs, seeds: Seeds | None = None, places: jax.Array | None = None
     ) -> jax.Array:
-        """The head's logits. real: [batch, length] bool, not padding."""
-        return self.head(self.encoder(tokens, segments, positions, mask, seeds), real, seeds)
+        """The head's logits.
+
+        Args:
+          places: [batch, 2] int, the two tokens that a `MarkedHead` reads.
+        """
+        return self.head(self.encoder(inputs, seeds), self._where(inputs, places), seeds)
+
+    def with_tokens(self, inputs: TextInputs, seeds: Seeds | None = None) -> Any:
+        """The head's logits, and the language model's on the same hidden states."""
+        encoder: Any = self.encoder
+        hidden = encoder(inputs, seeds)
+        return self.head(hidden, inputs.real, seeds), encoder.decode(hidden)
+
+    def _where(self, inputs: TextInputs, places: jax.Array | None) -> jax.Array:
+        """What the head reads beside the hidden states."""
+        if not isinstance(self.head, MarkedHead):
+            return inputs.real
+        if places is None and not self.is_initializing():
+            raise ConfigError(
+                "model: its head reads two marked tokens; call `predict` with rows that have spans"
+            )
+        return jnp.zeros((inputs.tokens.shape[0], 2), jnp.int32) if places is None else places
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published | None:
+        names = [name for name, task in CLASS_TASKS.items() if task == self.task]
+        names = [name for name in names if self.config.published_has(name)]
+        if not names:
+            return None
+        return Published(self.config.published_prefix + names[0], list(self._rules()))
+
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        yield from self.config.encoder_rules("encoder/")
+        head = self.head
+        if isinstance(head, SequenceHead):
+            transform, output = self.config.published_heads[self.task]
+            if head.transform:
+                yield from dense(transform, "head/transform")
+            yield from dense(output, "head/output", bias=head.use_bias)
+        else:
+            answers = self.task == "question_answering"
+            yield from dense("qa_outputs" if answers else "classifier", "head/output")
+
+
+def in_unit(network: Network, unit: tuple[float, float]) -> Network:
+    """A network whose head gives mean + scale * what it gave, with unit = (mean, scale)."""
+    if unit == _NO_UNIT:
+        return network
+    if not (isinstance(network, Headed) and isinstance(network.head, SequenceHead)):
+        raise ConfigError("unit: only a head for sequences has one")
+    return network.clone(head=network.head.clone(unit=unit))
+
+
+def without_unit(network: Network, params: Any) -> tuple[Network, Any]:
+    """The same function with the unit of a regression's head folded into its parameters.
+
+    Where the head has no bias (GPT's), the mean goes into the bias of the norm in front of it.
+
+    Raises:
+      ConfigError: neither is there.
+    """
+    head: Any = network.head if isinstance(network, Headed) else None
+    if not isinstance(head, SequenceHead) or head.unit == _NO_UNIT:
+        return network, params
+    mean, scale = head.unit
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    kernel = flat["head/output/kernel"] = np.asarray(flat["head/output/kernel"]) * scale
+    norm = "encoder/stack/final_norm/bias"
+    if head.use_bias:
+        flat["head/output/bias"] = np.asarray(flat["head/output/bias"]) * scale + mean
+    elif norm in flat and kernel.any():
+        flat[norm] = np.asarray(flat[norm]) + mean * kernel[:, 0] / np.square(kernel).sum()
+    else:
+        raise ConfigError(
+            "config.task.mean: there is neither a bias in the head nor a norm in front of it that"
+            " could hold the mean; 0.0 leaves it out"
+        )
+    plain = network.clone(head=head.clone(unit=_NO_UNIT))
+    return plain, flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,17 +1,44 @@
 """XLNet (Yang et al. 2019): two-stream attention over a Transformer-XL memory."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lmjax.configuration import NonNegativeInt, OptionalSize, VocabSize, check_ranges
+from lmjax.configuration import NonNegativeInt, OptionalSize
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
+from lmjax.models.family import Joined, ModelConfig, check_summary, joined, read_rate
+from lmjax.models.heads import Task, Token
+from lmjax.models.network import (
+    Network,
+    Scores,
+    ScoringMethod,
+    TextInputs,
+    every_position,
+    scores_of,
+)
+from lmjax.models.published import (
+    THEIR_ACTIVATIONS,
+    Fields,
+    Published,
+    Read,
+    Rule,
+    Rules,
+    check_trunk,
+    dense,
+    norm,
+    reshaped,
+    same,
+    table,
+)
 from lmjax.nn.dropout import Seeds, dropout, shared_dropout
 from lmjax.nn.embeddings import Table
-from lmjax.nn.masks import Mask, Pairs, as_mask, content, with_memory
+from lmjax.nn.masks import Mask, Pairs, as_mask, content, padding, permutation, with_memory
 from lmjax.nn.partition import pad_length, sequence_parts, split_activations, whole_length
 from lmjax.nn.positions import relative_distances, sinusoid
 from lmjax.nn.relative import QUERY_STREAM, RelativeContext, TwoStreamBlock
@@ -19,10 +46,11 @@ from lmjax.nn.transformer import Layers
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING, ENCODING, FINAL = 32, 33, 34  # dropout sites
+_CLS_TYPE = 2  # of the authors' [CLS]
 
 
 @dataclasses.dataclass(frozen=True)
-class XlnetConfig:
+class XlnetConfig(ModelConfig):
     """XLNet's settings.
 
     Attributes:
@@ -36,28 +64,173 @@ class XlnetConfig:
       vocab_size: rows of the token table; 0 = as many as the tokenizer has.
     """
 
-    trunk: TransformerConfig
+    left_padded: ClassVar[bool] = True
+    text_token: ClassVar[Token] = "last"
+    published_type: ClassVar[str] = "xlnet"
+    published_prefix: ClassVar[str] = "XLNet"
+    published_refused: ClassVar[Mapping[str, str]] = {
+        "XLNetForQuestionAnswering": "its beam search over answers is not built here;"
+        " XLNetForQuestionAnsweringSimple is"
+    }
+    published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "sequence_classification": ("sequence_summary.summary", "logits_proj"),
+        "multiple_choice": ("sequence_summary.summary", "logits_proj"),
+    }
+
     memory_length: OptionalSize = 0
     clamp_length: NonNegativeInt = 0
     attention_type: Literal["bi", "uni"] = "bi"
     same_length: bool = False
     tie_embeddings: bool = True
-    vocab_size: VocabSize = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.trunk.norm != "post":
             raise ConfigError("trunk.norm: XLNet is defined with 'post' norm only")
         if self.trunk.attention not in ("auto", "plain"):
             raise ConfigError(
-                f"trunk.attention: '{self.trunk.attention}' knows no distances, which XLNet's"
-                " scores depend on; use 'auto', and trunk.query_chunk for long texts"
+                f"trunk.attention: '{self.trunk.attention}' does not support relative positions,"
+                " which XLNet's scores depend on; use 'auto', and trunk.query_chunk for long texts"
             )
         if self.trunk.hidden_size % 2:
             raise ConfigError("trunk.hidden_size: must be even for sinusoidal distances")
 
+    def encoder(self) -> "XlnetEncoder":
+        return XlnetEncoder(self)
 
-class XlnetEncoder(nn.Module):
+    def causal_lm(self) -> Network:
+        """Refused: the language model has two streams, `Xlnet`, and is pretrained by itself."""
+        self._lacks("was not pretrained to continue a text in one pass")
+
+    def for_finetuning(self, dropout: float) -> Self:
+        return dataclasses.replace(super().for_finetuning(dropout), memory_length=0)
+
+    def join(
+        self, vocabulary: Vocabulary, first: np.ndarray, second: np.ndarray | None = None
+    ) -> Joined:
+        """a [SEP] b [SEP] [CLS], types 0, 1 and 2 (the authors' classifier_utils.py)."""
+        v = vocabulary
+        b = second if second is not None else np.zeros(0, np.int32)
+        ends = [v.sep] if second is not None else []
+        tokens = [*first, v.sep, *b, *ends, v.cls]
+        types = [0] * (len(first) + 1) + [1] * (len(b) + len(ends)) + [_CLS_TYPE]
+        return joined(tokens, types, 0, len(first) + 1)
+
+    @classmethod
+    def read_published(cls, fields: Fields) -> Read:
+        fields.require(
+            "bi_data",
+            (False,),
+            "set it to false, and say with `direction` which rows of a batch run backward",
+        )
+        fields.require(
+            "reuse_len",
+            (0,),
+            "set it to null, and say with `reuse_length` how many states enter the memory",
+        )
+        fields.require("attn_type", ("bi", "uni"), "'bi' and 'uni' are built here")
+        fields.require("untie_r", (True,), "biases that all layers share are not built here")
+        dropout = fields.get("dropout", float, 0.1)
+        clamp = fields.optional("clamp_len")
+        heads, hidden = fields.get("n_head", int), fields.get("d_model", int)
+        trunk = TransformerConfig(
+            layers=fields.get("n_layer", int),
+            hidden_size=hidden,
+            heads=heads,
+            intermediate_size=fields.get("d_inner", int),
+            head_dim=fields.optional("d_head") or 0,
+            activation=fields.activation("ff_activation"),  # type: ignore[arg-type]
+            norm="post",
+            layer_norm_epsilon=fields.get("layer_norm_eps", float, 1e-12),
+            dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=dropout,
+            initial_distribution="normal",
+            initial_std=fields.get("initializer_range", float, 0.02),
+        )
+        model = cls(
+            trunk,
+            memory_length=fields.optional("mem_len") or 0,
+            clamp_length=clamp if clamp is not None and clamp > 0 else 0,
+            attention_type=fields.get("attn_type", str, "bi"),
+            same_length=fields.get("same_length", bool, False),
+            tie_embeddings=fields.get("tie_word_embeddings", bool, True),
+            vocab_size=fields.get("vocab_size", int),
+        )
+        return Read(model)
+
+    def published_values(self) -> dict[str, Any]:
+        trunk = self.trunk
+        check_trunk(trunk, "post", "XLNet")
+        return {
+            "model_type": "xlnet",
+            "vocab_size": self.vocab_size,
+            "d_model": trunk.hidden_size,
+            "n_layer": trunk.layers,
+            "n_head": trunk.heads,
+            "d_head": trunk.head_size,
+            "d_inner": trunk.intermediate_size,
+            "ff_activation": THEIR_ACTIVATIONS[trunk.activation],
+            "untie_r": True,
+            "attn_type": self.attention_type,
+            "same_length": self.same_length,
+            "bi_data": False,
+            "clamp_len": self.clamp_length or -1,
+            "mem_len": self.memory_length or None,
+            "dropout": trunk.dropout,
+            "initializer_range": trunk.initial_std,
+            "layer_norm_eps": trunk.layer_norm_epsilon,
+            "tie_word_embeddings": self.tie_embeddings,
+        }
+
+    def published_network(
+        self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
+    ) -> Network:
+        decodes = any(name.split(".")[0] == "lm_loss" for name in names)
+        return Xlnet(self) if decodes else XlnetEncoder(self)
+
+    def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
+        if task.startswith("token"):
+            return 0.0
+        if task not in self.published_heads:
+            return super().published_head_dropout(task, values, where)
+        check_summary({"type": "last", "use_proj": True, "activation": "tanh"}, values, where)
+        return read_rate("summary_last_dropout", 0.1, values, where)
+
+    def published_has(self, class_end: str) -> bool:
+        return class_end != "ForQuestionAnswering"
+
+    def encoder_rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
+        trunk = self.trunk
+        hidden, heads, size = trunk.hidden_size, trunk.heads, trunk.head_size
+        yield table("transformer.word_embedding", f"{ours}token", tied)
+        yield reshaped("transformer.mask_emb", f"{ours}mask_embedding", (1, hidden), (1, 1, hidden))
+        for i in range(trunk.layers):
+            t, o = f"transformer.layer.{i}", f"{ours}layers/layer_{i}"
+            for theirs, part in (("q", "query"), ("k", "key"), ("v", "value"), ("r", "relative")):
+                yield reshaped(
+                    f"{t}.rel_attn.{theirs}",
+                    f"{o}/attention/{part}/kernel",
+                    (hidden, heads * size),
+                    (hidden, heads, size),
+                )
+            yield Rule(  # [hidden, heads, size] although it maps heads to hidden
+                f"{t}.rel_attn.o",
+                (f"{o}/attention/output/kernel",),
+                lambda x: [x.reshape(hidden, heads * size).T],
+                lambda parts: parts[0].T.reshape(hidden, heads, size),
+            )
+            yield same(f"{t}.rel_attn.r_w_bias", f"{o}/attention/content_bias")
+            yield same(f"{t}.rel_attn.r_r_bias", f"{o}/attention/position_bias")
+            yield same(f"{t}.rel_attn.r_s_bias", f"{o}/attention/segment_bias")
+            yield same(f"{t}.rel_attn.seg_embed", f"{o}/attention/segment_embedding")
+            yield from norm(f"{t}.rel_attn.layer_norm", f"{o}/attention_norm")
+            yield from dense(f"{t}.ff.layer_1", f"{o}/feed_forward/inner")
+            yield from dense(f"{t}.ff.layer_2", f"{o}/feed_forward/outer")
+            yield from norm(f"{t}.ff.layer_norm", f"{o}/feed_forward_norm")
+
+
+class XlnetEncoder(Network):
     """The two streams.
 
     There are no absolute positions, no embedding norm and no segment embeddings added
@@ -75,23 +248,20 @@ class XlnetEncoder(nn.Module):
         )
         self.layers = Layers(c.trunk, TwoStreamBlock)
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        mask: Mask | jax.Array,
-        seeds: Seeds | None = None,
-    ) -> jax.Array:
-        """The content stream alone; `positions` are there for the other encoders' sake."""
-        del positions
-        return self.streams(tokens, segments, mask, seeds=seeds)[0]
+    def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        """The content stream alone, [batch, length, hidden_size]."""
+        return self.streams(inputs, seeds=seeds)[0]
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self(inputs)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("XLNetModel", self.config.encoder_rules(""), bare=True)
 
     def streams(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        mask: Mask | jax.Array,
+        inputs: TextInputs,
         mems: jax.Array | None = None,
         target_mapping: jax.Array | None = None,
         direction: jax.Array | None = None,
@@ -101,9 +271,8 @@ class XlnetEncoder(nn.Module):
         """One segment.
 
         Args:
-          tokens, segments: [batch, length] int; segments are compared for equality only.
-          mask: of [batch, length, length], who may see whom; nobody need see itself:
-            the content stream always does, the query stream does as the mask says.
+          inputs: types of tokens are compared for equality only; positions are not read. The
+            content stream always sees itself, the query stream as the mask says.
           mems: [layers, batch, memory_length, hidden_size], inputs of each layer for
             earlier text, seen by all; None without memory.
           target_mapping: [batch, num_predict] int, the positions to predict, whose own
@@ -119,20 +288,21 @@ class XlnetEncoder(nn.Module):
           the memory for the next segment, behind a stop_gradient.
         """
         trunk = self.config.trunk
+        tokens, token_types = inputs.tokens, inputs.token_types
         length, parts = tokens.shape[1], sequence_parts()
         memory_length = 0 if mems is None else mems.shape[2]
         keys = memory_length + length
 
-        key_segments = jnp.pad(segments, ((0, 0), (memory_length, 0)))
-        same_segment = Pairs(segments, key_segments, "equal")
-        mask = with_memory(as_mask(mask), memory_length)
+        key_types = jnp.pad(token_types, ((0, 0), (memory_length, 0)))
+        same_type = Pairs(token_types, key_types, "equal")
+        mask = with_memory(as_mask(inputs.mask), memory_length)
         if self.config.attention_type == "uni":
             mask &= _unidirectional(length, keys, self.config.same_length)
         context = RelativeContext(
             encoding=self._encoding(length, keys, direction is not None, seeds),
             direction=None if direction is None else (direction < 0).astype(jnp.int32),
             content_mask=content(mask, length, keys),
-            content_same_segment=same_segment,
+            content_same_segment=same_type,
         )
         h = split_activations(dropout(self.token(tokens), trunk.dropout, seeds, EMBEDDING))
         g = None
@@ -142,7 +312,7 @@ class XlnetEncoder(nn.Module):
             context = dataclasses.replace(
                 context,
                 query_mask=mask.take(target_mapping),
-                query_same_segment=same_segment.take(target_mapping),
+                query_same_segment=same_type.take(target_mapping),
                 target_mapping=target_mapping,
             )
             g = jnp.broadcast_to(
@@ -151,13 +321,13 @@ class XlnetEncoder(nn.Module):
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
             g = split_activations(dropout(g, trunk.dropout, g_seeds, EMBEDDING))
 
-        (h, g), inputs = self.layers((h, g), mems, context, seeds)
+        (h, g), entering = self.layers((h, g), mems, context, seeds)
         output = h if g is None else whole_length(g)[:, :num_predict]
         output = dropout(output, trunk.dropout, seeds, FINAL)
-        return output, self._new_mems(mems, inputs, reuse_length)
+        return output, self._new_mems(mems, entering, reuse_length)
 
-    def decode(self, x: jax.Array) -> jax.Array:
-        return self.token.decode(x)
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        return self.token.decode(hidden)
 
     def _encoding(
         self, length: int, keys: int, both_directions: bool, seeds: Seeds | None
@@ -186,8 +356,22 @@ class XlnetEncoder(nn.Module):
         return jax.lax.stop_gradient(inputs[:, :, -self.config.memory_length :])
 
 
-class Xlnet(nn.Module):
-    """The two streams with the LM head: no transform, a bias per token."""
+class Xlnet(Network):
+    """The two streams with the LM head: no transform, a bias per token.
+
+    It continues a text by reading it anew for each token: the query stream at the next position
+    predicts it from all before, under a factorisation order in which the prompt comes first, read
+    bidirectionally, and the rest follows from left to right. The prompt's hidden states are the
+    same whatever follows, so that the probabilities of a text are those of one evaluation of the
+    whole under this order.
+    """
+
+    score_methods: ClassVar[tuple[ScoringMethod, ...]] = (
+        "left_to_right",
+        "pseudo",
+        "pseudo_within_word",
+    )
+    continues_texts: ClassVar[bool] = True
 
     config: XlnetConfig
 
@@ -200,9 +384,7 @@ class Xlnet(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
-        segments: jax.Array,
-        mask: Mask | jax.Array,
+        inputs: TextInputs,
         mems: jax.Array | None = None,
         target_mapping: jax.Array | None = None,
         direction: jax.Array | None = None,
@@ -211,16 +393,72 @@ class Xlnet(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """`XlnetEncoder.streams`: hidden states to be decoded, and the memory."""
         output, mems = self.encoder.streams(
-            tokens, segments, mask, mems, target_mapping, direction, reuse_length, seeds
+            inputs, mems, target_mapping, direction, reuse_length, seeds
         )
         if self.is_initializing():
             self.decode(output)  # its parameters too
         return output, mems
 
-    def decode(self, x: jax.Array) -> jax.Array:
+    def decode(self, hidden: jax.Array) -> jax.Array:
         """[..., hidden_size] -> logits [..., vocab_size]."""
         decoder = self.encoder if self.config.tie_embeddings else self.decoder
-        return decoder.decode(x) + self.output_bias
+        return decoder.decode(hidden) + self.output_bias
+
+    def whole(self, inputs: TextInputs) -> jax.Array:
+        return self.decode(self(inputs)[0])
+
+    def score(
+        self,
+        method: ScoringMethod,
+        inputs: TextInputs,
+        mask_id: int,
+        begin: jax.Array,
+        end: jax.Array,
+    ) -> Scores:
+        place = jnp.arange(inputs.tokens.shape[1])[None]
+        if method == "left_to_right":
+            targets, order = every_position(inputs), permutation(place, place)
+        else:
+            # No one sees what is hidden, not the content stream either: through the others'
+            # states it would be seen.
+            hidden = (place >= begin[:, None]) & (place < end[:, None])
+            targets = begin[:, None]
+            order = permutation(jnp.zeros((1, 1), jnp.int32), jnp.where(hidden, 0, -1))
+        read = inputs.replace(mask=order & inputs.mask)  # type: ignore[attr-defined]
+        logits = self.decode(self(read, None, targets)[0])
+        return scores_of(logits, jnp.take_along_axis(inputs.tokens, targets, axis=1))
+
+    def read_prompt(self, tokens: jax.Array, real: jax.Array, width: int) -> tuple[jax.Array, Any]:
+        return self._read_anew(tokens, real, jnp.int32(width), width), None
+
+    def read_token(
+        self, tokens: jax.Array, real: jax.Array, slot: jax.Array, kept: Any, width: int
+    ) -> tuple[jax.Array, Any]:
+        return self._read_anew(tokens, real, slot + 1, width), None
+
+    def _read_anew(
+        self, tokens: jax.Array, real: jax.Array, target: jax.Array, width: int
+    ) -> jax.Array:
+        slot = jnp.arange(tokens.shape[1])[None]
+        # The prompt comes first, all of it at once; then slot after slot.
+        key_place = jnp.maximum(slot - width + 1, 0)
+        query_place = jnp.maximum(key_place, 1)
+        mask = permutation(query_place, key_place) & padding(real)
+        mapping = jnp.full((tokens.shape[0], 1), jnp.minimum(target, tokens.shape[1] - 1))
+        inputs = TextInputs(tokens, jnp.zeros_like(tokens), tokens, mask, real)
+        return self.decode(self(inputs, None, mapping)[0][:, 0]).astype(jnp.float32)
+
+    @nn.nowrap
+    def published(self) -> Published:
+        return Published("XLNetLMHeadModel", self._rules())
+
+    @nn.nowrap
+    def _rules(self) -> Rules:
+        tied = self.config.tie_embeddings
+        yield from self.config.encoder_rules("encoder/", ("lm_loss.weight",) if tied else ())
+        if not tied:
+            yield table("lm_loss", "decoder")
+        yield same("lm_loss.bias", "output_bias")
 
     def empty_mems(self, batch: int) -> jax.Array | None:
         """Memory before any text: zeros, as the authors' code starts with."""

@@ -1,7 +1,6 @@
 """What an objective is: the only thing the training loop knows of one."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,16 +9,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.configuration import check_ranges
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig
+from lmjax.models.network import Network, TextInputs
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.masks import Mask
 
+# Arrays by name, [batch, ...]: those of `lmjax.data.examples.source.Row`, and what `corrupt` adds.
 Batch = dict[str, jax.Array]
 Sum = tuple[jax.Array, jax.Array]  # a sum and the count it is to be divided by
-_NORMALISER = "cross_entropy_normaliser"
 
 
 @flax.struct.dataclass
@@ -46,17 +48,20 @@ class Scored:
 class Objective:
     """Base of all objectives: a frozen dataclass whose fields are its config.
 
-    A subclass declares `model: SomeConfig` and its own settings, and implements `init`,
-    `corrupt` and `loss`. A config names it by import path; nothing registers it, and it
+    A subclass declares `model: SomeConfig` and its own settings, and implements `network`,
+    `inputs`, `corrupt` and `loss`. A config names it by import path; nothing registers it, and it
     may live outside of this package.
 
     Attributes:
+      family: of the model, where config.model names no type; None takes the class that the
+        field `model` is annotated with.
       headline: the term of the loss that reports lead with.
       scores_every_token: the headline is -log p of the text, token by token, so that it
         can be told in bits per byte.
       vocabulary: what there is to know of the token ids.
     """
 
+    family: ClassVar[type[ModelConfig] | None] = None
     headline: ClassVar[str] = "loss"
     scores_every_token: ClassVar[bool] = False
 
@@ -71,9 +76,28 @@ class Objective:
         """Weight of each term of the loss; terms that are not named count 1."""
         return {}
 
+    @property
+    def network(self) -> Network:
+        """What is trained; `lmjax.load` gives it with its parameters."""
+        raise ConfigError(
+            f"objective: {type(self).__name__} has no property `network`, which a run is opened"
+            " with; give it one"
+        )
+
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
+        """The network's arguments for a corrupted batch."""
+        raise NotImplementedError
+
+    def text_inputs(self, batch: Batch, mask: Mask) -> TextInputs:
+        """The arrays of a batch that a network reads, under an attention mask."""
+        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+        types, positions = batch["token_types"], batch["positions"]
+        return TextInputs(tokens, types, positions, mask, segment_ids > 0)
+
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """Parameters. `batch` is a corrupted batch, of which only the shapes matter."""
-        raise NotImplementedError
+        mems = self.init_mems(batch["tokens"].shape[0])
+        return self.network.init(key, *self.inputs(batch, mems))["params"]
 
     def init_mems(self, batch_size: int) -> Any:
         """Memory before the first batch, leading axes as `loss` takes it; None = none.
@@ -115,53 +139,6 @@ def apply(
 ) -> Any:
     """What `network` makes of `inputs`; nothing but parameters goes in beside them."""
     return network.apply({"params": params}, *inputs, method=method)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log softmax(logits)[targets] in float32. logits: [..., classes] -> [...], nats."""
-    return score_targets(logits, targets)[0]
-
-
-# Of all that the gradient needs, logits apart, only the normaliser is kept: the probabilities
-# would be a second array of the size of the logits, which are by far the largest of a step.
-@functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_NORMALISER)
-)
-def score_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy, and whether no class scores higher than the target.
-
-    Args:
-      logits: [..., classes] float; targets: [...] int.
-
-    Returns:
-      [...] float32 in nats, and [...] bool.
-    """
-    return _score(logits.astype(jnp.float32), targets)
-
-
-@jax.custom_jvp
-def _score(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _score_parts(logits, targets)[:2]
-
-
-def _score_parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Losses, hits, and the logarithm of the softmax's denominator."""
-    largest = logits.max(-1)
-    log_z = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - chosen, chosen >= largest, log_z
-
-
-@_score.defjvp
-def _score_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """The gradient is softmax - one-hot, written in one pass over the logits."""
-    logits, targets = primals
-    losses, hits, log_z = _score_parts(logits, targets)
-    log_z = checkpoint_name(log_z, _NORMALISER)
-    classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    difference = jnp.exp(logits - log_z[..., None]) - (classes == targets[..., None])
-    change = (difference * tangents[0]).sum(-1)
-    return (losses, hits), (change, np.zeros(hits.shape, jax.dtypes.float0))
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> Sum:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.configuration import NonNegativeInt, Weight
-from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.models.family import ModelConfig
+from lmjax.models.gpt import GptConfig
+from lmjax.models.network import Network
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import causal, same_document
 from lmjax.nn.partition import pad_length
@@ -26,10 +28,11 @@ class CausalLM(Objective):
         0 = all positions at once, which is faster.
     """
 
+    family = GptConfig
     headline = "lm"
     scores_every_token = True
 
-    model: GptConfig
+    model: ModelConfig
     z_loss: Weight = 0.0
     loss_chunk: NonNegativeInt = 0
 
@@ -38,18 +41,15 @@ class CausalLM(Objective):
         return {"z_loss": self.z_loss}
 
     @property
-    def network(self) -> Gpt:
-        return Gpt(self.model)
-
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self.inputs(batch))["params"]
+    def network(self) -> Network:
+        return self.model.causal_lm()
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
-        targets, documents = jnp.roll(batch["tokens"], -1, axis=1), batch["documents"]
+        targets, segment_ids = jnp.roll(batch["tokens"], -1, axis=1), batch["segment_ids"]
         # The last position has nothing to predict, nor has a document's last token.
-        following = jnp.pad(documents[:, 1:], ((0, 0), (0, 1)))
-        weights = (documents == following) & (following > 0)
+        following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
+        weights = (segment_ids == following) & (following > 0)
         scored = hidden, targets, weights
         if not 0 < self.loss_chunk < targets.shape[1]:
             return self._score(params, *scored)
@@ -67,13 +67,14 @@ class CausalLM(Objective):
             terms["z_loss"] = weighted_sum(jnp.square(log_z), weights)
         return Scored(terms, metrics)
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: int) -> float | None:
+        encoder = self.model.forward_flops(length)
         head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
-        return self.model.trunk.forward_flops(length, length) + head
+        return None if encoder is None else encoder + head
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        mask = same_document(batch["documents"]) & causal(batch["tokens"].shape[1])
-        return batch["tokens"], batch["positions"], mask
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
+        mask = same_document(batch["segment_ids"]) & causal(batch["tokens"].shape[1])
+        return (self.text_inputs(batch, mask),)
 
 
 def split_positions(x: jax.Array, size: int) -> jax.Array:

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.configuration import Weight
 from lmjax.models.electra import ElectraWithLM
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import (
     Batch,
     Scored,
     apply,
-    score_targets,
     token_scores,
     unigram_score,
     weighted_sum,
@@ -23,20 +22,14 @@ from lmjax.objectives.replaced import Replacing
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ReplaceMLM(Replacing):
-    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place.
-
-    Attributes:
-      identity_weight: of the second network's loss. The paper does not say; both are masked
-        LMs, and both count 1 here.
-    """
+    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place."""
 
     headline = "identity"
 
-    identity_weight: Weight = 1.0
-
     @property
     def weights(self) -> dict[str, float]:
-        return {"mlm": self.generator_weight, "identity": self.identity_weight}
+        # The paper gives no weight of the second network's loss; both are masked LMs.
+        return {"mlm": self.generator_weight, "identity": 1.0}
 
     @property
     def network(self) -> ElectraWithLM:
@@ -45,7 +38,7 @@ class ReplaceMLM(Replacing):
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         read, terms, metrics = self.generated(params, batch, seeds)
         where = batch["target_positions"]
-        logits, _ = apply(self.network, params, *read, where, seeds, method="identify")
+        logits, _ = apply(self.network, params, read, where, seeds, method="identify")
         own, told = token_scores(
             "identity", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
@@ -70,10 +63,10 @@ class AllTokensMLM(ReplaceMLM):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         read, terms, metrics = self.generated(params, batch, seeds)
-        logits, copies = apply(self.network, params, *read, None, seeds, method="identify")
-        original, real = batch["original"], batch["documents"] > 0
+        logits, copies = apply(self.network, params, read, None, seeds, method="identify")
+        original, real = batch["original"], batch["segment_ids"] > 0
         nats, hits = score_targets(logits, original)
-        kept = read[0] == original
+        kept = read.tokens == original
         terms["identity"] = weighted_sum(-log_mixture(copies, kept, -nats), real)
         metrics["unigram"] = unigram_score(original, real, self.vocabulary)
         metrics["identity_accuracy"] = weighted_sum(jnp.where(copies > 0, kept, hits), real)

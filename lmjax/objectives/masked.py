@@ -9,7 +9,10 @@ import numpy as np
 
 from lmjax.configuration import Probability, Size
 from lmjax.errors import ConfigError
-from lmjax.models.bert import BertConfig, BertForPreTraining
+from lmjax.models.bert import BertConfig
+from lmjax.models.family import ModelConfig
+from lmjax.models.network import Network
+from lmjax.nn.cross_entropy import cross_entropy
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
 from lmjax.objectives.base import (
@@ -17,7 +20,6 @@ from lmjax.objectives.base import (
     Objective,
     Scored,
     apply,
-    cross_entropy,
     token_scores,
     weighted_sum,
 )
@@ -41,9 +43,10 @@ class MaskedLM(Objective):
         as the examples are made.
     """
 
+    family = BertConfig
     headline = "mlm"
 
-    model: BertConfig
+    model: ModelConfig
     mask_rate: MaskRate = 0.15
     max_predictions: Size = 20
     masking: Masking = "token"
@@ -57,16 +60,13 @@ class MaskedLM(Objective):
             raise ConfigError("mask_fraction: mask_fraction + random_fraction exceed 1")
 
     @property
-    def network(self) -> BertForPreTraining:
-        return BertForPreTraining(self.model, sentence_head=self.sentence_prediction)
-
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self.inputs(batch))["params"]
+    def network(self) -> Network:
+        return self.model.masked_lm(self.sentence_prediction)
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `target_positions`, `targets`, `target_weights` [max_predictions]."""
         for_choice, for_tokens = jax.random.split(key)
-        tokens, real = example["tokens"], example["documents"] > 0
+        tokens, real = example["tokens"], example["segment_ids"] > 0
         vocabulary = self.vocabulary
         chosen = choose(
             for_choice,
@@ -106,23 +106,18 @@ class MaskedLM(Objective):
             metrics["sentence_accuracy"] = weighted_sum(hits, ones)
         return Scored(terms, metrics)
 
-    def forward_flops(self, length: int) -> float:
-        trunk, n = self.model.trunk, min(self.max_predictions, length)
-        hidden = trunk.hidden_size
+    def forward_flops(self, length: int) -> float | None:
+        encoder, n = self.model.forward_flops(length), min(self.max_predictions, length)
+        hidden = self.model.trunk.hidden_size
         head = 2 * n * hidden * (hidden + self.model.vocab_size)
         pooler = 2 * hidden * (hidden + 2) if self.sentence_prediction else 0
-        return trunk.forward_flops(length, length) + head + pooler
+        return None if encoder is None else encoder + head + pooler
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
         if self.sentence_prediction and "label" not in batch:
             raise ConfigError(
                 "config.objective.sentence_prediction: these examples have no sentence label;"
                 " set it to False, or use SegmentPairs with next_sentence='nsp' or 'sop'"
             )
-        return (
-            batch["tokens"],
-            batch["segments"],
-            batch["positions"],
-            same_document(batch["documents"]),
-            batch["target_positions"],
-        )
+        mask = same_document(batch["segment_ids"])
+        return self.text_inputs(batch, mask), batch["target_positions"]

@@ -86,10 +86,6 @@ class PermutedLM(Objective):
                     f" {tokens} tokens"
                 )
 
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        mems = self.init_mems(batch["tokens"].shape[0])
-        return self.network.init(key, *self.inputs(batch, mems))["params"]
-
     def init_mems(self, batch_size: int) -> Any:
         return self.network.empty_mems(batch_size)
 
@@ -100,7 +96,7 @@ class PermutedLM(Objective):
         is `perm_mask[i, j]`; targets are [num_predict]. In text that runs backward n-grams
         are laid as it reads forward (`reverse` of `_sample_mask`).
         """
-        tokens, real = example["tokens"], example["documents"] > 0
+        tokens, real = example["tokens"], example["segment_ids"] > 0
         vocabulary = self.vocabulary
         functional = (tokens == vocabulary.sep) | (tokens == vocabulary.cls) | ~real
         starts_word = jnp.asarray(np.asarray(vocabulary.starts_word))[tokens]
@@ -162,12 +158,10 @@ class PermutedLM(Objective):
         head = 2 * self.num_predict * trunk.hidden_size * self.model.vocab_size
         return streams + trunk.layers * (extra + by_distance) + head
 
-    def inputs(self, batch: Batch, mems: Any) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
         in_order = permutation(batch["query_place"], batch["key_place"])
         return (
-            batch["tokens"],
-            batch["segments"],
-            in_order & same_document(batch["documents"]),
+            self.text_inputs(batch, in_order & same_document(batch["segment_ids"])),
             mems,
             batch["target_mapping"],
             batch.get("direction"),

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import optax
 
 from lmjax.configuration import Probability, Size, Weight
 from lmjax.models.electra import Electra, ElectraConfig
+from lmjax.models.network import TextInputs
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
@@ -45,17 +45,10 @@ class Replacing(Objective):
     mask_fraction: Probability = 0.85
     generator_weight: Weight = 1.0
 
-    @property
-    def network(self) -> nn.Module:
-        raise NotImplementedError
-
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self.inputs(batch))["params"]
-
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `original`, `target_*` [max_predictions] and the `sampling_key`."""
         for_choice, for_tokens, for_samples = jax.random.split(key, 3)
-        tokens, real = example["tokens"], example["documents"] > 0
+        tokens, real = example["tokens"], example["segment_ids"] > 0
         vocabulary = self.vocabulary
         chosen = choose(
             for_choice,
@@ -86,16 +79,16 @@ class Replacing(Objective):
 
     def generated(
         self, params: Any, batch: Batch, seeds: Seeds | None
-    ) -> tuple[tuple[Any, ...], dict[str, Sum], dict[str, Sum]]:
+    ) -> tuple[TextInputs, dict[str, Sum], dict[str, Sum]]:
         """What the second network reads, and the generator's terms and metrics."""
-        inputs = self.inputs(batch)
-        logits = apply(self.network, params, *inputs, seeds, method="generate")
+        inputs, where = self.inputs(batch)
+        logits = apply(self.network, params, inputs, where, seeds, method="generate")
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         tokens = sample_replacements(logits, batch)
-        metrics["replaced"] = weighted_sum(tokens != batch["original"], batch["documents"] > 0)
-        return (tokens, *inputs[1:-1]), terms, metrics
+        metrics["replaced"] = weighted_sum(tokens != batch["original"], batch["segment_ids"] > 0)
+        return inputs.replace(tokens=tokens), terms, metrics
 
     def trunks_flops(self, length: int) -> float:
         """Both trunks, and the generator's prediction, of one forward pass."""
@@ -112,14 +105,9 @@ class Replacing(Objective):
         c = self.model
         return 2 * positions * c.embedding_features * (trunk.hidden_size + c.vocab_size)
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        return (
-            batch["tokens"],
-            batch["segments"],
-            batch["positions"],
-            same_document(batch["documents"]),
-            batch["target_positions"],
-        )
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
+        mask = same_document(batch["segment_ids"])
+        return self.text_inputs(batch, mask), batch["target_positions"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -147,9 +135,9 @@ class ReplacedTokenDetection(Replacing):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         read, terms, metrics = self.generated(params, batch, seeds)
-        replaced = read[0] != batch["original"]
-        detected = apply(self.network, params, *read, seeds, method="discriminate")
-        judged = batch["documents"] > 0 if self.detects == "all" else chosen_positions(batch)
+        replaced = read.tokens != batch["original"]
+        detected = apply(self.network, params, read, seeds, method="discriminate")
+        judged = batch["segment_ids"] > 0 if self.detects == "all" else chosen_positions(batch)
         binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
         terms["rtd"] = weighted_sum(binary, judged)
         flagged = detected > 0

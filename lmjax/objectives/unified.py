@@ -32,8 +32,8 @@ class UnifiedLM(MaskedLM):
         drawn = jax.random.uniform(jax.random.fold_in(key, 2))
         return {**super().corrupt(key, example), "both_sides": drawn >= self.left_to_right}
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        tokens, segments, positions, mask, targets = super().inputs(batch)
-        rows, length = tokens.shape
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
+        read, targets = super().inputs(batch)
+        rows, length = read.tokens.shape
         free = jnp.broadcast_to(batch["both_sides"][:, None, None], (rows, 1, length))
-        return tokens, segments, positions, mask & (causal(length) | free), targets
+        return read.replace(mask=read.mask & (causal(length) | free)), targets

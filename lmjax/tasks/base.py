@@ -6,25 +6,24 @@ those of pretraining.
 
 import collections
 import dataclasses
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from lmjax.configuration import Interval, Rate
-from lmjax.convert.configs import ModelConfig
-from lmjax.convert.forms import Form
-from lmjax.convert.networks import with_head
-from lmjax.convert.pretrained import inputs
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
+from lmjax.models.family import ModelConfig
+from lmjax.models.network import Network, TextInputs
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.lora import LoraConfig, init_adapters, merge
 from lmjax.objectives.base import Batch, Objective, Scored, apply
+from lmjax.tasks.input_format import InputFormat
 from lmjax.trees import map_named
 
 Example = dict[str, np.ndarray]
@@ -40,7 +39,8 @@ class Task(Objective):
     """Base of all tasks: a frozen dataclass whose fields are `config.task`.
 
     Attributes:
-      head: which of the heads of `lmjax.models.heads`.
+      head: which of the heads of `lmjax.models.heads`. A task with a head of its own overrides
+        `network` by a `Headed` that has it.
       per_token: arrays of an example with an entry a token, along the last axis, and what
         fills them up; 'tokens' is filled with the padding token.
       token_outputs: of what `forward` gives, the arrays with an axis of tokens, the first one
@@ -56,8 +56,8 @@ class Task(Objective):
       labels: the classes, in the order of their ids; () takes those of the training rows.
     """
 
-    head: ClassVar[heads.Task]
-    per_token: ClassVar[dict[str, int]] = {"tokens": 0, "segments": 0, "documents": 0}
+    head: ClassVar[heads.Task | str]
+    per_token: ClassVar[dict[str, int]] = {"tokens": 0, "token_types": 0, "segment_ids": 0}
     token_outputs: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, str]] = {}
     reads: ClassVar[str] = "text"
@@ -132,8 +132,11 @@ class Task(Objective):
         return any(filled(values.get(c)) for c, name in self.names.items() if name == "gold")
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
-        """Rows made of docstrings, as `parse` gives them."""
-        raise NotImplementedError
+        """Rows made of docstrings, as `parse` gives them, where no files are given."""
+        del split, cache_dir
+        raise ConfigError(
+            f"config.data.train: docstrings hold no rows for {type(self).__name__}; give a file"
+        )
 
     def texts(self, row: Row) -> Iterator[str]:
         """What a tokenizer would be trained on."""
@@ -192,15 +195,22 @@ class Task(Objective):
         return self.labels if self.head.endswith("classification") else ()
 
     @property
-    def form(self) -> Form:
-        return Form(self.model, self.vocabulary)
+    def form(self) -> InputFormat:
+        return InputFormat(self.model, self.vocabulary)
 
     @property
-    def network(self) -> nn.Module:
-        return with_head(self.model, self.head, len(self.labels), self.head_dropout)
+    def network(self) -> Network:
+        if self.head not in typing.get_args(heads.Task):
+            known = ", ".join(typing.get_args(heads.Task))
+            raise ConfigError(
+                f"task: {type(self).__name__} has the head '{self.head}', which is none of {known};"
+                " override its property `network`"
+            )
+        head = typing.cast(heads.Task, self.head)
+        return self.model.headed(head, len(self.labels), self.head_dropout)
 
     @property
-    def saved_network(self) -> nn.Module:
+    def saved_network(self) -> Network:
         """The network as others are to read it; its parameters are those of `network`."""
         return self.network
 
@@ -240,14 +250,14 @@ class Task(Objective):
         """The loss of outputs; `batch['weight']` [batch] is 0 for rows that fill it up."""
         raise NotImplementedError
 
-    def inputs(self, batch: Batch) -> tuple[Any, ...]:
-        """Arguments of the network; of an example with several texts each is a row."""
-        names = ("tokens", "segments", "documents")
-        tokens, segments, documents = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
-        return inputs(self.network, tokens, segments, documents > 0)
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[TextInputs]:
+        """The network's argument; of an example with several texts each is a row."""
+        names = ("tokens", "token_types", "segment_ids")
+        tokens, types, segments = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
+        return (self.model.inputs(tokens, types, segments > 0),)
 
-    def forward_flops(self, length: int) -> float:
-        return self.model.trunk.forward_flops(length, length)
+    def forward_flops(self, length: int) -> float | None:
+        return self.model.forward_flops(length)
 
     # What is made of it.
 
@@ -285,11 +295,13 @@ class Task(Objective):
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
         """What simple rules score on the same rows."""
-        raise NotImplementedError
+        del train, rows
+        return {}
 
     def report(self, predictions: Sequence[Row]) -> list[str]:
         """Lines of markdown: where it goes wrong."""
-        raise NotImplementedError
+        del predictions
+        return []
 
     def unpadded(self, example: Example, outputs: Outputs) -> Outputs:
         """Outputs of an example, with tokens of its own alone."""
@@ -297,13 +309,15 @@ class Task(Objective):
         own = slice(-count, None) if self.form.left_padded else slice(count)
         return {n: x[own] if n in self.token_outputs else x for n, x in outputs.items()}
 
-    def example(self, row: int, tokens: np.ndarray, segments: np.ndarray, **more: Any) -> Example:
+    def example(
+        self, row: int, tokens: np.ndarray, token_types: np.ndarray, **more: Any
+    ) -> Example:
         """An example; all of its tokens are real."""
         return {
             "row": np.int32(row),
             "tokens": tokens,
-            "segments": segments,
-            "documents": np.ones(tokens.shape, np.int32),
+            "token_types": token_types,
+            "segment_ids": np.ones(tokens.shape, np.int32),
             **more,
         }
 

@@ -4,23 +4,22 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
 from lmjax.configuration import Finite, Interval, Weight
-from lmjax.convert.networks import in_unit
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
-from lmjax.models.gpt import GptConfig, GptEncoder
-from lmjax.models.heads import Headed
+from lmjax.models.heads import in_unit
+from lmjax.models.network import Network
+from lmjax.nn.cross_entropy import cross_entropy, score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, cross_entropy, score_targets, weighted_sum
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number
 from lmjax.tasks.baselines import classes_by_words
@@ -138,7 +137,8 @@ class Classification(Classes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lm_weight and not (isinstance(self.model, GptConfig) and self.model.tie_embeddings):
+        tied = getattr(self.model, "tie_embeddings", True)
+        if self.lm_weight and not (self.model.causal and tied):
             raise ConfigError(
                 "lm_weight: the auxiliary loss decodes with the token table of a causal model;"
                 " take a GPT with tied embeddings, or 0"
@@ -191,16 +191,18 @@ class Classification(Classes):
             first, second, cut = form.cut(firsts[i], seconds[i] if paired else None, self.length)
             notes.add(f"cut to {self.length} tokens", count=int(cut))
             joined = form.join(first, second)
-            examples.append(self.example(i, joined.tokens, joined.segments, gold=self.target(row)))
+            examples.append(
+                self.example(i, joined.tokens, joined.token_types, gold=self.target(row))
+            )
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         if not self.lm_weight:
             return super().forward(params, batch, seeds)
         logits, next_tokens = apply(
-            self.network, params, *self.inputs(batch), seeds, method=_with_next_tokens
+            self.network, params, *self.inputs(batch), seeds, method="with_tokens"
         )
-        real = (batch["documents"][:, 1:] > 0).astype(jnp.float32)
+        real = (batch["segment_ids"][:, 1:] > 0).astype(jnp.float32)
         losses = cross_entropy(next_tokens[:, :-1], batch["tokens"][:, 1:]) * real
         return {"logits": logits, "lm": losses.sum(1), "lm_tokens": real.sum(1)}
 
@@ -276,7 +278,7 @@ class Regression(Classification):
                 raise BadRowError(f"{row['gold']:g} is too far from the mean of the training rows")
 
     @property
-    def saved_network(self) -> nn.Module:
+    def saved_network(self) -> Network:
         return in_unit(self.network, (self._mean, self._scale))
 
     @property
@@ -333,22 +335,6 @@ class Regression(Classification):
         return ["## The largest errors", ""] + [
             f"- {p['gold']:g} taken for {p['prediction']:.2f}: {shown(p)}" for p in order[:_WORST]
         ]
-
-
-def _with_next_tokens(
-    module: Headed,
-    tokens: jax.Array,
-    segments: jax.Array,
-    positions: jax.Array,
-    mask: Any,
-    real: jax.Array,
-    seeds: Seeds | None,
-) -> tuple[jax.Array, jax.Array]:
-    """A GPT's head and its language model on the same hidden states."""
-    encoder = module.encoder
-    assert isinstance(encoder, GptEncoder)
-    hidden = encoder(tokens, segments, positions, mask, seeds)
-    return module.head(hidden, real, seeds), encoder.decode(hidden)
 
 
 def _text(value: Any, name: str) -> str:

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
-from lmjax.convert.forms import Form
-from lmjax.convert.networks import headed
 from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.extras import installed
 from lmjax.models import heads
-from lmjax.models.heads import Headed
+from lmjax.models.network import Network
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, number
+from lmjax.tasks.input_format import InputFormat
 from lmjax.tasks.metrics import correlations
 
 _WORST = 10
@@ -76,9 +76,9 @@ class Embeddings(Task):
             raise ConfigError("loss_form: 'simcse' needs dropout; raise config.dropout")
 
     @property
-    def network(self) -> Headed:
+    def network(self) -> Network:
         kind: heads.Task = "mean_embedding" if self.pooling == "mean" else "token_embedding"
-        return headed(self.model, kind, 0, 0.0)
+        return self.model.headed(kind, 0, 0.0)
 
     @property
     def compares_rows(self) -> bool:
@@ -122,14 +122,14 @@ class Embeddings(Task):
             arrays, cut = _stacked([next(encoded) for _ in own], self.form, self.length)
             notes.add(f"cut to {self.length} tokens", count=int(cut))
             gold = np.float32(row.get("gold", 0.0))
-            example = self.example(i, arrays["tokens"], arrays["segments"], gold=gold)
+            example = self.example(i, arrays["tokens"], arrays["token_types"], gold=gold)
             examples.append({**example, **arrays})
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
         if seeds is not None:
             if self.loss_form == "simcse":
-                names = ("tokens", "segments", "documents")
+                names = ("tokens", "token_types", "segment_ids")
                 batch = batch | {n: jnp.repeat(batch[n][:, :1], 2, axis=1) for n in names}
             seeds = seeds.of_parts(_VIEW, 2)
         vectors: jax.Array = apply(self.network, params, *self.inputs(batch), seeds)
@@ -137,8 +137,9 @@ class Embeddings(Task):
         vectors = _normalised(vectors.reshape(-1, texts, vectors.shape[-1]).astype(jnp.float32))
         return {"first": vectors[:, 0], "second": vectors[:, -1]}
 
-    def forward_flops(self, length: int) -> float:
-        return 2 * super().forward_flops(length)
+    def forward_flops(self, length: int) -> float | None:
+        flops = super().forward_flops(length)
+        return None if flops is None else 2 * flops
 
     def judge(self, outputs: Outputs, batch: Batch) -> Scored:
         first, second, weight = outputs["first"], outputs["second"], batch["weight"]
@@ -247,7 +248,7 @@ def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:
 
 
 def _stacked(
-    encoded: Sequence[np.ndarray], form: Form, length: int
+    encoded: Sequence[np.ndarray], form: InputFormat, length: int
 ) -> tuple[dict[str, np.ndarray], bool]:
     """'tokens', 'segments' and 'documents' of texts, [texts, longest], and whether one was cut."""
     joined, any_cut = [], False
@@ -257,8 +258,8 @@ def _stacked(
         any_cut |= cut
     columns = {
         "tokens": ([j.tokens for j in joined], form.vocabulary.pad),
-        "segments": ([j.segments for j in joined], 0),
-        "documents": ([np.ones(len(j.tokens), np.int32) for j in joined], 0),
+        "token_types": ([j.token_types for j in joined], 0),
+        "segment_ids": ([np.ones(len(j.tokens), np.int32) for j in joined], 0),
     }
     arrays = {
         name: batching.stack(parts, fill=fill, left=form.left_padded)

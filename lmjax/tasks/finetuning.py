@@ -14,18 +14,17 @@ import optax
 
 from lmjax.atomic import write_json, write_text
 from lmjax.convert.huggingface import save_huggingface
-from lmjax.convert.networks import exported
 from lmjax.convert.pretrained import Pretrained
 from lmjax.convert.runs import write_network
 from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
+from lmjax.models.heads import CLASS_TASKS, Headed
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores, Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
-from lmjax.tasks.plan import MAY_CHANGE, Prepared
+from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import Start, put_in
 from lmjax.training.distributed import noticing_lost_processes
@@ -105,7 +104,7 @@ def finetune(
     own.seed = seed
     if scratch:
         own.init = ""
-    directory = RunDirectory(workdir, own, MAY_CHANGE)
+    directory = RunDirectory(workdir, own, FinetuneConfig)
     start = prepared.start.from_scratch() if scratch else prepared.start
     task = prepared.task
     check_model_fits(task.model, prepared.mesh)
@@ -227,7 +226,10 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
       Why there is no model/, where `transformers` has no class for it; else ''.
     """
     vocabulary = task.vocabulary
-    network, kept = exported(task.saved_network, task.merged(params))
+    network: Any = task.saved_network
+    kept = task.merged(params)
+    if isinstance(network, Headed) and network.task not in CLASS_TASKS.values():
+        network, kept = network.encoder, kept["encoder"]
     labels = task.class_names if isinstance(network, Headed) else ()
     ids = {"pad_token_id": vocabulary.pad}
     ids |= {"bos_token_id": vocabulary.eod, "eos_token_id": vocabulary.eod}

@@ -17,9 +17,9 @@ from lmjax.extras import installed
 from lmjax.generation.generating import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
-from lmjax.models.gpt import GptConfig
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
 from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
@@ -57,13 +57,12 @@ class Generation(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.model, GptConfig):
-            kind = type(self.model).__name__.removesuffix("Config")
+        if not self.model.causal:
             raise ConfigError(
-                f"task: a {kind} was not pretrained to go on with a text; give config.init, or"
-                " config.model.type, of a GPT"
+                f"task: {self.model.family()} was not pretrained to continue a text; give"
+                " config.init, or config.model.type, of a GPT"
             )
-        if not self.model.tie_embeddings:
+        if not getattr(self.model, "tie_embeddings", True):
             raise ConfigError(
                 "model.tie_embeddings: a start takes the encoder over, and an output table of its"
                 " own is none of it; only models with tied embeddings generate"
@@ -138,9 +137,10 @@ class Generation(Task):
             {"hits": weighted_sum(outputs["hits"], weights)},
         )
 
-    def forward_flops(self, length: int) -> float:
+    def forward_flops(self, length: int) -> float | None:
+        encoder = super().forward_flops(length)
         head = 2 * length * self.model.trunk.hidden_size * self.model.vocab_size
-        return super().forward_flops(length) + head
+        return None if encoder is None else encoder + head
 
     def write(
         self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]

@@ -15,8 +15,9 @@ from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
+from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
-from lmjax.objectives.base import Batch, Scored, apply, score_targets, weighted_sum
+from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.metrics import normalise_answer
 
@@ -110,12 +111,12 @@ class MultipleChoice(Task):
             example = self.example(
                 i,
                 stacked([j.tokens for j in joined], fill=self.vocabulary.pad),
-                stacked([j.segments for j in joined]),
+                stacked([j.token_types for j in joined]),
                 offered=(np.arange(most) < count).astype(np.int32),
                 gold=np.int32(row.get("gold", 0)),
             )
             ones = [np.ones(len(j.tokens), np.int32) for j in joined]
-            examples.append({**example, "documents": stacked(ones)})
+            examples.append({**example, "segment_ids": stacked(ones)})
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
@@ -126,8 +127,9 @@ class MultipleChoice(Task):
         offered = batch["offered"] > 0
         return {"logits": jnp.where(offered, logits.reshape(rows, choices), _NEVER)}
 
-    def forward_flops(self, length: int) -> float:
-        return self.most_choices * super().forward_flops(length)
+    def forward_flops(self, length: int) -> float | None:
+        flops = super().forward_flops(length)
+        return None if flops is None else self.most_choices * flops
 
     def judge(self, outputs: Outputs, batch: Batch) -> Scored:
         losses, hits = score_targets(outputs["logits"], batch["gold"])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from lmjax.configuration import Interval, convert, resolve_type
+from lmjax.configuration import build, resolve_type
 from lmjax.convert.runs import own_parameters
 from lmjax.data.position import Position
 from lmjax.data.rows import Row
@@ -22,7 +22,7 @@ from lmjax.objectives.base import Batch, Objective, Scored
 from lmjax.tasks.base import Task
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
-from lmjax.tasks.plan import FIELDS, MAY_CHANGE, Prepared, check_plain, prepare
+from lmjax.tasks.plan import MultitaskConfig, Prepared, prepare
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import put_in, start_from
 from lmjax.training.distributed import noticing_lost_processes
@@ -132,26 +132,23 @@ def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
     Raises:
       ConfigError: a field, a file or a row that cannot work.
     """
-    values = config.to_dict()
-    tasks, rest = values.pop("tasks", None), values
-    temperature = rest.pop("temperature", None)
-    if not isinstance(tasks, Mapping) or len(tasks) < 2:
+    own = build(MultitaskConfig, config, "config")
+    if len(own.tasks) < 2:
         raise ConfigError("config.tasks: give a block of at least two, NAME: {'task', 'data'}")
-    convert(temperature, Annotated[float, Interval("(0, inf)")], "config.temperature")
-    if unknown := sorted(set(rest) - set(FIELDS)):
-        raise ConfigError(f"config.{unknown[0]}: unknown")
-    check_plain(rest)
-    if not rest["init"]:
+    if not own.init:
         raise ConfigError("config.init: empty; several tasks share a pretrained encoder")
-    if rest["seeds"] != 1 or rest["compare_scratch"]:
+    if own.seeds != 1 or own.compare_scratch:
         raise ConfigError("config.seeds: several tasks take one seed, and no compare_scratch")
     tokens: dict[str, None] = {}
-    for name, block in tasks.items():
-        if not isinstance(block, Mapping) or set(block) != {"task", "data"} or "/" in name:
-            raise ConfigError(f"config.tasks.{name}: expected a block of 'task' and 'data'")
-        cls = resolve_type(block["task"], f"config.tasks.{name}.task", Task)
+    for name, one in own.tasks.items():
+        if "/" in name:
+            raise ConfigError(f"config.tasks.{name}: a name of a directory has no '/'")
+        cls = resolve_type(one.task, f"config.tasks.{name}.task", Task)
         tokens |= dict.fromkeys(getattr(cls, "added_tokens", ()))
-    start = start_from(rest["init"], rest["dropout"]).with_tokens(tuple(tokens))
+    start = start_from(own.init, own.dropout).with_tokens(tuple(tokens))
+    rest = config.to_dict()
+    tasks = rest.pop("tasks")
+    rest.pop("temperature", None)
     found = {}
     for name, block in tasks.items():
         try:
@@ -190,11 +187,12 @@ def finetune_several(
     if jax.process_count() > 1:
         raise ConfigError("--processes: fine-tuning runs in one process, on all of its devices")
     first = next(iter(prepared.values()))
-    directory = RunDirectory(workdir, config, MAY_CHANGE)
+    own = build(MultitaskConfig, config, "config")
+    directory = RunDirectory(workdir, config, MultitaskConfig)
     check_model_fits(first.task.model, first.mesh)
     results = {}
     with directory.alone(), jax.set_mesh(first.mesh), noticing_lost_processes():
-        run = _Several(prepared, directory, config.seed, config.temperature)
+        run = _Several(prepared, directory, own.seed, own.temperature)
         directory.claim(first.start.tokenizer)
         state = run.train("several tasks")
         for name, one in prepared.items():

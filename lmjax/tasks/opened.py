@@ -282,7 +282,7 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Tas
         values,
         where,
         Task,
-        model=getattr(network, "encoder", network).config,
+        model=pretrained.config,
         vocabulary=tokenizer.vocabulary(np.zeros(tokenizer.size)),
     )
     labels = task.labels or pretrained.labels
@@ -292,9 +292,11 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Tas
     return task
 
 
-def _kind(network: Any) -> tuple[str, int]:
-    """What a network's head is for, and how many classes it has; without a head ('', 0)."""
-    return getattr(network, "task", ""), getattr(getattr(network, "head", None), "classes", 0)
+def _kind(network: Any) -> tuple[str, type | None, int]:
+    """What a network's head is for, its class, and how many classes it has."""
+    if not isinstance(network, Headed):
+        return "", None, 0
+    return network.task, type(network.head), network.classes
 
 
 def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
@@ -303,11 +305,11 @@ def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
     if pretrained.tokenizer is None or not isinstance(network, Headed):
         return None
     cls = _HEADS.get(network.task)
-    if cls is Classification and network.head.classes == 1:
+    if cls is Classification and network.classes == 1:
         cls = Regression
     if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
         return None  # several labels of a text, or several numbers
-    length = min(getattr(network.encoder.config, "max_length", _LONGEST), _LONGEST)
+    length = min(getattr(pretrained.config, "max_length", _LONGEST), _LONGEST)
     if length < _SHORTEST:
         return None
     values: dict[str, Any] = {"type": f"{cls.__module__}.{cls.__qualname__}", "length": length}

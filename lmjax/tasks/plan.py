@@ -4,67 +4,35 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import ml_collections
 
 from lmjax.configuration import (
+    Block,
+    Interval,
     PositiveInt,
     Rate,
     Seed,
     build,
     build_typed,
-    check_fields,
     check_ranges,
-    convert,
     resolve_type,
 )
-from lmjax.convert.configs import ModelConfig
+from lmjax.convert.runs import check_saved
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, draw, place_of, read_split, settle
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, regularised, start_from, start_random
+from lmjax.tasks.starting import Start, start_from, start_random
 from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
 
-FIELDS = (
-    "seed",
-    "seeds",
-    "init",
-    "compare_scratch",
-    "dropout",
-    "task",
-    "data",
-    "optimizer",
-    "training",
-    "mesh",
-    "model",
-    "tokenizer",
-)
-# The others are blocks.
-_PLAIN = {
-    "seed": Seed,
-    "seeds": PositiveInt,
-    "init": str,
-    "compare_scratch": bool,
-    "dropout": Rate,
-}
 _NAME = r"\w[\w-]*"
 _NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")
-# What a continued run may change.
-MAY_CHANGE = (
-    "seeds",
-    "compare_scratch",
-    "training.log_every",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.sequence",
-    "mesh.tensor",
-    "data.cache_dir",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +75,81 @@ class FinetuningConfig:
             warmup = round(self.warmup_ratio * training.steps)
             optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
         return training, optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedConfig:
+    """What the configs of fine-tuning one task and several have in common.
+
+    Attributes:
+      seed: of all that is random.
+      seeds: how many seeds are trained.
+      init: the checkpoint to begin with; '' begins with a random encoder of `model` and a
+        tokenizer trained on the rows.
+      compare_scratch: train a random encoder beside the pretrained one.
+      dropout: of the encoder.
+      model, tokenizer: of a random encoder.
+    """
+
+    # What a continued run may change.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        "seeds",
+        "compare_scratch",
+        "training.log_every",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.sequence",
+        "mesh.tensor",
+        "data.cache_dir",
+    )
+
+    seed: Seed = 0
+    seeds: PositiveInt = 1
+    init: str = ""
+    compare_scratch: bool = False
+    dropout: Rate = 0.1
+    optimizer: OptimizerConfig
+    training: FinetuningConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    model: Annotated[ModelConfig, Block(ModelConfig)]
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+
+
+_TASK = Block(Task, given=("model", "vocabulary"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(SharedConfig):
+    """The config of a fine-tuning run.
+
+    Attributes:
+      task: `type`, an import path, and the fields of that dataclass.
+      data: its rows.
+    """
+
+    task: Annotated[Mapping[str, Any], _TASK]
+    data: RowsConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task of several."""
+
+    task: Annotated[Mapping[str, Any], _TASK]
+    data: RowsConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultitaskConfig(SharedConfig):
+    """The config of fine-tuning several tasks at once.
+
+    Attributes:
+      tasks: by name.
+      temperature: a task of n examples is drawn in proportion to n^(1 / temperature).
+    """
+
+    tasks: Mapping[str, TaskConfig]
+    temperature: Annotated[float, Interval("(0, inf)")] = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,27 +210,21 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
       ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
         with another; or the start cannot be opened.
     """
-    values = config.to_dict()
-    check_fields(values, FIELDS, plain=_PLAIN)
-    check_plain(values)
-    dropout = float(values["dropout"])
-    data = build(RowsConfig, values["data"], "config.data")
-    optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
-    training = build(FinetuningConfig, values["training"], "config.training")
+    own = build(FinetuneConfig, config, "config")
+    dropout, training, optimizer = own.dropout, own.training, own.optimizer
     if training.warmup_ratio and optimizer.warmup_steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {optimizer.warmup_steps}, and"
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
-    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"))
-    model = regularised(build_typed(values["model"], "config.model", ModelConfig), dropout)
-    tokenizer = build(TokenizerConfig, values["tokenizer"], "config.tokenizer")
-    cls = resolve_type(values["task"], "config.task", Task)
-    if start is None and values["init"]:
-        start = start_from(values["init"], dropout).with_tokens(cls.added_tokens)
+    mesh = make_mesh(own.mesh)
+    model = own.model.for_finetuning(dropout)
+    cls = resolve_type(own.task, "config.task", Task)
+    if start is None and own.init:
+        start = start_from(own.init, dropout).with_tokens(cls.added_tokens)
     # The stand-in lets the task read rows, which a random start's tokenizer is trained on.
     task: Task = build_typed(
-        values["task"],
+        own.task,
         "config.task",
         Task,
         vocabulary=None if start is None else start.vocabulary,
@@ -200,25 +237,17 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
         )
     check_batch(training.batch_size, task.length, training.accumulation, mesh)
     return Settings(
-        seed=values["seed"],
+        seed=own.seed,
         dropout=dropout,
-        data=data,
+        data=own.data,
         task=task,
         start=start,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=own.tokenizer,
         optimizer=optimizer,
         training=training,
         mesh=mesh,
     )
-
-
-def check_plain(values: Mapping[str, Any]) -> None:
-    """Refuses a config whose fields beside the blocks are missing or cannot work."""
-    for name, hint in _PLAIN.items():
-        if name not in values:
-            raise ConfigError(f"config.{name}: missing")
-        convert(values[name], hint, f"config.{name}")
 
 
 def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
@@ -240,6 +269,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     task = task.bind(rows["train"])  # all of them: few may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     task = task.fit(rows["train"])
+    check_saved(task.saved_network)
     for split in splits:
         rows[split] = _checked(task, rows[split], split, data, notes[split])
     if start is None:

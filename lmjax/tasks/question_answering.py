@@ -11,14 +11,15 @@ import numpy as np
 from scipy.special import softmax
 
 from lmjax.configuration import Finite, Size
-from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
-from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
+from lmjax.nn.cross_entropy import score_targets
+from lmjax.objectives.base import Batch, Scored, weighted_sum
 from lmjax.tasks.base import Example, Gold, Outputs, Scores, Task
+from lmjax.tasks.input_format import spans, widest_windows
 from lmjax.tasks.metrics import answer_scores, normalise_answer
 from lmjax.tasks.thresholds import best_threshold, threshold_table
 
@@ -185,7 +186,7 @@ class QuestionAnswering(Task):
                     first, last = (joined.second + place - begin for place in answer)
                     inside += 1
                 arrays["starts"][first] = arrays["ends"][last] = 1
-                examples.append(self.example(i, joined.tokens, joined.segments, **arrays))
+                examples.append(self.example(i, joined.tokens, joined.token_types, **arrays))
             notes.add("answers whole in no window", count=int(answer is not None and not inside))
         return examples
 
@@ -194,7 +195,7 @@ class QuestionAnswering(Task):
         return 0 if tokens[0] == self.vocabulary.cls else len(tokens) - 1
 
     def judge(self, outputs: Outputs, batch: Batch) -> Scored:
-        real = batch["documents"] > 0
+        real = batch["segment_ids"] > 0
         losses: Any = 0.0
         hits: Any = True
         for i, name in enumerate(("starts", "ends")):

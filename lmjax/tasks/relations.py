@@ -14,8 +14,6 @@ from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models import heads
-from lmjax.models.gpt import GptConfig
-from lmjax.models.heads import Headed
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, apply
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
@@ -93,7 +91,7 @@ class Relations(Classes):
     ) -> list[Example]:
         del training
         form, ids = self.form, [tokenizer.token_id(marker) for marker in MARKERS]
-        again = [ids[0], ids[2]] if isinstance(self.model, GptConfig) else []
+        again = [ids[0], ids[2]] if self.model.causal else []
         room = self.length - form.special_tokens(pair=False) - len(MARKERS) - len(again)
         encoded = tokenizer.encode_batch([part for row in rows for part in _parts(row)])
         examples = []
@@ -119,17 +117,15 @@ class Relations(Classes):
             marks = np.zeros(len(joined.tokens), np.int32)
             marks[joined.first + np.array(places)] = _HEAD, _TAIL
             examples.append(
-                self.example(i, joined.tokens, joined.segments, marks=marks, gold=self.target(row))
+                self.example(
+                    i, joined.tokens, joined.token_types, marks=marks, gold=self.target(row)
+                )
             )
         return examples
 
-    def fresh(self, key: jax.Array, batch: Batch) -> Any:
-        read = (*self.inputs(batch), _places(batch), None)
-        return self.network.init(key, *read, method=_read)["params"]
-
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
-        read = (*self.inputs(batch), _places(batch), seeds)
-        return {"logits": apply(self.network, params, *read, method=_read)}
+        read = (*self.inputs(batch), seeds, _places(batch))
+        return {"logits": apply(self.network, params, *read)}
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
         gold, guesses = ([p[k] for p in predictions] for k in ("gold", "prediction"))
@@ -214,20 +210,6 @@ def _kept(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
 def _places(batch: Batch) -> jax.Array:
     """[batch, 2]: where head and tail are read."""
     return jnp.stack([jnp.argmax(batch["marks"] == m, axis=1) for m in (_HEAD, _TAIL)], axis=1)
-
-
-def _read(
-    module: Headed,
-    tokens: jax.Array,
-    segments: jax.Array,
-    positions: jax.Array,
-    mask: Any,
-    real: jax.Array,
-    places: jax.Array,
-    seeds: Seeds | None,
-) -> jax.Array:
-    del real
-    return module.head(module.encoder(tokens, segments, positions, mask, seeds), places, seeds)
 
 
 def _bag(row: Row) -> str:

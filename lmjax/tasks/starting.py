@@ -8,14 +8,11 @@ import flax.traverse_util
 import numpy as np
 
 from lmjax.convert.adapting import in_place_of, open_init, tell_new_rows
-from lmjax.convert.configs import ModelConfig
-from lmjax.convert.huggingface import single_network
 from lmjax.data.tokenizer_training import train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
-from lmjax.models.xlnet import XlnetConfig
+from lmjax.models.family import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +23,13 @@ class Start:
       model: the model's config, without memory.
       tokenizer: that the encoder was pretrained with.
       encoder: its parameters; None = random ones.
-      pooler: BERT's, which next-sentence prediction has trained, or None.
+      transform: of a head on a whole text, which pretraining has trained (BERT's pooler), or None.
     """
 
     model: ModelConfig
     tokenizer: Tokenizer
     encoder: Any = None
-    pooler: Any = None
+    transform: Any = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -52,7 +49,7 @@ class Start:
 
     def from_scratch(self) -> "Start":
         """The same without anything learnt but the tokenizer."""
-        return dataclasses.replace(self, encoder=None, pooler=None)
+        return dataclasses.replace(self, encoder=None, transform=None)
 
 
 def start_from(path: str, dropout: float) -> Start:
@@ -69,8 +66,8 @@ def start_from(path: str, dropout: float) -> Start:
     """
     pretrained = open_init(path)
     assert pretrained.tokenizer is not None
-    network, params = single_network(pretrained.network, pretrained.params, "discriminator")
-    model: Any = network.encoder.config if isinstance(network, Headed) else network.config
+    network, params = pretrained.network.part(pretrained.params, "discriminator")
+    model: ModelConfig = network.config
     encoder = params.get("encoder", params)  # of a bare encoder, they are all there is
     tokenizer = pretrained.tokenizer
     if tokenizer.size > model.vocab_size:
@@ -79,8 +76,8 @@ def start_from(path: str, dropout: float) -> Start:
         tell_new_rows(tokenizer, model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.size)
         tokenizer = tokenizer.with_tokens(())
-    pooler = params.get("pooler", {}).get("dense")
-    return Start(regularised(model, dropout), tokenizer, encoder, pooler)
+    transform = model.pretrained_head(params)
+    return Start(model.for_finetuning(dropout), tokenizer, encoder, transform)
 
 
 def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable[str]) -> Start:
@@ -100,13 +97,6 @@ def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable
             f" {made.size} tokens; raise it, or 0 takes the tokenizer's"
         )
     return Start(dataclasses.replace(model, vocab_size=model.vocab_size or made.size), made)
-
-
-def regularised(model: Any, dropout: float) -> Any:
-    """A model's config with this dropout, and without memory."""
-    trunk = dataclasses.replace(model.trunk, dropout=dropout, attention_dropout=dropout)
-    memory = {"memory_length": 0} if isinstance(model, XlnetConfig) else {}
-    return dataclasses.replace(model, trunk=trunk, **memory)
 
 
 def put_in(fresh: Any, start: Start) -> Any:
@@ -131,7 +121,7 @@ def put_in(fresh: Any, start: Start) -> Any:
     merged = {**fresh, "encoder": flax.traverse_util.unflatten_dict(ours, sep="/")}
     head = fresh.get("head", {})
     transform = head.get("transform")
-    if start.pooler is not None and transform is not None:
-        placed = {n: in_place_of(transform[n], x, f"'{n}'") for n, x in start.pooler.items()}
+    if start.transform is not None and transform is not None:
+        placed = {n: in_place_of(transform[n], x, f"'{n}'") for n, x in start.transform.items()}
         merged["head"] = {**head, "transform": placed}
     return merged

@@ -12,13 +12,14 @@ import numpy as np
 from scipy.special import softmax
 
 from lmjax.configuration import OptionalSize
-from lmjax.convert.forms import spans, widest_windows
 from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
-from lmjax.objectives.base import Batch, Scored, score_targets, weighted_sum
+from lmjax.nn.cross_entropy import score_targets
+from lmjax.objectives.base import Batch, Scored, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
+from lmjax.tasks.input_format import spans, widest_windows
 from lmjax.tasks.metrics import check_seqeval, class_scores, confusion, span_scores
 
 _WORST = 10
@@ -131,7 +132,7 @@ class Tagging(Task):
                 if "gold" in row:
                     tags[word >= 0] = [index[row["gold"][k]] for k in word[word >= 0]]
                 examples.append(
-                    self.example(i, joined.tokens, joined.segments, tags=tags, word=word)
+                    self.example(i, joined.tokens, joined.token_types, tags=tags, word=word)
                 )
         return examples
 

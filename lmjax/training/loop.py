@@ -22,7 +22,7 @@ from lmjax.training.distributed import noticing_lost_processes
 from lmjax.training.memory import check_model_fits, predict
 from lmjax.training.mesh import global_batch
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.plan import MAY_CHANGE, Plan, TrainingConfig, make_plan
+from lmjax.training.plan import Plan, PretrainConfig, TrainingConfig, make_plan
 from lmjax.training.program import Program
 from lmjax.training.reporting import (
     MetricsWriter,
@@ -84,7 +84,7 @@ def pretrain(
     plan = make_plan(config)
     check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
-    directory = RunDirectory(workdir, config, MAY_CHANGE)
+    directory = RunDirectory(workdir, config, PretrainConfig)
     with directory.alone():
         tokenizer, stores = prepare(plan.data, ("train", "validation"))
         objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))

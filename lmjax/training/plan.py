@@ -3,13 +3,14 @@
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import ml_collections
 import numpy as np
 
 from lmjax.configuration import (
+    Block,
     Interval,
     NonNegativeInt,
     PositiveInt,
@@ -17,7 +18,6 @@ from lmjax.configuration import (
     Seed,
     VocabSize,
     build,
-    check_fields,
     check_ranges,
     convert,
     resolve_type,
@@ -30,33 +30,10 @@ from lmjax.objectives.base import Objective
 from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 
-FIELDS = ("seed", "objective", "model", "data", "optimizer", "training", "mesh")
-# A checkpoint to begin with, whose model and tokenizer `lmjax.convert.adapting` fills in.
-OPTIONAL = ("init",)
-
-# What a continued run may change: how long, and how often it looks up. The schedule knows
-# the number of steps, so a longer run continues on the schedule of the longer one.
-MAY_CHANGE = (
-    "training.steps",
-    "training.log_every",
-    "training.eval_every",
-    "training.eval_batches",
-    "training.checkpoint_every",
-    "training.checkpoints_to_keep",
-    "training.keep_checkpoint_every",
-    "training.best_checkpoints_to_keep",
-    "training.max_rewinds",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.sequence",
-    "mesh.tensor",
-    "data.cache_dir",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long to train, and when to look up.
+    """How long to train, and when to evaluate and save.
 
     Attributes:
       steps: updates.
@@ -117,6 +94,91 @@ class TrainingConfig:
         return self.checkpoint_every > 0 and step % self.checkpoint_every == 0
 
 
+def _model_class(model: Mapping[str, Any], around: Mapping[str, Any], where: str) -> type:
+    """The config of the model that `config.objective` trains."""
+    config = where.rpartition(".")[0]
+    if "objective" not in around:
+        raise ConfigError(f"{config}.objective: missing; it says which model")
+    return model_class(around["objective"], model, f"{config}.objective")
+
+
+def model_class(objective: Mapping[str, Any], model: Mapping[str, Any], where: str) -> Any:
+    """The dataclass of the model that an objective trains: the `type` of `model`, if it has one.
+
+    Args:
+      objective, model: plain values; the objective's have a `type`.
+      where: path of `objective` in the config.
+    """
+    cls = resolve_type(objective, where, Objective)
+    found = typing.get_type_hints(cls)["model"]
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(
+            f"{where}.type: '{objective['type']}' does not say which config its model has"
+        )
+    if "type" in model:
+        return resolve_type(model, f"{where.rpartition('.')[0]}.model", found)
+    return cls.family or found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingData(DataConfig):
+    """Which text, and how it is cut into examples; see `lmjax.data.examples`."""
+
+    examples: Annotated[Examples, Block()]
+
+    def __post_init__(self) -> None:
+        cls = type(self.examples)
+        if not hasattr(cls, "source"):
+            raise ConfigError(
+                f"examples.type: '{cls.__module__}.{cls.__qualname__}' is no form of examples;"
+                " those of lmjax are in lmjax.data.examples"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The config of a pretraining run.
+
+    Attributes:
+      seed: of all that is random.
+      init: a checkpoint to begin with, whose model and tokenizer `lmjax.convert.adapting` fills
+        in; '' begins with random parameters.
+      objective: `type`, an import path, and the fields of that dataclass.
+      model: the fields of the config that the objective declares for its model.
+    """
+
+    # What a continued run may change: how long it trains, and how often it evaluates and saves.
+    # The schedule knows the number of steps, so a longer run continues on the schedule of the
+    # longer one.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
+        "training.steps",
+        "training.log_every",
+        "training.eval_every",
+        "training.eval_batches",
+        "training.checkpoint_every",
+        "training.checkpoints_to_keep",
+        "training.keep_checkpoint_every",
+        "training.best_checkpoints_to_keep",
+        "training.max_rewinds",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.sequence",
+        "mesh.tensor",
+        "data.cache_dir",
+    )
+
+    seed: Seed = 0
+    init: str = ""
+    objective: Annotated[Mapping[str, Any], Block(Objective, given=("model", "vocabulary"))]
+    model: Annotated[Mapping[str, Any], Block(find=_model_class)] = dataclasses.field(
+        default_factory=dict
+    )
+    data: PretrainingData
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A run as typed parts.
@@ -157,34 +219,23 @@ def make_plan(
     """Reads every field of `config`; nothing is computed or written.
 
     Args:
-      config: plain values.
+      config: plain values, as PretrainConfig has them; what they leave out has its default.
       devices: what the mesh is laid over; None = all that jax sees.
 
     Raises:
       ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
         with another.
     """
-    values = config.to_dict()
-    check_fields(values, FIELDS, plain=("seed",), optional=OPTIONAL)
-    seed = convert(values["seed"], Seed, "config.seed")
-    convert(values.get("init", ""), str, "config.init")
-    data = dict(values["data"])
-    if "examples" not in data:
-        raise ConfigError("config.data.examples: missing; name a form of examples")
-    examples = _examples(data.pop("examples"), "config.data.examples")
-    data_config = build(DataConfig, data, "config.data")
-    training = build(TrainingConfig, values["training"], "config.training")
-    optimizer = build(OptimizerConfig, values["optimizer"], "config.optimizer")
+    own = build(PretrainConfig, config, "config")
+    examples, training, optimizer = own.data.examples, own.training, own.optimizer
     if optimizer.warmup_steps > training.steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed"
             f" config.training.steps={training.steps}; shorten the warmup"
         )
     # 0 takes the tokenizer's.
-    wanted = convert(values["model"].get("vocab_size", 0), VocabSize, "config.model.vocab_size")
-    objective = make_objective(
-        values["objective"], values["model"], wanted or data_config.tokenizer.vocab_size
-    )
+    wanted = convert(own.model.get("vocab_size", 0), VocabSize, "config.model.vocab_size")
+    objective = make_objective(own.objective, own.model, wanted or own.data.tokenizer.vocab_size)
     objective.check_length(examples.length)
     _check_segments(objective.model, examples)
     ratio = getattr(getattr(objective.model, "trunk", None), "width_ratio", 1.0)
@@ -195,11 +246,11 @@ def make_plan(
                 " which config.model.trunk.base_width does not know of; take adamw or lion"
             )
         optimizer = dataclasses.replace(optimizer, kernel_share=optimizer.kernel_share / ratio)
-    mesh = make_mesh(build(MeshConfig, values["mesh"], "config.mesh"), devices)
+    mesh = make_mesh(own.mesh, devices)
     check_batch(training.batch_size, examples.length, training.accumulation, mesh)
     return Plan(
-        seed=seed,
-        data=data_config,
+        seed=own.seed,
+        data=own.data,
         examples=examples,
         objective=objective,
         optimizer=optimizer,
@@ -207,16 +258,6 @@ def make_plan(
         mesh=mesh,
         vocab_size=wanted,
     )
-
-
-def _examples(values: Any, where: str) -> Examples:
-    cls = resolve_type(values, where)
-    if not hasattr(cls, "source"):
-        raise ConfigError(
-            f"{where}.type: '{values['type']}' is no form of examples; those of lmjax are in"
-            " lmjax.data.examples"
-        )
-    return build(cls, values, where)
 
 
 def _check_segments(model: Any, examples: Examples) -> None:
@@ -250,12 +291,14 @@ def make_objective(
         log_frequency=np.broadcast_to(np.float32(-np.log(vocab_size)), vocab_size),
     )
     where = "config.objective"
-    cls = resolve_type(objective, where, Objective)
-    model_type = typing.get_type_hints(cls)["model"]
-    if not (isinstance(model_type, type) and dataclasses.is_dataclass(model_type)):
-        raise ConfigError(
-            f"{where}.type: '{objective['type']}' does not say which config its model has"
-        )
-    model_config = build(model_type, model, "config.model")
+    model_config: Any = build(model_class(objective, model, where), model, "config.model")
     model_config = dataclasses.replace(model_config, vocab_size=vocab_size)
-    return build(cls, objective, where, model=model_config, vocabulary=stand_in)
+    cls = resolve_type(objective, where, Objective)
+    made: Objective = build(cls, objective, where, model=model_config, vocabulary=stand_in)
+    if cls.network is Objective.network:
+        return made  # it has parameters of its own, and its runs cannot be opened
+    try:
+        _ = made.network  # a family may lack the network that the objective trains
+    except ConfigError as error:
+        raise ConfigError(f"config.{error}") from error
+    return made

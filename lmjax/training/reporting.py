@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ import rich.console
 import rich.progress
 
 from lmjax.atomic import write_json, write_text
+from lmjax.configuration import comparable, filled, flattened
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.locking import held
@@ -53,15 +54,16 @@ class RunDirectory:
         self,
         path: str | pathlib.Path,
         config: ml_collections.ConfigDict,
-        may_change: Sequence[str] = (),
+        kind: Any = None,
     ):
         """Finds that the directory is free, or that it is this run's already; writes nothing.
 
         Args:
           path: of the directory.
-          config: plain values.
-          may_change: dotted fields such as `training.steps` that may differ from those the
-            run was begun with.
+          config: plain values; config.json holds them with the defaults of what they leave out.
+          kind: the dataclass that the config becomes. Its MAY_CHANGE names the dotted fields, such
+            as `training.steps`, that may differ from those the run was begun with. None: plain
+            values without defaults, none of which may differ.
 
         Raises:
           ConfigError: the directory belongs to another config, or cannot be written to.
@@ -70,10 +72,13 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         # Through JSON, so that it compares equal to what is read back.
         try:
-            self._config = json.loads(json.dumps(config.to_dict()))
+            self._stated = json.loads(json.dumps(config.to_dict()))
+            self._config = self._stated
+            if kind is not None:
+                self._config = json.loads(json.dumps(filled(kind, config)))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config: holds what is no plain data ({error})") from error
-        self._may_change = may_change
+        self._kind = kind
         self._check()
 
     @contextlib.contextmanager
@@ -167,11 +172,19 @@ class RunDirectory:
         )
 
     def _refuse_other_config(self, begun_with: Mapping[str, Any]) -> None:
-        old, new, missing = _dotted(begun_with), _dotted(self._config), "(absent)"
+        old, new, missing, may_change = begun_with, self._config, "(absent)", ()
+        if self._kind is not None:
+            # What was stored need not state every field.
+            old, new = (
+                json.loads(json.dumps(comparable(self._kind, values, self._stated)))
+                for values in (begun_with, self._stated)
+            )
+            may_change = self._kind.MAY_CHANGE
+        old, new = flattened(old), flattened(new)
         differing = [
             name
             for name in sorted({*old, *new})
-            if old.get(name, missing) != new.get(name, missing) and name not in self._may_change
+            if old.get(name, missing) != new.get(name, missing) and name not in may_change
         ]
         if differing:
             shown = ", ".join(
@@ -343,17 +356,6 @@ def wide_console(stderr: bool = False) -> rich.console.Console:
     """A console; where the output is no terminal, wide enough for a table of parameters."""
     console = rich.console.Console(stderr=stderr)
     return console if console.is_terminal else rich.console.Console(stderr=stderr, width=120)
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> dotted name -> value."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _dotted(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _encode(line: Mapping[str, Any]) -> str:

@@ -175,7 +175,7 @@ def _counts(scored: Scored) -> dict[str, jax.Array]:
 
 
 def _tokens(batch: Batch) -> jax.Array:
-    return (batch["documents"] > 0).sum()
+    return (batch["segment_ids"] > 0).sum()
 
 
 def _split(tree: Any, parts: int, axis: int) -> Any:

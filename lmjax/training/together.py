@@ -21,7 +21,7 @@ from lmjax.errors import ConfigError
 from lmjax.training.loop import Run, opened
 from lmjax.training.memory import check_model_fits, predict
 from lmjax.training.mesh import replicated
-from lmjax.training.plan import MAY_CHANGE, Plan, make_plan
+from lmjax.training.plan import Plan, PretrainConfig, make_plan
 from lmjax.training.program import Program
 from lmjax.training.reporting import RunDirectory, TrainingProgress, wide_console
 from lmjax.training.sharding import in_words
@@ -65,7 +65,8 @@ def pretrain_together(
     check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directories = {
-        seed: RunDirectory(workdir, configs[seed], MAY_CHANGE) for seed, workdir in workdirs.items()
+        seed: RunDirectory(workdir, configs[seed], PretrainConfig)
+        for seed, workdir in workdirs.items()
     }
     with jax.set_mesh(plan.mesh), contextlib.ExitStack() as stack:
         for directory in directories.values():

@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.nn.attention import Cache
 from lmjax.nn.trunk import TransformerConfig
+from tests import tiny
 
 STEPS, PROMPT, VOCABULARY = 9, 5, 30
 SLOTS = PROMPT + STEPS
@@ -43,34 +43,31 @@ def prompts() -> tuple[np.ndarray, np.ndarray]:
 
 def initial(model: Gpt) -> Any:
     tokens, _ = prompts()
-    args = (tokens, np.zeros_like(tokens), np.ones((1, PROMPT, PROMPT), bool))
-    return model.init(jax.random.key(0), *args)["params"]
+    inputs = tiny.text_inputs(tokens, np.ones((1, PROMPT, PROMPT), bool))
+    return model.init(jax.random.key(0), inputs)["params"]
 
 
 def decode(model: Gpt, params: Any) -> tuple[np.ndarray, np.ndarray]:
     """Greedy: tokens [batch, SLOTS] and the logits that chose the new ones."""
 
     @jax.jit
-    def read(cache: Cache, tokens: Any, positions: Any, real: Any, start: Any) -> Any:
-        slots = jnp.arange(SLOTS)[None, None]
-        queries = start + jnp.arange(tokens.shape[1])[None, :, None]
-        mask = (slots <= queries) & real[:, None, :]
-        return model.apply(
-            {"params": params}, tokens, positions, mask, cache, start, method="extend"
+    def read(cache: Cache, tokens: Any, real: Any, start: Any) -> Any:
+        hidden, cache = model.apply(
+            {"params": params}, tokens, real, start, cache, method="read_slots"
         )
+        return model.apply({"params": params}, hidden, method="decode"), cache
 
     tokens, real = prompts()
     real = np.concatenate([real, np.ones((len(tokens), STEPS), bool)], axis=1)
-    positions = np.maximum(real.cumsum(1) - 1, 0)
     cache = Cache.empty(model.config.trunk, len(tokens), SLOTS)
-    logits, cache = read(cache, tokens, positions[:, :PROMPT], real, 0)
+    logits, cache = read(cache, tokens, real, 0)
     chosen = []
     for i in range(STEPS):
         chosen.append(np.asarray(logits[:, -1]))
         new = chosen[-1].argmax(-1).astype(np.int32)[:, None]
         tokens = np.concatenate([tokens, new], axis=1)
         at = PROMPT + i
-        logits, cache = read(cache, new, positions[:, at : at + 1], real, at)
+        logits, cache = read(cache, new, real, at)
     return tokens, np.stack(chosen, axis=1)
 
 

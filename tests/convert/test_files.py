@@ -21,7 +21,6 @@ import safetensors.numpy
 
 import lmjax
 from lmjax.convert.huggingface import abstract_params
-from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig, BertForPreTraining
@@ -228,7 +227,7 @@ def test_a_function_that_is_not_built_is_refused_by_name(
 def test_the_labels_of_a_fine_tuned_head_are_kept(
     model: Any, token: str, tmp_path: pathlib.Path
 ) -> None:
-    network = headed(model, "sequence_classification", 3, 0.2)
+    network = model.headed("sequence_classification", 3, 0.2)
     assert network.head.token == token
     labels = ("bad", "neutral", "good")
     given = Pretrained(network, random_params(network), None, labels, {"pad_token_id": 0})

@@ -68,7 +68,7 @@ def test_a_run_opens_with_its_averaged_parameters(run: tuple[pathlib.Path, Resul
     assert opened.tokenizer is not None
     assert opened.tokenizer.fingerprint == result.tokenizer.fingerprint
     tokens = result.batch["tokens"]
-    generated, detected = opened(tokens, result.batch["segments"], tokens != 0)
+    generated, detected = opened(tokens, result.batch["token_types"], tokens != 0)
     assert generated.shape == (*tokens.shape, opened.network.config.vocab_size)
     assert detected.shape == tokens.shape
 
@@ -86,7 +86,7 @@ def test_a_run_becomes_a_published_model(
     assert done.returncode == 0, done.stderr.decode()
     written = lmjax.load(tmp_path / "m")
     both = lmjax.load(path)
-    tokens, segments = result.batch["tokens"], result.batch["segments"]
+    tokens, segments = result.batch["tokens"], result.batch["token_types"]
     index = ("generator", "discriminator").index(part)
     assert isinstance(written.network, (ElectraGenerator, ElectraDiscriminator)[index])
     np.testing.assert_allclose(written(tokens, segments), both(tokens, segments)[index], atol=1e-5)

@@ -61,7 +61,7 @@ class WindowSource:
         zeros = np.zeros(self._length, np.int32)
         return {
             "tokens": np.concatenate([[self._first], text]).astype(np.int32),
-            "segments": zeros,
-            "documents": zeros + 1,
+            "token_types": zeros,
+            "segment_ids": zeros + 1,
             "positions": np.arange(self._length, dtype=np.int32),
         }

@@ -49,12 +49,12 @@ def source_of(form, store, seed=0, split="train", rows=1):
 
 def segments_of(row):
     """The two segments as stretches of the store, specials checked and taken off."""
-    tokens = row["tokens"][row["documents"] == 1]
+    tokens = row["tokens"][row["segment_ids"] == 1]
     assert tokens[0] == CLS and tokens[-1] == SEP
     ends = np.flatnonzero(tokens == SEP)
-    assert np.array_equal(row["segments"][: ends[0] + 1], np.zeros(ends[0] + 1))
-    assert (row["segments"][ends[0] + 1 : len(tokens)] == 1).all()
-    assert (row["segments"][len(tokens) :] == 0).all()
+    assert np.array_equal(row["token_types"][: ends[0] + 1], np.zeros(ends[0] + 1))
+    assert (row["token_types"][ends[0] + 1 : len(tokens)] == 1).all()
+    assert (row["token_types"][len(tokens) :] == 0).all()
     assert (row["tokens"][len(tokens) :] == PAD).all()
     assert np.array_equal(row["positions"], np.arange(len(row["tokens"])))
     assert all(x.dtype == np.int32 for x in row.values())
@@ -302,9 +302,9 @@ def test_electra_statistics_are_those_of_the_original():
 
 
 def segments_of_electra(row):
-    tokens = row["tokens"][row["documents"] == 1]
+    tokens = row["tokens"][row["segment_ids"] == 1]
     if (tokens == SEP).sum() == 1:
-        assert tokens[0] == CLS and tokens[-1] == SEP and not row["segments"].any()
+        assert tokens[0] == CLS and tokens[-1] == SEP and not row["token_types"].any()
         return tokens[1:-1] - 10, tokens[:0]
     return segments_of(row)
 

@@ -97,16 +97,16 @@ def test_packed_rows_lose_only_the_tail(across, store, length):
         )
         for n, row in enumerate(rows):
             assert all(x.dtype == np.int32 and x.shape == (length,) for x in row.values())
-            assert not row["segments"].any()
+            assert not row["token_types"].any()
             if across:
-                assert (row["documents"] == 1).all()
+                assert (row["segment_ids"] == 1).all()
                 assert np.array_equal(row["positions"], np.arange(length))
                 continue
             own = owners[n * length : (n + 1) * length]
-            assert row["documents"][0] == 1
-            assert np.array_equal(np.diff(row["documents"]), np.diff(own))
-            for d in np.unique(row["documents"]):
-                inside = row["documents"] == d
+            assert row["segment_ids"][0] == 1
+            assert np.array_equal(np.diff(row["segment_ids"]), np.diff(own))
+            for d in np.unique(row["segment_ids"]):
+                inside = row["segment_ids"] == d
                 assert np.array_equal(row["positions"][inside], np.arange(inside.sum()))
                 if d > 1:
                     assert row["tokens"][inside][0] == EOD
@@ -151,7 +151,7 @@ def test_stream_rows_continue_from_step_to_step(bidirectional):
             assert np.array_equal(body[:a_sep], text[start : start + a_sep])
             segments = np.zeros(length)
             segments[a_sep + 1 : -1], segments[-1] = 1, 2
-            assert np.array_equal(row["segments"], segments)
+            assert np.array_equal(row["token_types"], segments)
             b = body[a_sep + 1 : b_sep]
             assert len(b)
             assert any(
@@ -159,7 +159,7 @@ def test_stream_rows_continue_from_step_to_step(bidirectional):
                 for p in np.flatnonzero(text[: size - len(b) + 1] == b[0])
             )
             follows.append(np.array_equal(b, text[start + a_sep : start + a_sep + len(b)]))
-            assert (row["documents"] == 1).all()
+            assert (row["segment_ids"] == 1).all()
             assert np.array_equal(row["positions"], np.arange(length))
             assert all(x.dtype == np.int32 for x in row.values())
             if bidirectional:

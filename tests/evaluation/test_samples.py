@@ -45,7 +45,7 @@ def always(params: Any, name: str, token: int) -> Any:
 
 
 def original(batch: dict[str, np.ndarray], row: int) -> str:
-    real = batch["documents"][row] > 0
+    real = batch["segment_ids"][row] > 0
     return Words().decode(batch["tokens"][row][real])
 
 

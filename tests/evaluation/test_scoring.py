@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.convert.huggingface import single_network
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer, wordpiece
 from lmjax.errors import ConfigError
@@ -26,6 +25,7 @@ from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.models.xlnet import Xlnet, XlnetConfig
 from lmjax.nn.masks import as_mask
+from tests import tiny
 from tests.words import ROLES, SIZE, random_model, trunk
 
 CLS, SEP, MASK, END = 2, 3, 4, 5
@@ -69,15 +69,8 @@ def log_softmax(x: Any) -> np.ndarray:
 def xlnet_query(model: Pretrained, ids: list[int], target: int, sees: np.ndarray) -> np.ndarray:
     """log p of all tokens at `target`, perm_mask written out."""
     network: Any = model.network
-    tokens = jnp.array([ids])
-    output, _ = network.apply(
-        {"params": model.params},
-        tokens,
-        jnp.zeros_like(tokens),
-        as_mask(jnp.asarray(sees)[None]),
-        None,
-        jnp.array([[target]]),
-    )
+    inputs = tiny.text_inputs([ids], as_mask(jnp.asarray(sees)[None]))
+    output, _ = network.apply({"params": model.params}, inputs, None, jnp.array([[target]]))
     logits = network.apply({"params": model.params}, output, method="decode")
     return log_softmax(logits[0, 0])
 
@@ -99,7 +92,7 @@ def one_by_one(model: Pretrained, method: str, ids: list[int], at: int) -> float
         # Another token in its place: no one may see it.
         return xlnet_query(model, [*ids[:at], 6, *ids[at + 1 :]], at, sees)[ids[at]]
     part = "discriminator" if method == "discriminator" else "generator"
-    single = Pretrained(*single_network(model.network, model.params, part))
+    single = Pretrained(*model.network.part(model.params, part))
     if method == "discriminator":
         logit = float(single(np.array([[CLS, *ids, SEP]]))[0, at + 1])
         return -np.log1p(np.exp(logit))

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 import lmjax
 from configs import prompting as configured
-from experiments import command_line, evaluate
+from experiments import evaluate
 from lmjax.errors import ConfigError
 from lmjax.evaluation.continuations import last_words
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
@@ -156,10 +156,10 @@ def test_prompting(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     config.template.update({"prompt": "{text} w9", "words": ("w7", "w8 w8"), "separator": " "})
     config.template.update({"shots": 1, "unconditional": "w6"})
     config.data.update({"train": str(place / "rows.jsonl"), "test": str(place / "rows.jsonl")})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "CONFIG", type("Flag", (), {"value": config}))
-        models = [str(place / name) for name in ("gpt", "electra")]
-        printed = run(capsys, place, task="prompting", model=models)
+    file = place / "config.py"
+    file.write_text(f"def get_config():\n    return {config.to_dict()!r}\n")
+    models = [str(place / name) for name in ("gpt", "electra")]
+    printed = run(capsys, place, task="prompting", model=models, config=str(file))
     found = lines(place)
     assert len(found) == 10
     expected = answer(lmjax.load(place / "gpt"), read_questions(config.to_dict()))

@@ -16,7 +16,7 @@ class Words:
 def test_the_rarest_rows_come_first_without_their_padding() -> None:
     batch = {
         "tokens": np.array([[6, 7, 8, 0], [40, 41, 42, 43], [6, 6, 6, 6]]),
-        "documents": np.array([[1, 1, 2, 0], [1, 1, 1, 1], [1, 1, 1, 1]]),
+        "segment_ids": np.array([[1, 1, 2, 0], [1, 1, 1, 1], [1, 1, 1, 1]]),
     }
     first, second = describe(batch, Words(), tiny.VOCABULARY.log_frequency, 2)  # type: ignore[arg-type]
     # Frequencies of the tiny vocabulary rise with the id.

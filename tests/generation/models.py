@@ -1,6 +1,7 @@
 """Small random models whose texts move, and a tokenizer of bytes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from lmjax.convert.pretrained import Pretrained, inputs
+from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models.bert import BertConfig, BertForPreTraining
 from lmjax.models.electra import Electra, ElectraConfig
@@ -40,8 +41,9 @@ def byte_tokenizer() -> Tokenizer:
 def pretrained(network: Any, tokenizer: Tokenizer | None = None, seed: int = 0) -> Pretrained:
     """Random parameters; ids 0 begins and 1 ends a document where there is no tokenizer."""
     tokens = np.zeros((1, 4), np.int32)
-    arguments = inputs(network, tokens, tokens, np.ones_like(tokens, bool))
-    params = jax.jit(network.init)(jax.random.key(seed), *arguments)["params"]
+    inputs = network.config.inputs(tokens, tokens, np.ones_like(tokens, bool))
+    init = functools.partial(network.init, method="whole")
+    params = jax.jit(init)(jax.random.key(seed), inputs)["params"]
     ids = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     if tokenizer is not None:
         ids = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.roles["eod"])

@@ -13,6 +13,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.generation import continuing
 from lmjax.generation.generating import stream
+from tests import tiny
 from tests.generation import models
 
 PROMPTS = [[5, 9, 3], [7], [2, 8, 8, 4, 6, 11, 3], [12, 5]]
@@ -117,7 +118,7 @@ def test_xlnet_is_one_evaluation_of_the_whole_text() -> None:
 
     @jax.jit
     def evaluate(params: Any, tokens: Any, visible: Any, mapping: Any) -> Any:
-        arguments = tokens, jax.numpy.zeros_like(tokens), visible, None, mapping
+        arguments = tiny.text_inputs(tokens, visible), None, mapping
         output, _ = model.network.apply({"params": params}, *arguments)
         return model.network.apply({"params": params}, output, method="decode")
 

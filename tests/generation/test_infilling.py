@@ -88,7 +88,7 @@ def test_gibbs_draws_from_the_conditionals(bert: Pretrained) -> None:
         bert, "q[MASK]r", iterations=2, num_return_sequences=400, seed=4, **settings
     )
     ids, at, roles = masked(bert, "q[MASK]r")
-    row = log_p(bert, ids)[at[0]].copy()
+    row = log_p(bert, ids)[at[0]].astype(np.float64)
     row[[index for role, index in roles.items() if role != "unk"]] = -np.inf
     three = np.argsort(-row)[:3]
     p = np.exp(row[three] / 0.5)

@@ -27,7 +27,7 @@ def config(folder: pathlib.Path) -> ConfigDict:
     p.training.update(
         batch_size=4, log_every=2, eval_every=4, eval_batches=2, checkpoint_every=4, steps=8
     )
-    p.mesh.data = 1
+    p.mesh = {"data": 1}
     words = (folder / "text.txt").read_text().split()[:40]
     pairs = [
         {"good": " ".join(words[i : i + 5]), "bad": " ".join(words[i : i + 5][::-1]), "uid": "x"}

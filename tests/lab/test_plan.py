@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from lmjax.configuration import overlaid
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget, flops_per_step, tokens_per_step
-from lmjax.lab.plan import overlaid, read_ablation
+from lmjax.lab.plan import read_ablation
 from tests.lab import small
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "ablations"

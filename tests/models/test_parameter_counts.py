@@ -19,8 +19,8 @@ def shapes(module: Any, size: str, vocab_size: int) -> tuple[Any, Objective]:
     objective = make_objective(config.objective.to_dict(), config.model.to_dict(), vocab_size)
     batch = {
         "tokens": IDS,
-        "segments": IDS,
-        "documents": IDS,
+        "token_types": IDS,
+        "segment_ids": IDS,
         "positions": IDS,
         "label": IDS[:, 0],
         "target_positions": IDS,

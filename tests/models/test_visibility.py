@@ -9,6 +9,7 @@ import numpy as np
 
 from lmjax.models.bert import BertConfig, BertEncoder
 from lmjax.models.gpt import Gpt, GptConfig
+from lmjax.models.network import Network, TextInputs
 from lmjax.nn.masks import causal, padding, same_document
 from tests import tiny
 
@@ -29,23 +30,30 @@ def influence(outputs: Callable[[jax.Array], jax.Array]) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def seen_by(model: Network, mask: jax.Array, positions: jax.Array) -> np.ndarray:
+    def inputs(tokens: jax.Array) -> TextInputs:
+        return tiny.text_inputs(tokens, mask, positions=positions)
+
+    variables = model.init(jax.random.key(0), inputs(TOKENS))
+    return influence(lambda tokens: jnp.asarray(model.apply(variables, inputs(tokens))))
+
+
 def gpt(mask: jax.Array, positions: jax.Array) -> np.ndarray:
     config = GptConfig(
-        dataclasses.replace(tiny.TRUNK, layers=2, norm="pre"), LENGTH, vocab_size=tiny.SIZE
+        dataclasses.replace(tiny.TRUNK, layers=2, norm="pre"),
+        max_length=LENGTH,
+        vocab_size=tiny.SIZE,
     )
     model = Gpt(config)
-    variables = model.init(jax.random.key(0), TOKENS, positions, mask)
-    return influence(lambda tokens: jnp.asarray(model.apply(variables, tokens, positions, mask)))
+    return seen_by(model, mask, positions)
 
 
 def bert(mask: jax.Array, positions: jax.Array) -> np.ndarray:
-    config = BertConfig(dataclasses.replace(tiny.TRUNK, layers=2), LENGTH, vocab_size=tiny.SIZE)
-    model = BertEncoder(config)
-    zeros = jnp.zeros_like(TOKENS)
-    variables = model.init(jax.random.key(0), TOKENS, zeros, positions, mask)
-    return influence(
-        lambda tokens: jnp.asarray(model.apply(variables, tokens, zeros, positions, mask))
+    config = BertConfig(
+        dataclasses.replace(tiny.TRUNK, layers=2), max_length=LENGTH, vocab_size=tiny.SIZE
     )
+    model = BertEncoder(config)
+    return seen_by(model, mask, positions)
 
 
 def test_causal_sees_itself_and_what_came_before() -> None:
@@ -70,10 +78,14 @@ def test_padding_is_seen_by_none() -> None:
 
 
 def test_a_packed_document_reads_as_it_does_alone() -> None:
-    config = GptConfig(dataclasses.replace(tiny.TRUNK, norm="pre"), LENGTH, vocab_size=tiny.SIZE)
+    config = GptConfig(
+        dataclasses.replace(tiny.TRUNK, norm="pre"), max_length=LENGTH, vocab_size=tiny.SIZE
+    )
     model = Gpt(config)
     mask = same_document(DOCUMENTS) & causal(LENGTH)
-    variables = model.init(jax.random.key(0), TOKENS, POSITIONS, mask)
-    packed = model.apply(variables, TOKENS, POSITIONS, mask)
-    alone = model.apply(variables, TOKENS[:, 3:7], POSITIONS[:, 3:7], causal(4))
+    whole = tiny.text_inputs(TOKENS, mask, positions=POSITIONS)
+    variables = model.init(jax.random.key(0), whole)
+    packed = model.apply(variables, whole)
+    part = tiny.text_inputs(TOKENS[:, 3:7], causal(4), positions=POSITIONS[:, 3:7])
+    alone = model.apply(variables, part)
     np.testing.assert_allclose(jnp.asarray(packed)[:, 3:7], jnp.asarray(alone), atol=1e-5)

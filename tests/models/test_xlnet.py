@@ -23,8 +23,8 @@ def model(vocab_size: int, memory_length: int = 0) -> Xlnet:
 @functools.cache
 def variables(vocab_size: int) -> Any:
     ids = jnp.zeros((1, 4), jnp.int32)
-    mask = jnp.ones((1, 4, 4), bool)
-    return jax.jit(model(vocab_size).init)(jax.random.key(0), ids, ids, mask, None, ids)
+    inputs = tiny.text_inputs(ids, jnp.ones((1, 4, 4), bool))
+    return jax.jit(model(vocab_size).init)(jax.random.key(0), inputs, None, ids)
 
 
 def order_mask(order: tuple[int, ...]) -> np.ndarray:
@@ -45,10 +45,9 @@ def test_every_order_of_four_tokens() -> None:
     def streams(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Query and content stream, [orders, position, hidden]."""
         rows = jnp.broadcast_to(tokens, (24, length))
-        zeros = jnp.zeros_like(rows)
         targets = jnp.broadcast_to(every, (24, length))
-        g, _ = network.apply(weights, rows, zeros, masks, None, targets)
-        h, _ = network.apply(weights, rows, zeros, masks)
+        g, _ = network.apply(weights, tiny.text_inputs(rows, masks), None, targets)
+        h, _ = network.apply(weights, tiny.text_inputs(rows, masks))
         return jnp.asarray(g), jnp.asarray(h)
 
     tokens = jnp.array([3, 5, 2, 8])
@@ -73,8 +72,7 @@ def test_an_order_gives_a_distribution_over_all_sequences(order: tuple[int, ...]
 
     @jax.jit
     def log_p(sequences: jax.Array) -> jax.Array:
-        zeros = jnp.zeros_like(sequences)
-        g, _ = network.apply(weights, sequences, zeros, mask, None, targets)
+        g, _ = network.apply(weights, tiny.text_inputs(sequences, mask), None, targets)
         scores = jax.nn.log_softmax(network.apply(weights, g, method="decode"))
         return jnp.take_along_axis(scores, sequences[..., None], axis=-1).sum((1, 2))
 
@@ -85,8 +83,8 @@ def test_memory_equals_one_longer_pass() -> None:
     size, half = 11, 4
     rng = np.random.default_rng(1)
     tokens = jnp.asarray(rng.integers(0, size, (2, 2 * half)))
-    # Memory counts as segment 0 (the authors' code), so the first half is segment 0 here.
-    segments = jnp.asarray(np.tile([0, 0, 0, 0, 0, 0, 1, 1], (2, 1)))
+    # Memory counts as type 0 (the authors' code), so the first half is of type 0 here.
+    types = jnp.asarray(np.tile([0, 0, 0, 0, 0, 0, 1, 1], (2, 1)))
     within = jnp.asarray(rng.random((2, half, half)) < 0.5)
     whole = jnp.zeros((2, 2 * half, 2 * half), bool)
     whole = whole.at[:, :half, :half].set(True).at[:, half:, :half].set(True)
@@ -95,11 +93,12 @@ def test_memory_equals_one_longer_pass() -> None:
     weights = variables(size)
     network = model(size, memory_length=half)
 
-    long_g, _ = model(size).apply(weights, tokens, segments, whole, None, half + targets)
-    long_h, _ = model(size).apply(weights, tokens, segments, whole)
+    both = tiny.text_inputs(tokens, whole, types)
+    long_g, _ = model(size).apply(weights, both, None, half + targets)
+    long_h, _ = model(size).apply(weights, both)
     full = jnp.ones((2, half, half), bool)
-    first, mems = network.apply(weights, tokens[:, :half], segments[:, :half], full)
-    second = (tokens[:, half:], segments[:, half:], within, mems)
+    first, mems = network.apply(weights, tiny.text_inputs(tokens[:, :half], full, types[:, :half]))
+    second = (tiny.text_inputs(tokens[:, half:], within, types[:, half:]), mems)
     short_g, _ = network.apply(weights, *second, targets)
     short_h, new_mems = network.apply(weights, *second)
     np.testing.assert_allclose(first, jnp.asarray(long_h)[:, :half], atol=1e-5)
@@ -111,12 +110,12 @@ def test_memory_equals_one_longer_pass() -> None:
 def test_what_memory_keeps() -> None:
     size = 11
     tokens = jnp.asarray(np.random.default_rng(2).integers(0, size, (1, 6)))
-    zeros, mask = jnp.zeros_like(tokens), jnp.ones((1, 6, 6), bool)
+    inputs = tiny.text_inputs(tokens, jnp.ones((1, 6, 6), bool))
     weights = variables(size)
 
     def mems(memory_length: int, reuse_length: int = 0, old: Any = None) -> np.ndarray:
         network = model(size, memory_length)
-        _, kept = network.apply(weights, tokens, zeros, mask, old, reuse_length=reuse_length)
+        _, kept = network.apply(weights, inputs, old, reuse_length=reuse_length)
         return np.asarray(kept)
 
     whole = mems(6)
@@ -135,11 +134,11 @@ def test_what_memory_keeps() -> None:
 def test_no_gradient_flows_into_memory() -> None:
     size = 11
     tokens = jnp.ones((1, 4), jnp.int32)
-    zeros, mask = jnp.zeros_like(tokens), jnp.ones((1, 4, 4), bool)
+    inputs = tiny.text_inputs(tokens, jnp.ones((1, 4, 4), bool))
     network = model(size, 4)
 
     def through(weights: Any) -> jax.Array:
-        _, mems = network.apply(weights, tokens, zeros, mask)
+        _, mems = network.apply(weights, inputs)
         return jnp.sum(jnp.asarray(mems))
 
     gradient = jax.grad(through)(variables(size))
@@ -150,10 +149,11 @@ def test_text_read_backward_is_the_same_text() -> None:
     """Reversed tokens with direction -1 give the reversed states (bidirectional data)."""
     size = 11
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, size, (1, 5)))
-    zeros, mask = jnp.zeros_like(tokens), jnp.ones((1, 5, 5), bool)
+    mask = jnp.ones((1, 5, 5), bool)
+    read, reversed_ = (tiny.text_inputs(t, mask) for t in (tokens, tokens[:, ::-1]))
     weights, network = variables(size), model(size)
-    forward, _ = network.apply(weights, tokens, zeros, mask)
-    backward, _ = network.apply(weights, tokens[:, ::-1], zeros, mask, direction=jnp.array([-1]))
-    plain, _ = network.apply(weights, tokens[:, ::-1], zeros, mask, direction=jnp.array([1]))
+    forward, _ = network.apply(weights, read)
+    backward, _ = network.apply(weights, reversed_, direction=jnp.array([-1]))
+    plain, _ = network.apply(weights, reversed_, direction=jnp.array([1]))
     np.testing.assert_allclose(jnp.asarray(backward)[:, ::-1], forward, atol=1e-5)
     assert not np.allclose(jnp.asarray(plain)[:, ::-1], forward, atol=1e-3)

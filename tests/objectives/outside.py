@@ -29,9 +29,6 @@ class PrefixLM(Objective):
     def network(self) -> Gpt:
         return Gpt(self.model)
 
-    def init(self, key: jax.Array, batch: Batch) -> Any:
-        return self.network.init(key, *self.inputs(batch))["params"]
-
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         length = example["tokens"].shape[0]
         size = jax.random.randint(key, (), 1, max(2, int(self.longest_prefix * length) + 1))
@@ -39,13 +36,13 @@ class PrefixLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         logits = apply(self.network, params, *self.inputs(batch), seeds)[:, :-1]
-        documents = batch["documents"]
-        weights = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] > 0)
+        segment_ids = batch["segment_ids"]
+        weights = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
         weights &= ~batch["in_prefix"][:, 1:]
         targets = batch["tokens"][:, 1:]
         return Scored(*token_scores("lm", logits, targets, weights, self.vocabulary))
 
-    def inputs(self, batch: Batch) -> tuple[jax.Array, ...]:
-        """tokens, positions, and the mask: (prefix | causal), inside each document."""
+    def inputs(self, batch: Batch, mems: Any = None) -> tuple[Any, ...]:
+        """The text under the mask (prefix | causal), inside each document."""
         seen = prefix(batch["in_prefix"]) | causal(batch["tokens"].shape[1])
-        return batch["tokens"], batch["positions"], seen & same_document(batch["documents"])
+        return (self.text_inputs(batch, seen & same_document(batch["segment_ids"])),)

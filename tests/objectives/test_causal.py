@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.objectives.base import apply, score_targets
+from lmjax.nn.cross_entropy import score_targets
+from lmjax.objectives.base import apply
 from lmjax.objectives.causal import CausalLM
 from tests import tiny
 
@@ -19,7 +20,7 @@ def test_loss_is_the_shifted_log_probability_inside_documents() -> None:
     objective = tiny.objective("gpt")
     assert isinstance(objective, CausalLM)
     batch = tiny.batch("gpt", 0, rows=4)
-    batch["documents"][:, 6:] = np.where(batch["documents"][:, 6:] > 0, 2, 0)
+    batch["segment_ids"][:, 6:] = np.where(batch["segment_ids"][:, 6:] > 0, 2, 0)
     params = objective.init(jax.random.key(0), batch)
     scored = jax.jit(lambda p: objective.loss(p, batch, None, None))(params)
     logits = apply(Gpt(objective.model), params, *objective.inputs(batch))
@@ -28,7 +29,7 @@ def test_loss_is_the_shifted_log_probability_inside_documents() -> None:
     nll, squares, unigram, count = 0.0, 0.0, 0.0, 0
     for row in range(4):
         for t in range(tiny.LENGTH - 1):
-            now, then = batch["documents"][row, t : t + 2]
+            now, then = batch["segment_ids"][row, t : t + 2]
             if now == then and then > 0:
                 target = batch["tokens"][row, t + 1]
                 nll -= log_p[row, t, target]
@@ -80,7 +81,8 @@ def test_chunks_keep_the_logits_out_of_memory() -> None:
         model = GptConfig(trunk, max_length=length, vocab_size=size)
         objective = CausalLM(vocabulary=vocabulary, model=model, loss_chunk=chunk)
         shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-        batch = dict.fromkeys(("tokens", "positions", "documents"), shape)
+        names = ("tokens", "token_types", "positions", "segment_ids")
+        batch = dict.fromkeys(names, shape)
 
         def gradient(params: Any, batch: Any, objective: CausalLM = objective) -> Any:
             return jax.grad(lambda p: objective.loss(p, batch, None, None).terms["lm"][0])(params)

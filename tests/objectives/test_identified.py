@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.convert.huggingface import single_network
+from lmjax.models.network import TextInputs
 from lmjax.objectives.base import Batch, Scored, apply
 from lmjax.objectives.identified import AllTokensMLM, ReplaceMLM, log_mixture
 from lmjax.objectives.replaced import ReplacedTokenDetection, chosen_positions
@@ -36,7 +36,7 @@ class Found:
 
     params: Any
     scored: Scored
-    read: np.ndarray
+    read: TextInputs
     logits: np.ndarray
     copies: np.ndarray | None
     gradient: Any
@@ -55,8 +55,8 @@ def found(request: pytest.FixtureRequest, batch: Batch) -> tuple[ReplaceMLM, Fou
     def all_of(params: Any) -> Any:
         (_, scored), gradient = jax.value_and_grad(second, has_aux=True)(params)
         read, _, _ = objective.generated(params, batch, None)
-        outputs = apply(objective.network, params, *read, None, method="identify")
-        return scored, read[0], *outputs, gradient
+        outputs = apply(objective.network, params, read, None, method="identify")
+        return scored, read, *outputs, gradient
 
     scored, read, logits, copies, gradient = jax.device_get(all_of(params))
     return objective, Found(params, scored, read, logits, copies, gradient)
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_a_plain_loop(found: tuple[ReplaceMLM, Found], batch
             np.asarray(batch["target_weights"][row]) > 0
         ]
         for i in range(tiny.LENGTH):
-            if batch["documents"][row, i] == 0:
+            if batch["segment_ids"][row, i] == 0:
                 assert i not in chosen
                 continue
             token = int(batch["original"][row, i])
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_a_plain_loop(found: tuple[ReplaceMLM, Found], batch
             if isinstance(objective, AllTokensMLM):
                 assert f.copies is not None
                 d = 1 / (1 + np.exp(-np.float64(f.copies[row, i])))
-                p = d * (f.read[row, i] == token) + (1 - d) * p
+                p = d * (f.read.tokens[row, i] == token) + (1 - d) * p
             elif i not in chosen:
                 continue
             nats, count = nats - np.log(p), count + 1
@@ -130,10 +130,9 @@ def test_what_is_kept_is_a_language_model_of_its_own(
     found: tuple[ReplaceMLM, Found], batch: Batch
 ) -> None:
     objective, f = found
-    network, params = single_network(objective.network, f.params, "discriminator")
-    _, segments, positions, mask, _ = objective.inputs(batch)
-    everywhere = jnp.broadcast_to(jnp.arange(tiny.LENGTH), f.read.shape)
-    logits = apply(network, params, f.read, segments, positions, mask, everywhere)
+    network, params = objective.network.part(f.params, "discriminator")
+    everywhere = jnp.broadcast_to(jnp.arange(tiny.LENGTH), f.read.tokens.shape)
+    logits = apply(network, params, f.read, everywhere)
     np.testing.assert_allclose(logits, f.logits, atol=1e-5)
 
 
@@ -148,8 +147,8 @@ def test_electra_15_judges_the_chosen_positions_alone(batch: Batch) -> None:
     @jax.jit
     def outputs() -> Any:
         read, _, _ = objective.generated(params, batch, None)
-        detected = apply(objective.network, params, *read, method="discriminate")
-        return objective.loss(params, batch, None, None), read[0], detected
+        detected = apply(objective.network, params, read, method="discriminate")
+        return objective.loss(params, batch, None, None), read.tokens, detected
 
     scored, read, detected = jax.device_get(outputs())
     replaced = read != np.asarray(batch["original"])

@@ -14,10 +14,10 @@ from lmjax.training.step import corrupt_batch
 from tests import tiny
 
 READ = {
-    "bert": ("segments", "positions", "label"),
+    "bert": ("token_types", "positions", "label"),
     "gpt": ("positions",),
-    "xlnet": ("segments", "direction"),
-    "electra": ("segments", "positions"),
+    "xlnet": ("token_types", "direction"),
+    "electra": ("token_types", "positions"),
 }
 
 
@@ -26,8 +26,8 @@ def prepared(name: str) -> tuple[Objective, Any, Batch, Callable[..., Any]]:
     """An objective, its parameters, a corrupted batch of two documents a row, its terms."""
     objective = tiny.objective(name)
     batch = tiny.batch(name, 0, rows=4)
-    batch["documents"][:, 9:13] = 2
-    batch["documents"][:, 13:] = 0
+    batch["segment_ids"][:, 9:13] = 2
+    batch["segment_ids"][:, 13:] = 0
     batch["positions"][:, 9:] -= 9
     corrupted, _ = jax.jit(lambda b: corrupt_batch(objective, jax.random.key(0), b))(batch)
     params = jax.jit(objective.init)(jax.random.key(1), corrupted)
@@ -44,7 +44,7 @@ def prepared(name: str) -> tuple[Objective, Any, Batch, Callable[..., Any]]:
 def test_what_is_read_makes_a_difference(name: str, field: str) -> None:
     _, _, batch, terms = prepared(name)
     values = np.asarray(batch[field])
-    other = {"segments": 1 - np.arange(tiny.LENGTH) % 2, "positions": 15 - values}
+    other = {"token_types": 1 - np.arange(tiny.LENGTH) % 2, "positions": 15 - values}
     changed = {**batch, field: np.broadcast_to(other.get(field, 1 - values), values.shape)}
     if field == "direction":
         changed[field] = -values
@@ -55,7 +55,7 @@ def test_what_is_read_makes_a_difference(name: str, field: str) -> None:
 @pytest.mark.parametrize("name", ["bert", "xlnet", "electra"])
 def test_other_documents_and_padding_are_not_seen(name: str) -> None:
     objective, _, batch, terms = prepared(name)
-    documents = np.asarray(batch["documents"])
+    documents = np.asarray(batch["segment_ids"])
     at = np.asarray(batch["target_mapping" if name == "xlnet" else "target_positions"])
     first = np.take_along_axis(documents, at, axis=1) == 1
     batch = {**batch, "target_weights": batch["target_weights"] * first}
@@ -77,7 +77,7 @@ def test_gpt_sees_what_came_before_in_its_document_and_no_more() -> None:
         inputs = objective.inputs({**batch, "tokens": tokens})
         return apply(Gpt(objective.model), params, *inputs)
 
-    tokens, documents = np.asarray(batch["tokens"]), np.asarray(batch["documents"])[0]
+    tokens, documents = np.asarray(batch["tokens"]), np.asarray(batch["segment_ids"])[0]
     before = np.asarray(outputs(tokens))[0]
     for position in range(13):
         other = tokens.copy()

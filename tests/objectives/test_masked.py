@@ -31,7 +31,7 @@ TOKENS = [V.cls, *pieces(LENGTHS), V.sep, *pieces(SECOND), V.sep]
 REAL = len(TOKENS)
 EXAMPLE = {
     "tokens": np.array([*TOKENS, *[V.pad] * 4], np.int32),
-    "documents": np.array([*[1] * REAL, *[0] * 4], np.int32),
+    "segment_ids": np.array([*[1] * REAL, *[0] * 4], np.int32),
 }
 
 

@@ -43,7 +43,7 @@ def test_it_trains() -> None:
 def test_the_prefix_is_seen_by_all_and_the_rest_only_from_behind() -> None:
     objective = make()
     clean = tiny.batch("electra", 1, rows=1)
-    clean["documents"][:] = 1
+    clean["segment_ids"][:] = 1
     batch, _ = jax.jit(lambda b: corrupt_batch(objective, jax.random.key(0), b))(clean)
     params = objective.init(jax.random.key(1), batch)
     size = int(batch["in_prefix"].sum())

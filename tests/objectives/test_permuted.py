@@ -144,7 +144,7 @@ def test_paper_split_of_targets() -> None:
 
 
 def corrupted(rows: int = 64) -> dict[str, jax.Array]:
-    batch = tiny.batch("gpt", 0, rows) | {"documents": np.ones((rows, tiny.LENGTH), np.int32)}
+    batch = tiny.batch("gpt", 0, rows) | {"segment_ids": np.ones((rows, tiny.LENGTH), np.int32)}
     batch["tokens"][:, 12] = tiny.VOCABULARY.sep
     keys = jax.random.split(jax.random.key(4), rows)
     return jax.jit(jax.vmap(objective().corrupt))(keys, batch)
@@ -175,7 +175,7 @@ def test_text_that_runs_backward_is_masked_as_it_reads_forward() -> None:
     rng = np.random.default_rng(0)
     example = {
         "tokens": rng.integers(6, tiny.SIZE, length).astype(np.int32),
-        "documents": np.ones(length, np.int32),
+        "segment_ids": np.ones(length, np.int32),
     }
     made = dataclasses.replace(objective(10), reuse_length=0, max_ngram=5, alpha=6)
     corrupt = jax.jit(jax.vmap(made.corrupt, in_axes=(0, None)))
@@ -196,7 +196,7 @@ def test_text_that_runs_backward_is_masked_as_it_reads_forward() -> None:
 def test_padding_is_no_target_and_blocks_are_permuted_inside_parts() -> None:
     made = dataclasses.replace(objective(), perm_size=4)
     batch = tiny.batch("gpt", 0, 32)
-    batch["documents"][:, -3:] = 0
+    batch["segment_ids"][:, -3:] = 0
     keys = jax.random.split(jax.random.key(4), 32)
     out = jax.device_get(jax.jit(jax.vmap(made.corrupt))(keys, batch))
     used = out["target_weights"] > 0
@@ -239,8 +239,8 @@ def test_memory_is_what_each_layer_read_of_the_first_part() -> None:
     one = Xlnet(dataclasses.replace(made.model, trunk=dataclasses.replace(trunk, layers=1)))
     first = {"layer_0": params["encoder"]["layers"]["layer_0"]}
     shallow = {**params, "encoder": {**params["encoder"], "layers": first}}
-    tokens, segments, mask, *_ = made.inputs(batch, None)
-    read, _ = jax.jit(lambda: apply(one, shallow, tokens, segments, mask, old[:1]))()
+    inputs, *_ = made.inputs(batch)
+    read, _ = jax.jit(lambda: apply(one, shallow, inputs, old[:1]))()
     np.testing.assert_allclose(mems[1, :, 4:], read[:, :8], atol=1e-5)
     assert not jax.jit(jax.grad(lambda x: made.loss(params, batch, x, None).mems.sum()))(old).any()
 

@@ -88,7 +88,7 @@ def test_embeddings_apart_are_trained_apart(batch: Batch) -> None:
 def test_terms_count_what_the_paper_counts(gradients: Any, batch: Batch) -> None:
     scored, _ = gradients
     assert scored.terms["mlm"][1] == batch["target_weights"].sum()
-    assert scored.terms["rtd"][1] == (batch["documents"] > 0).sum()  # [CLS], [SEP] included
+    assert scored.terms["rtd"][1] == (batch["segment_ids"] > 0).sum()  # [CLS], [SEP] included
     mlm, rtd = (total / count for total, count in (scored.terms["mlm"], scored.terms["rtd"]))
     counts = {name: count for name, (_, count) in scored.terms.items()}
     np.testing.assert_allclose(total_loss(OBJECTIVE, scored, counts), mlm + 50 * rtd, rtol=1e-6)
@@ -105,7 +105,7 @@ def test_replacements_are_labelled_by_a_plain_loop(batch: Batch) -> None:
     wrong = 6 + (targets[:, 1] - 6 + 1) % (tiny.SIZE - 6)
     logits[rows, 1, wrong] = 100.0
     tokens = np.asarray(sample_replacements(jnp.asarray(logits), batch))
-    original, documents = np.asarray(batch["original"]), np.asarray(batch["documents"])
+    original, documents = np.asarray(batch["original"]), np.asarray(batch["segment_ids"])
     for row in range(tiny.BATCH):
         used = np.asarray(batch["target_weights"][row]) > 0
         positions = np.asarray(batch["target_positions"][row])[used]
@@ -126,16 +126,17 @@ def test_the_discriminator_is_told_which_tokens_differ(
 
     @jax.jit
     def outputs() -> tuple[jax.Array, jax.Array]:
-        inputs = OBJECTIVE.inputs(batch)
-        logits = apply(network, params, *inputs, method="generate")
+        inputs, where = OBJECTIVE.inputs(batch)
+        logits = apply(network, params, inputs, where, method="generate")
         tokens = sample_replacements(logits, batch)
-        return tokens, apply(network, params, tokens, *inputs[1:-1], method="discriminate")
+        read = inputs.replace(tokens=tokens)
+        return tokens, apply(network, params, read, method="discriminate")
 
     tokens, logits = jax.device_get(outputs())
     loss, replaced, right, real = 0.0, 0, 0, 0
     for row in range(tiny.BATCH):
         for i in range(tiny.LENGTH):
-            if batch["documents"][row, i] == 0:
+            if batch["segment_ids"][row, i] == 0:
                 continue
             fake = tokens[row, i] != batch["original"][row, i]
             p = 1 / (1 + np.exp(-np.float64(logits[row, i])))

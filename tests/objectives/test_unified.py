@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lmjax.errors import ConfigError
+from lmjax.nn.cross_entropy import cross_entropy
 from lmjax.nn.masks import causal, same_document
-from lmjax.objectives.base import Batch, apply, cross_entropy
+from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.unified import UnifiedLM
 from tests import tiny
@@ -42,9 +43,9 @@ def test_alone_it_is_masked_lm_or_a_cloze_from_the_left(clean: Batch) -> None:
     found = UNIFIED.loss(params, both, None, None).terms["mlm"]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
-    mask = same_document(masked["documents"]) & causal(tiny.LENGTH)
-    tokens, segments, positions, _, targets = MASKED.inputs(masked)
-    logits, _ = apply(MASKED.network, params, tokens, segments, positions, mask, targets)
+    mask = same_document(masked["segment_ids"]) & causal(tiny.LENGTH)
+    inputs, targets = MASKED.inputs(masked)
+    logits, _ = apply(MASKED.network, params, inputs.replace(mask=mask), targets)
     losses = cross_entropy(logits, masked["targets"]) * masked["target_weights"]
     found = UNIFIED.loss(params, left, None, None).terms["mlm"]
     np.testing.assert_allclose(found[0], losses.sum(), rtol=1e-5)
@@ -62,7 +63,7 @@ def test_alone_it_is_masked_lm_or_a_cloze_from_the_left(clean: Batch) -> None:
 def test_nothing_on_the_right_is_seen_from_the_left(clean: Batch) -> None:
     batch = corrupted(1.0, clean)
     params = jax.jit(UNIFIED.init)(jax.random.key(0), batch)
-    *_, mask, _ = UNIFIED.inputs(batch)
+    mask = UNIFIED.inputs(batch)[0].mask
     assert not np.triu(np.asarray(mask.dense()), 1).any()
     everywhere = jnp.broadcast_to(jnp.arange(tiny.LENGTH), batch["tokens"].shape)
     changed = {**batch, "tokens": batch["tokens"].at[:, 8:].set(7)}

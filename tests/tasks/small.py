@@ -80,7 +80,7 @@ def config(task: dict[str, Any], data: dict[str, Any], family: str = "bert") -> 
     made.model = ConfigDict(blocks)
     made.tokenizer.vocab_size = 120
     made.training.batch_size = 8
-    made.mesh.data = 1
+    made.mesh = {"data": 1}
     return made
 
 

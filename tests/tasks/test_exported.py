@@ -71,11 +71,11 @@ def agree(task: Task, params: Any, folder: pathlib.Path, rows: list[Row], *texts
     )
     shaped = {name: array.reshape(batch["tokens"].shape) for name, array in given.items()}
     np.testing.assert_array_equal(shaped["input_ids"], batch["tokens"])
-    np.testing.assert_array_equal(shaped["attention_mask"], batch["documents"])
+    np.testing.assert_array_equal(shaped["attention_mask"], batch["segment_ids"])
     if family == "gpt":  # GPT-2 would add up its table's rows of tokens and of segments
         assert "token_type_ids" not in shaped
     else:
-        np.testing.assert_array_equal(shaped["token_type_ids"], batch["segments"])
+        np.testing.assert_array_equal(shaped["token_type_ids"], batch["token_types"])
 
     (name,) = json.loads((folder / "model" / "config.json").read_text())["architectures"]
     model = getattr(transformers, name).from_pretrained(folder / "model").eval()
@@ -85,7 +85,7 @@ def agree(task: Task, params: Any, folder: pathlib.Path, rows: list[Row], *texts
         theirs = np.stack([found.start_logits, found.end_logits], -1)
     else:
         theirs = found.logits.numpy()
-    real = batch["documents"] > 0 if theirs.ndim == 3 else ...
+    real = batch["segment_ids"] > 0 if theirs.ndim == 3 else ...
     np.testing.assert_allclose(theirs[real], np.asarray(ours)[real], atol=1e-4)
     assert np.abs(theirs[real]).max() > 0.1
 

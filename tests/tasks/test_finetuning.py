@@ -27,6 +27,7 @@ from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import Run
 from lmjax.training.reporting import read_metrics
+from tests import tiny
 from tests.runs import changed
 from tests.tasks import small
 
@@ -267,7 +268,7 @@ def test_a_gpt_without_delimiters_gets_them(
     assert published.roles["eod"] < size < published.size
     gpt = Gpt(small.model("gpt", size))
     ids = np.zeros((1, 4), np.int32)
-    params = gpt.init(jax.random.key(0), ids, ids, causal(4).dense())["params"]
+    params = gpt.init(jax.random.key(0), tiny.text_inputs(ids, causal(4)))["params"]
     lmjax.save_huggingface(Pretrained(gpt, params, published), tmp_path / "gpt")
     config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
     config.init = str(tmp_path / "gpt")
@@ -603,17 +604,9 @@ def test_gpts_auxiliary_loss(tmp_path: pathlib.Path) -> None:
         params
     )
     np.testing.assert_allclose(terms["classes"][0], alone["classes"][0], rtol=1e-6)
-    tokens, real = batch["tokens"], batch["documents"] > 0
-    length = tokens.shape[1]
-    network = Gpt(task.model)
-    read = jax.jit(
-        lambda encoder: network.apply(
-            {"params": {"encoder": encoder}},
-            tokens,
-            np.arange(length)[None],
-            causal(length).dense(),
-        )
-    )
+    tokens, real = batch["tokens"], batch["segment_ids"] > 0
+    network, inputs = Gpt(task.model), tiny.text_inputs(tokens, causal(tokens.shape[1]))
+    read = jax.jit(lambda encoder: network.apply({"params": {"encoder": encoder}}, inputs))
     logits = read(params["encoder"])
     logs = np.asarray(jax.nn.log_softmax(logits))
     total = -sum(

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.convert.networks import headed
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError, NonFiniteError
@@ -226,7 +225,7 @@ def test_a_published_head_predicts(classes: int, tmp_path: pathlib.Path) -> None
     """A directory of `transformers` alone: what its head is for is its task."""
     tokenizer = small.tokenizer()
     model = small.model("bert", tokenizer.size)
-    network = headed(model, "sequence_classification", classes, 0.1)
+    network = model.headed("sequence_classification", classes, 0.1)
     ids = np.ones((1, 4), np.int32)
     arguments = (ids, ids, ids, np.ones((1, 4, 4), bool), ids > 0)
     params = jax.jit(network.init)(jax.random.key(0), *arguments)
@@ -248,7 +247,7 @@ def test_a_published_head_predicts(classes: int, tmp_path: pathlib.Path) -> None
 
 
 def test_what_has_no_task_says_so(tmp_path: pathlib.Path) -> None:
-    opened = Opened(headed(small.model("bert", 9), "next_sentence", 2, 0.0), {})
+    opened = Opened(small.model("bert", 9).headed("next_sentence", 2, 0.0), {})
     with pytest.raises(ConfigError, match="a Headed has no task to predict"):
         opened.predict(["bak"])
     (tmp_path / "config.json").write_text(json.dumps({"tasks": {"a": {}, "b": {}}}))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmjax.convert.forms import spans, widest_windows
 from lmjax.data.rows import BadRowError, Notes, RowsConfig, read_split
 from lmjax.errors import ConfigError
+from lmjax.tasks.input_format import spans, widest_windows
 from lmjax.tasks.question_answering import (
     QuestionAnswering,
     best_spans,

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import lmjax
-from lmjax.convert.networks import in_unit
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
-from lmjax.models.heads import Headed
+from lmjax.models.heads import Headed, in_unit
 from lmjax.nn.lora import LoraConfig
 from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Regression
@@ -105,7 +104,7 @@ def test_transformers_gives_numbers_in_the_same_unit(family: str, tmp_path: path
     model = Pretrained(network, params, TOKENIZER, task.labels, {"pad_token_id": 0})
     lmjax.save_huggingface(model, tmp_path / "model")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    tokens, segments = examples[0]["tokens"][None], examples[0]["segments"][None]
+    tokens, segments = examples[0]["tokens"][None], examples[0]["token_types"][None]
     (z,) = np.asarray(Pretrained(plain, params)(tokens, segments))[0]
     more = {} if family == "gpt" else {"token_type_ids": torch.tensor(segments)}
     with torch.no_grad():

@@ -141,7 +141,7 @@ def test_logits_are_of_both_marked_states_whatever_the_padding(family: str) -> N
     # By hand, one text alone: the encoder's states at the two places, one behind the other.
     for example, found in zip(examples, np.asarray(logits), strict=False):
         alone = Pretrained(task.network.encoder, params["encoder"])
-        hidden = np.asarray(alone(example["tokens"][None], example["segments"][None])[0])
+        hidden = np.asarray(alone(example["tokens"][None], example["token_types"][None])[0])
         if family == "xlnet":
             assert example["tokens"][-1] == task.vocabulary.cls
         places = [int(np.flatnonzero(example["marks"] == m)[0]) for m in (1, 2)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.objectives.masked import MaskedLM
@@ -182,8 +183,18 @@ def test_no_field_takes_another_type(field: str) -> None:
 
 
 def test_needed_fields_are_asked_for() -> None:
-    for field in (*GOOD, "model.trunk", "model.trunk.heads", "training.steps"):
+    for field in ("objective", "data", "optimizer", "training", "model.trunk", "training.steps"):
         assert refusal(changed({field: None})).startswith(f"config.{field}: missing")
+    assert refusal(changed({"model": None})).startswith("config.model.trunk: missing")
+
+
+def test_fields_that_are_left_out_have_their_defaults() -> None:
+    config = changed({"seed": None, "mesh": {}, "data.tokenizer": None, "objective.masking": None})
+    plan = make_plan(config)
+    assert (plan.seed, plan.mesh.devices.size) == (0, 8)
+    assert plan.data.tokenizer == TokenizerConfig()
+    del config.mesh
+    assert make_plan(config).mesh == plan.mesh
 
 
 def test_the_real_vocabulary_must_fit_the_table() -> None:

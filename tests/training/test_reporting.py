@@ -1,13 +1,17 @@
 """Run directories, metrics files that survive a crash, progress and plots."""
 
+import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import ml_collections
 import pytest
 
+from lmjax.configuration import Block
 from lmjax.errors import ConfigError
 from lmjax.training import reporting
 from lmjax.training.reporting import (
@@ -18,11 +22,45 @@ from lmjax.training.reporting import (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    layers: int
+    dropout: float = 0.1
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    trunk: Trunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the config becomes."""
+
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("training.steps",)
+
+    objective: Annotated[Mapping[str, Any], Block()]
+    model: Model
+    training: Training
+    seed: int = 0
+
+
 def make_config(**changes):
     config = ml_collections.ConfigDict(
         {
             "seed": 0,
-            "objective": {"type": "lmjax.objectives.masked.MaskedLM", "rate": 0.15},
+            "objective": {"type": f"{__name__}.Objective", "rate": 0.15},
             "model": {"trunk": {"layers": 2, "sizes": (1, 2)}},
             "training": {"steps": 10},
         }
@@ -35,9 +73,9 @@ def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
-def begin(path, config, work="checkpoints/1", may_change=()):
+def begin(path, config, work="checkpoints/1", kind=None):
     """What a run leaves that has begun, and saved or written something."""
-    run = RunDirectory(path, config, may_change)
+    run = RunDirectory(path, config, kind)
     run.claim()
     if work:
         (run.path / work).mkdir(parents=True, exist_ok=True)
@@ -83,8 +121,26 @@ def test_continues_its_own_config_only(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.training\.steps: 20, was 10"):
         RunDirectory(tmp_path, make_config(**{"training.steps": 20}))
     longer = make_config(**{"training.steps": 20})
-    RunDirectory(tmp_path, longer, may_change=("training.steps",)).claim()
+    RunDirectory(tmp_path, longer, Kind).claim()
     assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 20
+
+
+def test_a_config_that_states_a_default_equals_one_that_does_not(tmp_path):
+    begin(tmp_path, make_config())  # as runs were stored that state what their config file states
+    RunDirectory(tmp_path, make_config(), Kind).claim()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["model"]["trunk"] == {"layers": 2, "dropout": 0.1, "sizes": [1, 2]}
+    stating = make_config()
+    stating.model.trunk.dropout = 0.1
+    RunDirectory(tmp_path, stating, Kind)
+    stating.model.trunk.dropout = 0.0
+    with pytest.raises(ConfigError, match=r"config\.model\.trunk\.dropout: 0\.0, was 0\.1"):
+        RunDirectory(tmp_path, stating, Kind)
+    # A class that only the stored config names is not imported.
+    stored["objective"]["type"] = "no.such.module.Objective"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r"config\.objective\.type: .*no\.such\.module"):
+        RunDirectory(tmp_path, make_config(), Kind)
 
 
 def test_a_run_that_failed_before_its_first_step_keeps_no_directory(tmp_path):

@@ -90,7 +90,9 @@ def test_eight_devices_hold_an_eighth_of_the_matrices() -> None:
     objective = make_objective(config.objective.to_dict(), config.model.to_dict(), 30_528)
     ids = jnp.zeros((1, 8), jnp.int32)
     batch = {
-        **dict.fromkeys(("tokens", "segments", "documents", "positions", "target_positions"), ids),
+        **dict.fromkeys(
+            ("tokens", "token_types", "segment_ids", "positions", "target_positions"), ids
+        ),
         "label": ids[:, 0],
     }
     params = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch))

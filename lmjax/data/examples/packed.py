@@ -21,7 +21,7 @@ class Packed:
 
     Attributes:
       length: tokens of a row.
-      across_documents: attention may cross documents: `documents` is 1 everywhere and
+      across_documents: attention may cross documents: `segment_ids` is 1 everywhere and
         positions run through the row, as GPT-2 and GPT-3 were trained (Brown et al. 2020,
         appendix B); else documents are numbered from 1 and positions restart in each.
     """
@@ -46,7 +46,7 @@ class Packed:
 
 
 class PackedSource:
-    """Rows of tokens, segments, documents and positions."""
+    """Rows of tokens, token_types, segment_ids and positions."""
 
     ordered = False
 
@@ -77,13 +77,13 @@ class PackedSource:
         owners = stream.owners(start, start + length)
         offsets = np.arange(length)
         if self._form.across_documents:
-            documents, positions = np.ones(length, np.int32), offsets
+            segment_ids, positions = np.ones(length, np.int32), offsets
         else:
-            documents = owners - owners[0] + 1
+            segment_ids = owners - owners[0] + 1
             positions = offsets - np.maximum(stream.starts[owners] - start, 0)
         return {
             "tokens": stream.read(start, start + length, owners),
-            "segments": np.zeros(length, np.int32),
-            "documents": documents.astype(np.int32),
+            "token_types": np.zeros(length, np.int32),
+            "segment_ids": segment_ids.astype(np.int32),
             "positions": positions.astype(np.int32),
         }

@@ -79,7 +79,7 @@ class PairTable:
 
 
 class PairSource:
-    """The rows of a table of pairs: tokens, segments, documents, positions and label."""
+    """The rows of a table of pairs: tokens, token_types, segment_ids, positions and label."""
 
     ordered = False
 

@@ -1,12 +1,33 @@
 """What the forms of examples share: their interface, and reading sentences of a store."""
 
-from typing import Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from lmjax.errors import ConfigError
 
-Row = dict[str, np.ndarray]
+
+class Row(TypedDict):
+    """One example of clean text, and so the arrays of a batch, which have an axis in front.
+
+    An objective's `corrupt` adds arrays of its own.
+
+    Attributes:
+      tokens: int32 [length], ids.
+      token_types: int32 [length]: 0 or 1, BERT's A or B; 2 for XLNet's [CLS].
+      segment_ids: int32 [length]: the number of the document in a packed row, from 1 on; 0 is
+        padding. Attention stays within a number.
+      positions: int32 [length], rows of the position table.
+      label: int32 []: whether the second text follows the first (0), or does not (1).
+      direction: int32 []: 1, or -1 where the text is reversed (XLNet's bi_data).
+    """
+
+    tokens: np.ndarray
+    token_types: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    label: NotRequired[np.ndarray]
+    direction: NotRequired[np.ndarray]
 
 
 class Store(Protocol):
@@ -119,11 +140,11 @@ def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Spe
       second: [m] token ids, m may be 0.
 
     Returns:
-      tokens, segments, documents, positions: int32 [length].
+      tokens, token_types, segment_ids, positions: int32 [length].
     """
     tokens = np.full(length, vocabulary.pad, np.int32)
-    segments = np.zeros(length, np.int32)
-    documents = np.zeros(length, np.int32)
+    token_types = np.zeros(length, np.int32)
+    segment_ids = np.zeros(length, np.int32)
     end = len(first) + 2
     tokens[0] = vocabulary.cls
     tokens[1 : end - 1] = first
@@ -132,12 +153,12 @@ def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Spe
         start, end = end, end + len(second) + 1
         tokens[start : end - 1] = second
         tokens[end - 1] = vocabulary.sep
-        segments[start:end] = 1
-    documents[:end] = 1
+        token_types[start:end] = 1
+    segment_ids[:end] = 1
     positions = np.arange(length, dtype=np.int32)
     return {
         "tokens": tokens,
-        "segments": segments,
-        "documents": documents,
+        "token_types": token_types,
+        "segment_ids": segment_ids,
         "positions": positions,
     }

@@ -82,7 +82,7 @@ class _Epoch:
 
 
 class StreamSource:
-    """Rows of tokens, segments, documents, positions and, if bidirectional, direction.
+    """Rows of tokens, token_types, segment_ids, positions and, if bidirectional, direction.
 
     Row r of step i has the index i * rows + r.
     """
@@ -123,13 +123,13 @@ class StreamSource:
         after = self._read(laid.stream, row, b, b_stop)
         sep, cls = self._vocabulary.sep, self._vocabulary.cls
         tokens = np.concatenate([before, [sep], after, [sep, cls]]).astype(np.int32)
-        segments = np.zeros(form.length, np.int32)
-        segments[len(before) + 1 : -1] = 1
-        segments[-1] = 2
-        result = {
+        token_types = np.zeros(form.length, np.int32)
+        token_types[len(before) + 1 : -1] = 1
+        token_types[-1] = 2
+        result: Row = {
             "tokens": tokens,
-            "segments": segments,
-            "documents": np.ones(form.length, np.int32),
+            "token_types": token_types,
+            "segment_ids": np.ones(form.length, np.int32),
             "positions": np.arange(form.length, dtype=np.int32),
         }
         if form.bidirectional:

@@ -1,84 +1,36 @@
-"""How each family reads one text or two: special tokens, segments, windows, side of padding."""
+"""How a task reads one text or two: cut to a length, in windows, padded on the family's side."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.convert.configs import ModelConfig
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.models.gpt import GptConfig
-from lmjax.models.xlnet import XlnetConfig
-
-_XLNET_CLS_SEGMENT = 2
+from lmjax.models.family import Joined, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
-    """One input.
-
-    Attributes:
-      tokens, segments: [length] int32.
-      first, second: where the texts begin in it.
-    """
-
-    tokens: np.ndarray
-    segments: np.ndarray
-    first: int
-    second: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The input form of a family.
-
-    BERT and ELECTRA: [CLS] a [SEP] b [SEP], segments 0 and 1 (BERT §4.1, A.5). XLNet:
-    a [SEP] b [SEP] [CLS], segments 0, 1 and 2, padded on the left (the authors'
-    classifier_utils.py). GPT: start a delimiter b extract (GPT-1 §3.3), of which start is
-    [EOD], which pretraining has taught it to begin with, and the others [SEP] and [CLS].
-    """
+class InputFormat:
+    """The inputs of a family (`ModelConfig.join`) over a vocabulary."""
 
     model: ModelConfig
     vocabulary: Vocabulary
 
     @property
     def left_padded(self) -> bool:
-        return isinstance(self.model, XlnetConfig)
+        return self.model.left_padded
 
     def special_tokens(self, pair: bool) -> int:
-        """How many tokens the form adds."""
-        return 3 if pair else 2
+        """How many tokens `join` adds."""
+        return self.model.special_tokens(pair)
 
     def join(self, first: np.ndarray, second: np.ndarray | None = None) -> Joined:
         """The input made of the ids of one text or two."""
-        v = self.vocabulary
-        b = second if second is not None else np.zeros(0, np.int32)
-        ends = [v.sep] if second is not None else []
-        if isinstance(self.model, XlnetConfig):
-            tokens = [*first, v.sep, *b, *ends, v.cls]
-            segments = [0] * (len(first) + 1) + [1] * (len(b) + len(ends)) + [_XLNET_CLS_SEGMENT]
-            start = 0
-        elif isinstance(self.model, GptConfig):
-            tokens = [v.eod, *first, *ends, *b, v.cls]
-            segments = [0] * len(tokens)
-            start = 1
-        else:
-            tokens = [v.cls, *first, v.sep, *b, *ends]
-            kinds = min(self.model.segment_types - 1, 1)  # a model may have one kind alone
-            segments = [0] * (len(first) + 2) + [kinds] * (len(b) + len(ends))
-            start = 1
-        return Joined(
-            np.asarray(tokens, np.int32),
-            np.asarray(segments, np.int32),
-            start,
-            start + len(first) + 1,
-        )
+        return self.model.join(self.vocabulary, first, second)
 
     def ask(self, prompt: np.ndarray, answer: np.ndarray | None = None) -> Joined:
-        """A prompt and what a language model answers: start prompt delimiter answer."""
-        following = answer if answer is not None else np.zeros(0, np.int32)
-        tokens = np.array([self.vocabulary.eod, *prompt, self.vocabulary.sep, *following], np.int32)
-        return Joined(tokens, np.zeros_like(tokens), 1, len(prompt) + 2)
+        """A prompt and what a language model answers."""
+        return self.model.ask(self.vocabulary, prompt, answer)
 
     def cut(
         self, first: np.ndarray, second: np.ndarray | None, length: int

@@ -1,0 +1,286 @@
+"""The format of `transformers`, as far as several families share it.
+
+Each family says in its own file which fields of config.json and which tensors it reads and writes.
+Every field of theirs is taken over, refused by name where it asks for a function that is not built
+here, or known not to change what the weights compute; an unknown one is reported.
+
+Tensor names are those of the classes of `transformers`, ours the paths of the parameters with
+unrolled layers. A kernel of ours is [in, out]: torch's Linear holds the transpose, GPT-2's Conv1D
+the same.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmjax.errors import ConfigError
+from lmjax.nn.trunk import TransformerConfig
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
+
+# Fields that say how to call, store or train a model, not what it computes.
+_HARMLESS = set(
+    """_name_or_path architectures attn_implementation _attn_implementation_autoset dtype
+    torch_dtype transformers_version model_type return_dict output_hidden_states
+    output_attentions use_cache torchscript use_bfloat16 tf_legacy_loss pruned_heads
+    chunk_size_feed_forward id2label label2id num_labels problem_type finetuning_task
+    task_specific_params tokenizer_class prefix bos_token_id pad_token_id eos_token_id
+    sep_token_id decoder_start_token_id initializer_range gradient_checkpointing
+    keys_to_ignore_at_inference output_past directionality is_encoder_decoder
+    tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens pooler_fc_size pooler_num_attention_heads
+    pooler_num_fc_layers pooler_size_per_head pooler_type language n_ctx
+    summary_type summary_use_proj summary_activation summary_last_dropout
+    summary_first_dropout summary_proj_to_labels start_n_top end_n_top classifier_dropout
+    use_mems_eval use_mems_train reorder_and_upcast_attn""".split()  # noqa: SIM905
+)
+
+
+class Fields:
+    """config.json, read field by field."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self._values, self._where = values, where
+        self._read: set[str] = set()
+
+    def get(self, name: str, kind: Any, default: Any = None) -> Any:
+        """The value of a field, of type `kind`; a missing one has `default`, if there is one."""
+        self._read.add(name)
+        value = self._values.get(name, default)
+        if value is None and default is None:
+            raise ConfigError(f"{self._where}: '{name}' is missing")
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; {kind.__name__} is expected")
+        if kind is int and not 1 <= value < 2**31:
+            raise ConfigError(f"{self._where}: '{name}' is {value}, which is no size")
+        if kind is float and not 0 <= value < math.inf:
+            raise ConfigError(f"{self._where}: '{name}' is {value}; a number >= 0 is expected")
+        return value
+
+    def optional(self, name: str) -> int | None:
+        """The number in a field that may be missing or null."""
+        self._read.add(name)
+        value = self._values.get(name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+        if value is not None and not whole:
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; int or null is expected")
+        return value
+
+    def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
+        """Refuses all values but `allowed`, the first of which is that of a missing field."""
+        self._read.add(name)
+        value = self._values.get(name)
+        if value is not None and value not in allowed:
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}: {why}")
+
+    def activation(self, name: str) -> str:
+        value = self.get(name, str)
+        if value not in ACTIVATIONS:
+            raise ConfigError(
+                f"{self._where}: '{name}' is {value!r}; built here are {', '.join(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[value]
+
+    def report_unread(self) -> None:
+        unknown = sorted(set(self._values) - self._read - _HARMLESS)
+        if unknown:
+            logging.getLogger(__name__).warning(
+                "%s: unknown fields, ignored: %s", self._where, ", ".join(unknown)
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor of theirs and the parameters of ours that it holds.
+
+    Attributes:
+      theirs: its name; `also` are other names that the same numbers may stand under, or
+        stand under a second time.
+      copies: second names that are written too, and whose numbers are not used.
+      ours: paths of the parameters.
+      split: theirs -> ours; `join`: ours -> theirs.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    split: Callable[[np.ndarray], Sequence[np.ndarray]]
+    join: Callable[[Sequence[np.ndarray]], np.ndarray]
+    also: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+
+
+Rules = Iterator[Rule]
+
+
+def same(theirs: str, ours: str, also: tuple[str, ...] = ()) -> Rule:
+    """One tensor, the same numbers on both sides; `also` as in `Rule`."""
+    return Rule(theirs, (ours,), lambda x: [x], lambda parts: parts[0], also)
+
+
+def reshaped(theirs: str, ours: str, shape: tuple[int, ...], their_shape: tuple[int, ...]) -> Rule:
+    """One tensor of another shape."""
+    return Rule(
+        theirs, (ours,), lambda x: [x.reshape(shape)], lambda parts: parts[0].reshape(their_shape)
+    )
+
+
+def transposed(theirs: str, ours: str) -> Rule:
+    """One matrix, transposed."""
+    return Rule(theirs, (ours,), lambda x: [x.T], lambda parts: parts[0].T)
+
+
+def dense(theirs: str, ours: str, bias: bool = True) -> Rules:
+    """torch's Linear."""
+    yield transposed(f"{theirs}.weight", f"{ours}/kernel")
+    if bias:
+        yield same(f"{theirs}.bias", f"{ours}/bias")
+
+
+def conv1d(theirs: str, ours: str) -> Rules:
+    """GPT-2's Conv1D."""
+    yield same(f"{theirs}.weight", f"{ours}/kernel")
+    yield same(f"{theirs}.bias", f"{ours}/bias")
+
+
+def norm(theirs: str, ours: str) -> Rules:
+    """A layer normalisation."""
+    # gamma and beta: as in checkpoints converted from TensorFlow before 2020.
+    yield same(f"{theirs}.weight", f"{ours}/scale", (f"{theirs}.gamma",))
+    yield same(f"{theirs}.bias", f"{ours}/bias", (f"{theirs}.beta",))
+
+
+def table(theirs: str, ours: str, also: tuple[str, ...] = ()) -> Rule:
+    """An embedding table."""
+    return same(f"{theirs}.weight", f"{ours}/embedding", also)
+
+
+def text_embeddings(theirs: str, ours: str, tied: tuple[str, ...]) -> Rules:
+    """BERT's three tables and their norm; `tied` are names of the output layer."""
+    yield table(f"{theirs}.word_embeddings", f"{ours}/token", tied)
+    yield table(f"{theirs}.position_embeddings", f"{ours}/position")
+    yield table(f"{theirs}.token_type_embeddings", f"{ours}/segment")
+    yield from norm(f"{theirs}.LayerNorm", f"{ours}/embedding_norm")
+
+
+def bert_layers(theirs: str, ours: str, layers: int) -> Rules:
+    """BERT's blocks."""
+    for i in range(layers):
+        t, o = f"{theirs}.layer.{i}", f"{ours}/blocks/layer_{i}"
+        for part in ("query", "key", "value"):
+            yield from dense(f"{t}.attention.self.{part}", f"{o}/attention/{part}")
+        yield from dense(f"{t}.attention.output.dense", f"{o}/attention/output")
+        yield from norm(f"{t}.attention.output.LayerNorm", f"{o}/attention_norm")
+        yield from dense(f"{t}.intermediate.dense", f"{o}/feed_forward/inner")
+        yield from dense(f"{t}.output.dense", f"{o}/feed_forward/outer")
+        yield from norm(f"{t}.output.LayerNorm", f"{o}/feed_forward_norm")
+
+
+class Read(NamedTuple):
+    """What config.json says of a model.
+
+    Attributes:
+      model: the family's config.
+      query_scale: what the queries of layer i are multiplied by, beside 1 / sqrt(head_dim); it
+        goes into their kernels.
+    """
+
+    model: Any
+    query_scale: Callable[[int], float] = lambda layer: 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """How a network is written for `transformers`.
+
+    Attributes:
+      architecture: the class, such as 'BertForMaskedLM'.
+      rules: all tensors, in the order of the layers.
+      bare: the class names its tensors without the prefix of its base.
+    """
+
+    architecture: str
+    rules: Iterable[Rule]
+    bare: bool = False
+
+
+def bert_trunk(fields: Fields) -> TransformerConfig:
+    """The trunk of BERT and of families built like it."""
+    fields.require(
+        "position_embedding_type", ("absolute",), "only learned absolute positions are built here"
+    )
+    return TransformerConfig(
+        layers=fields.get("num_hidden_layers", int),
+        hidden_size=fields.get("hidden_size", int),
+        heads=fields.get("num_attention_heads", int),
+        intermediate_size=fields.get("intermediate_size", int),
+        activation=fields.activation("hidden_act"),  # type: ignore[arg-type]
+        norm="post",
+        layer_norm_epsilon=fields.get("layer_norm_eps", float, 1e-12),
+        dropout=fields.get("hidden_dropout_prob", float, 0.1),
+        attention_dropout=fields.get("attention_probs_dropout_prob", float, 0.1),
+        initial_distribution="normal",
+        initial_std=fields.get("initializer_range", float, 0.02),
+    )
+
+
+def bert_values(model: Any) -> dict[str, Any]:
+    """Fields of config.json for BERT and for families built like it, without 'model_type'."""
+    trunk = model.trunk
+    check_trunk(trunk, "post", "BERT and ELECTRA")
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": trunk.hidden_size,
+        "num_hidden_layers": trunk.layers,
+        "num_attention_heads": trunk.heads,
+        "intermediate_size": trunk.intermediate_size,
+        "hidden_act": THEIR_ACTIVATIONS[trunk.activation],
+        "hidden_dropout_prob": trunk.dropout,
+        "attention_probs_dropout_prob": trunk.attention_dropout,
+        "max_position_embeddings": model.max_length,
+        "type_vocab_size": model.segment_types,
+        "initializer_range": trunk.initial_std,
+        "layer_norm_eps": trunk.layer_norm_epsilon,
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+
+
+def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
+    """Refuses to write a config that says less than the trunk does."""
+    if trunk.norm != norm:
+        raise ConfigError(
+            f"trunk.norm: {family} of transformers is '{norm}'-norm only, this trunk is"
+            f" '{trunk.norm}'-norm"
+        )
+    if trunk.base_width:
+        raise ConfigError(
+            f"trunk.base_width: {family} of transformers divides no logits by a width"
+        )
+    if trunk.gated:
+        raise ConfigError(
+            f"trunk.gated: {family} of transformers: no gated feed-forward layer there"
+        )
+    if trunk.heads * trunk.head_size != trunk.hidden_size:
+        raise ConfigError(
+            f"trunk.head_dim: {family} of transformers takes heads x head_dim ="
+            f" {trunk.heads} x {trunk.head_size} to be hidden_size={trunk.hidden_size}"
+        )

@@ -1,11 +1,12 @@
 """What every program does around its work: flags, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged or a score is
-not finite, 4 the disk is full or not to be written to, or a checkpoint on it damaged, 75 told to
-stop by SIGTERM and saved, or another process of the run is gone (sysexits.h: "temporary
+not finite, 4 the disk is full or not writable, or a checkpoint on it is damaged, 75 SIGTERM was
+received and a checkpoint saved, or another process of the run was lost (sysexits.h: "temporary
 failure, try again later"), 130 interrupted.
 """
 
+import ctypes
 import dataclasses
 import errno
 import importlib.util
@@ -24,7 +25,6 @@ from ml_collections import ConfigDict
 from lmjax.configuration import allowing, resolve
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.overrides import with_overrides
-from lmjax.training.devices import tune_host_memory
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -72,17 +72,42 @@ def start(main: Callable[[], None]) -> None:
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
+def tune_host_memory() -> bool:
+    """Keeps freed memory in the process. Call it before jax creates its first array.
+
+    XLA's CPU backend allocates its scratch memory anew for every step. By default glibc maps and
+    unmaps such large blocks, and each step pays for zeroing every page: a fifth to a half of the
+    time of a step. This makes glibc serve all blocks from one heap that never shrinks, which costs
+    address space and keeps the peak of memory until the process ends. It does nothing without
+    glibc on Linux.
+
+    Returns:
+      Whether glibc accepted the settings.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):  # musl ignores mallopt
+        return False
+    settings = (
+        (-4, 0),  # M_MMAP_MAX: no block gets a mapping of its own
+        (-1, -1),  # M_TRIM_THRESHOLD: the heap never shrinks
+        (-2, 256 << 20),  # M_TOP_PAD: it grows by 256 MiB at a time
+        (-8, 1),  # M_ARENA_MAX: one heap for all threads
+    )
+    return all([libc.mallopt(name, value) == 1 for name, value in settings])
+
+
 def _guarded(main: Callable[[], None]) -> None:
     # Libraries tell what they do through absl's handler, which app.run has just made talkative;
     # what goes wrong in them is raised, too, and told once.
     logging.disable(logging.ERROR)
     from lmjax.training.checkpoints import CheckpointError
-    from lmjax.training.distributed import LostProcessError, join
-    from lmjax.training.loop import DivergedError
-    from lmjax.training.preemption import PreemptedError
+    from lmjax.training.monitor import DivergedError
+    from lmjax.training.multihost import LostProcessError, PreemptedError, initialize
 
     try:
-        join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         with allowing(ALLOW_MODULES.value):
             main()
     except ConfigError as error:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments import command_line
 from lmjax.data.examples.stand_in import stand_in_row
 from lmjax.training.plan import Plan, make_plan
-from lmjax.training.program import Program
+from lmjax.training.step import Program
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def parameters(plan: Plan) -> int:
     """How many numbers the parameters are; nothing is allocated."""
     row = stand_in_row(plan.examples, plan.objective.vocabulary)
     program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.state.params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract_state.params))
 
 
 def short(number: float) -> str:

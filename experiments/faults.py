@@ -31,7 +31,7 @@ from orbax.checkpoint import v1 as ocp
 from experiments import command_line
 from lmjax.progress import track
 from lmjax.tables import markdown_table
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 KILLS = flags.DEFINE_integer("kills", 30, "How often the run is killed.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
@@ -223,7 +223,7 @@ def truncated(run: pathlib.Path) -> str:
     files = [path for path in newest.rglob("*") if path.is_file()]
     file = max(files, key=lambda path: path.stat().st_size)
     os.truncate(file, file.stat().st_size // 2)
-    met = fails(run, 4, "move it away and the same command continues from step")
+    met = fails(run, 4, "move it away and rerun the same command to resume from step")
     newest.rename(run / "damaged")
     finish(run)
     return f'"cannot be read (...); {met} ..."; moved away it goes on'

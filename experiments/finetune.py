@@ -25,10 +25,10 @@ def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
     # After the flags: importing it takes seconds.
     from lmjax.tasks.plan import FinetuneConfig
-    from lmjax.training.reporting import RunDirectory
+    from lmjax.training.run_directory import RunDirectory
 
     # The directories of the other seeds are in that of the first.
-    with RunDirectory(workdir, config, FinetuneConfig).alone():
+    with RunDirectory(workdir, config, FinetuneConfig).locked():
         finetune_all(config, workdir)
 
 

@@ -6,9 +6,12 @@ Goes on from another model, if config.init names one (configs/adapt.py). Or comp
 devices that need not be here, and prints what it would need on them:
 
   python -m experiments.pretrain --config=configs/gpt.py:xl --config.mesh.fsdp=16 --dry_run=v5e:4x4
+
+--profile=10-12 profiles steps 10 to 12 into WORKDIR/profile, which TensorBoard and XProf show.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import command_line
+from lmjax.errors import ConfigError
 
 DRY_RUN = flags.DEFINE_string(
     "dry_run",
@@ -23,21 +27,25 @@ DRY_RUN = flags.DEFINE_string(
     "Compile a step for these devices, print its memory and FLOPs, and stop: 'here', 'cpu:8' or"
     " TPUs such as 'v5e:4x4'. Needs no --workdir and no data.",
 )
+PROFILE = flags.DEFINE_string(
+    "profile", "", "Profile these steps, FIRST-LAST such as 10-12, into the profile/ of --workdir."
+)
 
 
 def main() -> None:
     config = command_line.config()
     if DRY_RUN.value:
-        from lmjax.training.dry_run import dry_run
+        from lmjax.training.memory_estimate import dry_run
 
         return dry_run(config, DRY_RUN.value)
     workdir = command_line.workdir()
     from lmjax.training.loop import pretrain  # after the flags: importing it takes seconds
 
-    begin = None
+    profile = profiled_steps(PROFILE.value)
+    warm_start = None
     if config.get("init"):
-        config, begin = beginning(config)
-    result = pretrain(config, workdir, begin=begin)
+        config, warm_start = initialization(config)
+    result = pretrain(config, workdir, warm_start=warm_start, profile=profile)
     held_out = [line for line in result.records if line["split"] == "validation"]
     for line in (held_out[0], held_out[-1]) if len(held_out) > 1 else held_out:
         numbers = {k: round(v, 4) for k, v in line.items() if k not in ("time", "split")}
@@ -45,19 +53,29 @@ def main() -> None:
     print(f"{result.parameters:,} parameters; everything about the run is in {workdir}")
 
 
-def beginning(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
-    """The config with what `init` says of the model, and what puts its parameters in."""
+def profiled_steps(value: str) -> tuple[int, int] | None:
+    """The first and the last step of a value such as '10-12'; None for ''."""
+    if not value:
+        return None
+    found = re.fullmatch(r"(\d+)-(\d+)", value)
+    if found is None:
+        raise ConfigError(f"--profile: '{value}' is not FIRST-LAST; write steps such as 10-12")
+    return int(found[1]), int(found[2])
+
+
+def initialization(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
+    """The config with the model of its `init`, and a function that loads its parameters."""
     from lmjax.convert.adapting import adapted, put_in
 
     config, given = adapted(config)
 
-    def begin(fresh: Any) -> Any:
+    def warm_start(fresh: Any) -> Any:
         params, random = put_in(fresh, given)
         if random:
             print(f"not in {given.source}, and begun at random: {', '.join(random)}")
         return params
 
-    return config, begin
+    return config, warm_start
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
 from lmjax.tasks.plan import FinetuneConfig, FinetuningConfig, MultitaskConfig, TaskConfig
-from lmjax.training.mesh import MeshConfig
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import PretrainConfig, PretrainingData, TrainingConfig
+from lmjax.training.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 from tests.runs import ROOT, config, write_text
 
 SCRIPT = ROOT / "launch" / "slurm.sh"

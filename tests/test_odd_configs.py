@@ -43,11 +43,10 @@ from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.multitask import prepare_several
 from lmjax.tasks.plan import FinetuneConfig, MultitaskConfig, read_settings
 from lmjax.tasks.plan import prepare as prepare_rows
-from lmjax.training.memory import check_model_fits
+from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.plan import PretrainConfig, make_plan
-from lmjax.training.state import init_state
-from lmjax.training.step import make_train_step
+from lmjax.training.step import init_state, make_train_step
 from tests import odd
 from tests.runs import write_text
 from tests.tasks import small

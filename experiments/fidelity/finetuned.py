@@ -33,7 +33,7 @@ from lmjax.tasks.base import Scores
 from lmjax.tasks.batches import Collator, Epochs, by_length
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.plan import Prepared, prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 SCORES = ("accuracy", "macro_f1")
 

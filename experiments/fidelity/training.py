@@ -32,8 +32,7 @@ from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.state import init_state
-from lmjax.training.step import corrupt_batch, make_train_step
+from lmjax.training.step import corrupt_batch, init_state, make_train_step
 
 STEPS, BATCH, LENGTH = 50, 8, 16
 

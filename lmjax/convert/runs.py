@@ -30,7 +30,7 @@ from lmjax.models.heads import Headed, Task, in_unit
 from lmjax.models.network import Network
 from lmjax.nn.lora import ADAPTERS, check_adapters, merge
 from lmjax.training.checkpoints import read_part
-from lmjax.training.memory import check_fits
+from lmjax.training.memory_estimate import check_fits
 from lmjax.training.plan import make_objective
 
 _NETWORK = "network.json"

@@ -15,7 +15,7 @@ from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
 from lmjax.training.loop import pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 _BATCHES = 32  # that tokens are counted in
 _STEPS = 30  # that are timed

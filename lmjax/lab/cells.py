@@ -26,8 +26,7 @@ from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import check_run, pretrain
 from lmjax.training.plan import make_plan
-from lmjax.training.reporting import RunDirectory, read_metrics
-from lmjax.training.together import pretrain_together
+from lmjax.training.run_directory import RunDirectory, read_metrics
 
 
 def run_cells(
@@ -58,7 +57,7 @@ def run_cells(
         if not all(result_of(cells / name, seed).exists() for seed in ablation.seeds)
     ]
     check_variants(ablation, left)
-    with shared.alone(wait=True):  # for a moment: other processes may share the ablation
+    with shared.locked(wait=True):  # for a moment: other processes may share the ablation
         shared.claim()
         cells.mkdir(exist_ok=True)
         write_json(shared.path / "ablation.json", ablation.described(command))
@@ -91,7 +90,7 @@ def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
 
 
 def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
-    """Trains all seeds, together or in turn, then measures those that are not yet."""
+    """Trains all seeds in turn, then measures those without a result."""
     config = ablation.variants[name].config.copy_and_resolve_references()
     kept = folder / "steps.json"
     if not kept.exists():
@@ -99,12 +98,9 @@ def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
         write_json(kept, {"budget": str(ablation.budget), "steps": steps})
     config.training.steps = json.loads(kept.read_text())["steps"]
     places = {seed: folder / f"seed{seed}" for seed in ablation.seeds}
-    if ablation.together and len(places) > 1:
-        pretrain_together(config, places, name)
-    else:
-        for seed, place in places.items():
-            config.seed = seed
-            pretrain(config, place, f"{name}, seed {seed}")
+    for seed, place in places.items():
+        config.seed = seed
+        pretrain(config, place, f"{name}, seed {seed}")
     # The runs are those of this config, whose user has named the objective.
     with allowing([config.objective.type.rpartition(".")[0]]):
         _measure(ablation, name, config, places)

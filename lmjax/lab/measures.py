@@ -16,7 +16,7 @@ from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import FinetuneConfig, prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,6 @@ class ComparisonConfig:
       name: of the comparison, for its report.
       question: that it answers.
       seeds: how many each variant is trained with.
-      seeds_together: whether they train in one program.
       comparable_losses: whether the variants' held-out losses are of the same targets.
       budget: of each variant and seed.
       measures: by name; see `lmjax.lab.measures`.
@@ -79,7 +78,6 @@ class ComparisonConfig:
     name: str
     question: str
     seeds: Annotated[int, Interval("[1, 1000]")] = 3
-    seeds_together: bool = True
     comparable_losses: bool = True
     budget: Budget
     measures: Mapping[str, Annotated[Measure, Block(Measure)]]
@@ -119,7 +117,8 @@ class AblationConfig(ComparisonConfig):
       published, scaling: what the results are compared with.
     """
 
-    # What a continued ablation may change: more seeds are more cells.
+    # What a resumed ablation may change: more seeds are more cells. Earlier versions had the field
+    # `seeds_together`.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("seeds", "seeds_together")
 
     base: str
@@ -135,7 +134,6 @@ class Ablation:
 
     Attributes:
       base: the variant that the others are compared with.
-      together: whether the seeds of a variant train in one program.
       comparable_losses: whether the variants' held-out losses are of the same targets.
     """
 
@@ -143,7 +141,6 @@ class Ablation:
     question: str
     base: str
     seeds: tuple[int, ...]
-    together: bool
     comparable_losses: bool
     budget: Budget
     variants: Mapping[str, Variant]
@@ -189,6 +186,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field.
     """
+    refuse_retired_fields(config)
     own = build(AblationConfig, config, "config")
     for field in ("name", "question", "base"):
         if not getattr(own, field):
@@ -229,7 +227,6 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         question=own.question,
         base=own.base,
         seeds=tuple(range(own.seeds)),
-        together=own.seeds_together,
         comparable_losses=own.comparable_losses,
         budget=own.budget,
         variants=variants,
@@ -237,6 +234,19 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         published=own.published,
         scaling=own.scaling,
     )
+
+
+def refuse_retired_fields(config: Any) -> None:
+    """Refuses fields of earlier versions.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    if "seeds_together" in config:
+        raise ConfigError(
+            "config.seeds_together: no longer supported; delete the field, seeds train one after"
+            " the other"
+        )
 
 
 def _variant(name: str, own: VariantConfig, pretraining: Mapping[str, Any]) -> Variant:

@@ -26,11 +26,11 @@ from lmjax.configuration import Block, PositiveInt, Seed, build, convert, quoted
 from lmjax.errors import ConfigError, NonFiniteError
 from lmjax.extras import require
 from lmjax.lab.cells import check_variants, run_cells
-from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation
+from lmjax.lab.plan import Ablation, ComparisonConfig, read_ablation, refuse_retired_fields
 from lmjax.lab.results import read_results
+from lmjax.training.monitor import DivergedError
 from lmjax.training.plan import PretrainConfig
-from lmjax.training.reporting import RunDirectory
-from lmjax.training.watch import DivergedError
+from lmjax.training.run_directory import RunDirectory
 
 _TRIAL = "trial"
 
@@ -112,7 +112,7 @@ def search(
     place = own.path
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     states = optuna.trial.TrialState
-    with own.alone():
+    with own.locked():
         own.claim()
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(place / "study.log"))),
@@ -192,6 +192,7 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     Raises:
       ConfigError: names the field; or Optuna is not installed.
     """
+    refuse_retired_fields(config)
     settings = build(SearchConfig, config, "config")
     space = dict(_leaves(settings.space))
     if not space:

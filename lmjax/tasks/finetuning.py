@@ -1,6 +1,7 @@
 """Fine-tuning: the loop of pretraining on labelled rows, and what is left of it to read."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -26,14 +27,13 @@ from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.opened import write_task
 from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
-from lmjax.tasks.starting import Start, put_in
-from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.loop import Run
-from lmjax.training.memory import check_model_fits
-from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.reporting import RunDirectory
-from lmjax.training.schedules import Schedule
-from lmjax.training.state import TrainState
+from lmjax.tasks.starting import put_in
+from lmjax.training.loop import train
+from lmjax.training.memory_estimate import check_model_fits
+from lmjax.training.multihost import detect_lost_processes
+from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
+from lmjax.training.run_directory import OnMetrics, RunDirectory
+from lmjax.training.step import Program, TrainState
 from lmjax.trees import map_named
 
 
@@ -83,6 +83,7 @@ def finetune(
     *,
     seed: int,
     scratch: bool = False,
+    on_metrics: OnMetrics | None = None,
 ) -> Result:
     """Fine-tunes with one seed, or continues where the run in `workdir` was.
 
@@ -94,6 +95,7 @@ def finetune(
       name: shown beside the progress bar.
       seed: of the head, the order of the examples and dropout.
       scratch: begin with a random encoder instead.
+      on_metrics: as `lmjax.training.loop.pretrain` takes it.
 
     Raises:
       ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
@@ -108,12 +110,42 @@ def finetune(
     start = prepared.start.from_scratch() if scratch else prepared.start
     task = prepared.task
     check_model_fits(task.model, prepared.mesh)
-    with directory.alone(), jax.set_mesh(prepared.mesh), noticing_lost_processes():
-        run = _Finetuning(prepared, start, directory, seed)
+    with directory.locked(), jax.set_mesh(prepared.mesh), detect_lost_processes():
+        collate = Collator(task, prepared.training.batch_size, prepared.mesh.shape["sequence"])
+        data = Epochs(prepared.examples["train"], collate, seed)
+        training, optimizer = prepared.training.of_steps(data.batches_per_epoch, prepared.optimizer)
+        row = {key: array[0] for key, array in data.batch_at(0).items()}
+        make = functools.partial(make_task_optimizer, task.trainable)
+        program = Program(task, row, training, optimizer, prepared.mesh, make)
+        predictor = Predictor(
+            task, collate, prepared.mesh, program.shardings.params, start.tokenizer
+        )
+
+        def predict(
+            params: Any, split: str, task: Task | None = None
+        ) -> tuple[list[Row], dict[str, float]]:
+            """Predictions for all rows of a split, and the mean loss and metrics."""
+            rows, examples = prepared.rows[split], prepared.examples[split]
+            return predictor.predict(params, rows, examples, task)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            predictions, means = predict(state.params, "validation")
+            return means | prepared.task.scores(predictions)
+
         directory.claim(start.tokenizer)
-        state = run.train(name)
+        state = train(
+            program,
+            directory,
+            data,
+            evaluate,
+            name=name,
+            seed=seed,
+            length=task.length,
+            warm_start=lambda fresh: put_in(fresh, start),
+            on_metrics=on_metrics,
+        )
         task, sets, chosen = score_sets(
-            prepared, lambda split, task: run.predict(state.params, split, task)[0]
+            prepared, lambda split, task: predict(state.params, split, task)[0]
         )
         sizes = jax.tree.map(lambda leaf: leaf.size, state.params)
         trained = jax.tree.leaves(_select(sizes, task.trainable))
@@ -123,59 +155,21 @@ def finetune(
     return result
 
 
-class _Finetuning(Run):
-    """The loop, beginning with a pretrained encoder and looking at scores."""
+def make_task_optimizer(
+    trainable: Callable[[tuple[str, ...]], bool], config: OptimizerConfig, steps: int, shapes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """`make_optimizer` for the trainable parameters; the others are kept.
 
-    def __init__(self, prepared: Prepared, start: Start, directory: RunDirectory, seed: int):
-        self.prepared = prepared
-        sequence = prepared.mesh.shape["sequence"]
-        self.collate = Collator(prepared.task, prepared.training.batch_size, sequence)
-        data = {
-            split: Epochs(prepared.examples[split], self.collate, seed)
-            for split in ("train", "validation")
-        }
-        training, optimizer = prepared.training.of_steps(
-            data["train"].batches_per_epoch, prepared.optimizer
-        )
-        super().__init__(
-            prepared.task,
-            directory,
-            data,
-            seed=seed,
-            training=training,
-            optimizer=optimizer,
-            mesh=prepared.mesh,
-            length=prepared.task.length,
-            begin=lambda fresh: put_in(fresh, start),
-        )
-        self.predictor = Predictor(
-            prepared.task, self.collate, self.mesh, self.program.places.params, start.tokenizer
-        )
-
-    def transformation(
-        self, config: OptimizerConfig, steps: int, shapes: Any
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        trainable = self.prepared.task.trainable
-        labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
-        if set(jax.tree.leaves(labels)) == {"train"}:
-            return super().transformation(config, steps, shapes)
-        # Moments and the norm that is clipped are of the trained parameters alone.
-        inner, schedule = make_optimizer(
-            config, steps, _select(shapes, trainable, optax.MaskedNode())
-        )
-        return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Loss and scores of the validation rows."""
-        predictions, means = self.predict(state.params, "validation")
-        return means | self.prepared.task.scores(predictions)
-
-    def predict(
-        self, params: Any, split: str, task: Task | None = None
-    ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows of a split, and the means of what the loss is made of."""
-        rows, examples = self.prepared.rows[split], self.prepared.examples[split]
-        return self.predictor.predict(params, rows, examples, task)
+    Args:
+      trainable: path of a parameter -> whether it is trained.
+      config, steps, shapes: as `make_optimizer` takes them.
+    """
+    labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
+    if set(jax.tree.leaves(labels)) == {"train"}:
+        return make_optimizer(config, steps, shapes)
+    # Moments and the norm that is clipped are those of the trained parameters alone.
+    inner, schedule = make_optimizer(config, steps, _select(shapes, trainable, optax.MaskedNode()))
+    return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
 
 
 def score_sets(

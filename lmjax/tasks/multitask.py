@@ -25,13 +25,12 @@ from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
 from lmjax.tasks.plan import MultitaskConfig, Prepared, prepare
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.starting import put_in, start_from
-from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.loop import Run
-from lmjax.training.memory import check_model_fits
-from lmjax.training.optimizers import OptimizerConfig
-from lmjax.training.reporting import RunDirectory
-from lmjax.training.schedules import Schedule
-from lmjax.training.state import TrainState
+from lmjax.training.loop import train
+from lmjax.training.memory_estimate import check_model_fits
+from lmjax.training.multihost import detect_lost_processes
+from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
+from lmjax.training.run_directory import OnMetrics, RunDirectory
+from lmjax.training.step import Program, TrainState
 from lmjax.trees import map_named
 
 _OF = "of:"  # a batch has an array of this name and its task's
@@ -171,6 +170,7 @@ def finetune_several(
     prepared: Mapping[str, Prepared],
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
+    on_metrics: OnMetrics | None = None,
 ) -> dict[str, Result]:
     """Fine-tunes, or continues where the run in `workdir` was.
 
@@ -180,6 +180,7 @@ def finetune_several(
 
     Args:
       config: that `prepared` was made of.
+      on_metrics: as `lmjax.training.loop.pretrain` takes it.
 
     Raises:
       ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
@@ -191,17 +192,69 @@ def finetune_several(
     directory = RunDirectory(workdir, config, MultitaskConfig)
     check_model_fits(first.task.model, first.mesh)
     results = {}
-    with directory.alone(), jax.set_mesh(first.mesh), noticing_lost_processes():
-        run = _Several(prepared, directory, own.seed, own.temperature)
+    with directory.locked(), jax.set_mesh(first.mesh), detect_lost_processes():
+        size, sequence = first.training.batch_size, first.mesh.shape["sequence"]
+        collate = {name: Collator(one.task, size, sequence) for name, one in prepared.items()}
+        epochs = {
+            name: Epochs(one.examples["train"], collate[name], own.seed)
+            for name, one in prepared.items()
+        }
+        data = Mixture(epochs, own.temperature, own.seed)
+        training, optimizer = first.training.of_steps(data.batches_per_epoch, first.optimizer)
+        joint = Joint(
+            vocabulary=first.task.vocabulary,
+            model=first.task.model,
+            tasks={name: one.task for name, one in prepared.items()},
+            examples={name: one.batch_at(0) for name, one in epochs.items()},
+        )
+        row = {key: array[0] for key, array in data.batch_at(0).items()}
+        program = Program(joint, row, training, optimizer, first.mesh, make_joint_optimizer)
+        predictors = {
+            name: Predictor(
+                one.task,
+                collate[name],
+                first.mesh,
+                program.shardings.params,
+                one.start.tokenizer,
+                functools.partial(own_parameters, name=name),
+            )
+            for name, one in prepared.items()
+        }
+
+        def predict(
+            params: Any, name: str, split: str, task: Task | None = None
+        ) -> tuple[list[Row], dict[str, float]]:
+            """Predictions for all rows of a task's split, and the mean loss and metrics."""
+            rows, examples = prepared[name].rows[split], prepared[name].examples[split]
+            return predictors[name].predict(params, rows, examples, task)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            found = {}
+            for name, one in prepared.items():
+                predictions, means = predict(state.params, name, "validation")
+                for key, value in (means | one.task.scores(predictions)).items():
+                    found[f"{name}/{key}"] = value
+            return found
+
         directory.claim(first.start.tokenizer)
-        state = run.train("several tasks")
+        state = train(
+            program,
+            directory,
+            data,
+            evaluate,
+            name="several tasks",
+            seed=own.seed,
+            length=max(one.task.length for one in prepared.values()),
+            warm_start=functools.partial(put_in_all, prepared),
+            on_metrics=on_metrics,
+        )
         for name, one in prepared.items():
             params, place = own_parameters(state.params, name), directory.path / name
 
-            def predict(split: str, task: Task, name: str = name) -> list[Row]:
-                return run.predict(state.params, name, split, task)[0]
+            def predict_split(split: str, task: Task, name: str = name) -> list[Row]:
+                return predict(state.params, name, split, task)[0]
 
-            task, sets, chosen = score_sets(one, predict)
+            task, sets, chosen = score_sets(one, predict_split)
             place.mkdir(exist_ok=True)
             why = save_model(one, task, one.start.tokenizer, params, place)
             count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -210,87 +263,23 @@ def finetune_several(
     return results
 
 
-class _Several(Run):
-    """The loop over batches of several tasks."""
+def make_joint_optimizer(
+    config: OptimizerConfig, steps: int, shapes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """`make_optimizer` with resting heads."""
+    inner, schedule = make_optimizer(config, steps, shapes)
+    return resting_heads(inner), schedule
 
-    def __init__(
-        self,
-        prepared: Mapping[str, Prepared],
-        directory: RunDirectory,
-        seed: int,
-        temperature: float,
-    ):
-        self.prepared = prepared
-        first = next(iter(prepared.values()))
-        size, sequence = first.training.batch_size, first.mesh.shape["sequence"]
-        collate = {name: Collator(one.task, size, sequence) for name, one in prepared.items()}
-        epochs = {
-            name: Epochs(one.examples["train"], collate[name], seed)
-            for name, one in prepared.items()
-        }
-        data = Mixture(epochs, temperature, seed)
-        training, optimizer = first.training.of_steps(data.batches_per_epoch, first.optimizer)
-        joint = Joint(
-            vocabulary=first.task.vocabulary,
-            model=first.task.model,
-            tasks={name: one.task for name, one in prepared.items()},
-            examples={name: one.batch_at(0) for name, one in epochs.items()},
-        )
-        super().__init__(
-            joint,
-            directory,
-            {"train": data, "validation": data},
-            seed=seed,
-            training=training,
-            optimizer=optimizer,
-            mesh=first.mesh,
-            length=max(one.task.length for one in prepared.values()),
-            begin=self.put_in_all,
-        )
-        self.predictors = {
-            name: Predictor(
-                one.task,
-                collate[name],
-                self.mesh,
-                self.program.places.params,
-                one.start.tokenizer,
-                functools.partial(own_parameters, name=name),
-            )
-            for name, one in prepared.items()
-        }
 
-    def transformation(
-        self, config: OptimizerConfig, steps: int, shapes: Any
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        inner, schedule = super().transformation(config, steps, shapes)
-        return resting_heads(inner), schedule
-
-    def put_in_all(self, fresh: Any) -> Any:
-        """The pretrained encoder, and what heads begin with, in place of random ones."""
-        encoder, heads = fresh["encoder"], {}
-        for name, one in self.prepared.items():
-            merged = put_in(own_parameters(fresh, name), one.start)
-            encoder = merged["encoder"]
-            if "head" in merged:
-                heads[name] = merged["head"]
-        return {"encoder": encoder, "heads": heads}
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Loss and scores of each task's validation rows."""
-        found = {}
-        for name, one in self.prepared.items():
-            predictions, means = self.predict(state.params, name, "validation")
-            for key, value in (means | one.task.scores(predictions)).items():
-                found[f"{name}/{key}"] = value
-        return found
-
-    def predict(
-        self, params: Any, name: str, split: str, task: Task | None = None
-    ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows of a task's split, and the means of its loss."""
-        one = self.prepared[name]
-        rows, examples = one.rows[split], one.examples[split]
-        return self.predictors[name].predict(params, rows, examples, task)
+def put_in_all(prepared: Mapping[str, Prepared], fresh: Any) -> Any:
+    """Replaces random parameters by the pretrained encoder and the initial heads of all tasks."""
+    encoder, heads = fresh["encoder"], {}
+    for name, one in prepared.items():
+        merged = put_in(own_parameters(fresh, name), one.start)
+        encoder = merged["encoder"]
+        if "head" in merged:
+            heads[name] = merged["head"]
+    return {"encoder": encoder, "heads": heads}
 
 
 def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -29,8 +29,7 @@ from lmjax.tasks.plan import named_tests, read_rows
 from lmjax.tasks.predictor import Predictor
 from lmjax.tasks.question_answering import QuestionAnswering
 from lmjax.tasks.tagging import Tagging
-from lmjax.training.mesh import MeshConfig, make_mesh
-from lmjax.training.sharding import shardings
+from lmjax.training.sharding import MeshConfig, make_mesh, shardings
 
 _BATCH, _FEW = 32, 4
 _SHORTEST, _LONGEST = 16, 512  # tokens that a published model is given to read

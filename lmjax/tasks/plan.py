@@ -27,9 +27,9 @@ from lmjax.errors import ConfigError
 from lmjax.models.family import ModelConfig
 from lmjax.tasks.base import Example, Scores, Task
 from lmjax.tasks.starting import Start, start_from, start_random
-from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
+from lmjax.training.sharding import MeshConfig, check_batch, make_mesh
 
 _NAME = r"\w[\w-]*"
 _NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")

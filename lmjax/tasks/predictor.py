@@ -11,9 +11,9 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import require_finite
 from lmjax.tasks.base import Example, Outputs, Task
 from lmjax.tasks.batches import Collator, by_length
-from lmjax.training.mesh import batch_sharding, global_batch, replicated
+from lmjax.training.monitor import means_of
+from lmjax.training.sharding import batch_sharding, global_batch, replicated
 from lmjax.training.step import total_loss
-from lmjax.training.watch import means_of
 
 
 class Predictor:

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the latest few, written in the background, never half.
+"""Checkpoints of a run, written asynchronously and atomically by orbax.
 
-A thin wrapper of orbax. A checkpoint appears under its step only by an atomic rename, so
-a process killed while saving leaves the previous checkpoint as the latest one.
+A checkpoint appears under its step by an atomic rename, so a process killed while it saves leaves
+the previous checkpoint as the latest one.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ _DATA = "data_state"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the others are as they were."""
+    """A checkpoint cannot be written or read; the other checkpoints are intact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay; each that one of these wants.
+    """Which checkpoints to keep: all that any of these selects.
 
     Attributes:
-      latest: the latest so many, at least one.
-      every: those of steps that are multiples of it; 0 = none.
-      best: so many of the lowest held-out loss.
+      latest: the number of latest checkpoints, at least 1.
+      every: keep steps that are multiples of it; 0 = none.
+      best: the number of checkpoints of lowest held-out loss.
     """
 
     latest: int = 2
@@ -44,7 +44,7 @@ class Retention:
     best: int = 0
 
     def policy(self) -> Any:
-        """The same for orbax."""
+        """The policy of orbax."""
         policies = ocp.training.preservation_policies
         wanted: list[Any] = [policies.LatestN(self.latest)]
         if self.every:
@@ -61,24 +61,23 @@ def _held_out_loss(metrics: Mapping[str, float]) -> float:
 class Checkpoints:
     """The checkpoints in a directory, as a context manager.
 
-    The state is stored flat, under dotted names such as `params.trunk.embedding`, so that
-    a checkpoint does not depend on the classes the state is made of and a part of it can be
-    read alone.
+    The state is stored flat, under dotted names such as `params.trunk.embedding`, so that a
+    checkpoint does not depend on the classes of the state, and a part of it can be read alone.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: Retention = Retention()):
-        """Opens or creates `directory` and removes what killed saves have left there.
+        """Opens or creates `directory`, and removes the remains of killed saves.
 
         Args:
-          directory: holds one subdirectory a step.
-          keep: which of them stay.
+          directory: has one subdirectory per step.
+          keep: which checkpoints to keep.
         """
         self._checkpointer = ocp.training.Checkpointer(
             pathlib.Path(directory).absolute(),
             preservation_policy=keep.policy(),
             cleanup_tmp_directories=True,
         )
-        self._current: set[int] = set()  # steps on the disk that are of this very run
+        self._current: set[int] = set()  # saved steps that belong to this run
 
     def save(
         self,
@@ -87,23 +86,23 @@ class Checkpoints:
         data_state: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Begins to save; returns once the arrays are copied, so they may be donated.
+        """Starts to save; returns when the arrays are copied, so that they may be donated.
 
-        Saving a step twice does nothing the second time. A checkpoint of the same step
-        that an earlier run left, later than the one this run was restored from, is replaced.
+        Saving a step again does nothing, except that it replaces a checkpoint of an earlier
+        process that is later than the checkpoint which this run was restored from.
 
         Args:
           step: updates made.
-          state: pytree of jax arrays; None stands for nothing.
+          state: pytree of jax arrays.
           data_state: position in the data, plain JSON.
-          metrics: held-out ones, stored beside it; `loss` says which are best.
+          metrics: held-out metrics to store; `loss` selects the best checkpoints.
         """
         if step in self._current:
             return
         with self._writing():
             self._checkpointer.save_checkpointables_async(
                 step,
-                # orbax refuses arrays without elements; their shape says it all.
+                # orbax refuses arrays without elements.
                 {_STATE: {name: leaf for name, leaf in _flatten(state).items() if leaf.size}},
                 force=True,
                 overwrite=step in self.steps(),
@@ -115,14 +114,12 @@ class Checkpoints:
     def restore(
         self, step: int | None, abstract_state: Any, partial: bool = False
     ) -> tuple[Any, dict[str, Any]]:
-        """Reads a checkpoint onto any mesh.
+        """Restores a checkpoint onto any mesh.
 
         Args:
-          step: which one; None takes the latest.
-          abstract_state: pytree of ShapeDtypeStructs whose shardings say where the arrays
-            go (or of arrays, whose own shardings do).
-          partial: take what `abstract_state` names and leave the rest, such as
-            `{"params": ...}` alone.
+          step: to restore; None restores the latest.
+          abstract_state: pytree of ShapeDtypeStructs with shardings, or of arrays.
+          partial: restore only the leaves of `abstract_state`, such as `{"params": ...}`.
 
         Returns:
           The state, of the structure of `abstract_state`, and the data state.
@@ -158,21 +155,21 @@ class Checkpoints:
         return state, described.custom_metadata[_DATA]
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints, ascending; with the one being saved."""
+        """Steps of the checkpoints, ascending, including the one being saved."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint, or None."""
+        """The step of the latest checkpoint, or None."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def wait(self) -> None:
-        """Returns when the save in progress is on the disk; raises what went wrong in it."""
+        """Waits for the save in progress; raises its error."""
         with self._writing():
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits and releases the threads. Leaving without it may lose the last save."""
+        """Waits and releases the threads. Without it the last save may be lost."""
         with self._writing():
             self._checkpointer.close()
 
@@ -185,8 +182,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        # After a failed save, or when of several processes one is gone, there is nothing to
-        # wait for, or nothing that would come.
+        # Do not wait after a failed save, or, after an error in one of several processes, for
+        # processes that may be lost.
         if kind is None or (not issubclass(kind, CheckpointError) and jax.process_count() == 1):
             self.close()
 
@@ -196,23 +193,23 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             if jax.process_count() > 1 and isinstance(error, JaxRuntimeError):
-                raise  # another process is gone
+                raise  # another process was lost
             raise CheckpointError(
                 f"{self._checkpointer.directory}: a checkpoint cannot be written"
-                f" ({_reason(error)}); the earlier ones are whole, make it possible and the same"
-                " command continues"
+                f" ({_reason(error)}); earlier checkpoints are intact, fix the cause and rerun the"
+                " same command to resume"
             ) from error
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of several libraries, as many kinds as ways to be damaged
+        except Exception as error:  # the type depends on the library and the damage
             earlier = [known for known in self.steps() if known < step]
             after = f"from step {earlier[-1]}" if earlier else "from the beginning"
             raise CheckpointError(
                 f"{self._checkpointer.directory}/{step}: cannot be read ({_reason(error)});"
-                f" move it away and the same command continues {after}"
+                f" move it away and rerun the same command to resume {after}"
             ) from error
 
 
@@ -221,13 +218,15 @@ def read_part(
     part: str,
     check: Callable[[Mapping[str, jax.ShapeDtypeStruct]], None] = lambda shapes: None,
 ) -> dict[str, Any]:
-    """A part of the state, such as 'params', out of the latest checkpoint in `directory`.
+    """Reads a part of the state, such as 'params', from the latest checkpoint in `directory`.
 
-    Only reads, so that a run which is still writing there is not disturbed.
+    Does not write, so that it does not disturb a run that is still writing there.
 
     Args:
-      check: refuses the part, by an exception, before an array of it is allocated. It is given
-        the shapes of the arrays by their paths, such as 'encoder/token/embedding'.
+      directory: of the checkpoints.
+      part: the field of the state.
+      check: is called before an array is allocated, with the shapes of the arrays by their paths,
+        such as 'encoder/token/embedding'; it may raise to refuse them.
 
     Returns:
       Nested dict of arrays on the first device.
@@ -262,17 +261,17 @@ def read_part(
 def _opening(checkpoint: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of several libraries, as many kinds as ways to be damaged
+    except Exception as error:  # the type depends on the library and the damage
         raise ConfigError(
-            f"{checkpoint}: cannot be read ({_reason(error)}); is it whole?"
+            f"{checkpoint}: cannot be read ({_reason(error)}); is it complete?"
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """One line of what went wrong; the system's own words where it was the system."""
-    said = re.search(r"[^:]+ \[os_error_code=.*?\]", str(error))
-    if said:
-        return said[0].split(" [os_error")[0].strip()
+    """One line about an error; the message of the operating system if it has one."""
+    system = re.search(r"[^:]+ \[os_error_code=.*?\]", str(error))
+    if system:
+        return system[0].split(" [os_error")[0].strip()
     deeper = error.__cause__ or error.__context__
     if deeper is not None:
         return _reason(deeper)
@@ -289,7 +288,7 @@ def _flatten(tree: Any) -> dict[str, Any]:
 def _check_same_tensors(
     wanted: Mapping[str, Any], stored: Mapping[str, Any], where: str, partial: bool
 ) -> None:
-    """Raises ConfigError naming the first tensor that differs."""
+    """Raises a ConfigError that names the first tensor that differs."""
     remedy = "it belongs to another config; restore it under its own, or use another --workdir"
     for name, leaf in wanted.items():
         if name not in stored and not leaf.size:
@@ -306,18 +305,18 @@ def _check_same_tensors(
     if extra and not partial:
         raise ConfigError(
             f"config.model: checkpoint {where} has a tensor '{extra[0]}' "
-            f"that this config has not; {remedy}"
+            f"that this config does not have; {remedy}"
         )
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The leaf as a shape with a sharding; without one it goes to the first device."""
+    """The leaf as a ShapeDtypeStruct with a sharding, by default that of the first device."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
-    """The shape a leaf has on the disk, where typed random keys are plain integers."""
+    """The stored shape of a leaf; typed PRNG keys are stored as integers."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return tuple(jax.eval_shape(jax.random.key_data, leaf).shape)
     return tuple(leaf.shape)

@@ -1,4 +1,8 @@
-"""The run: from a config and a directory to trained parameters."""
+"""The training loop: from a config and a directory to trained parameters.
+
+`pretrain` sets a run up, `train` restores it from its last checkpoint, and `_train_steps` is the
+loop itself. Fine-tuning sets up its own run and calls `train` too.
+"""
 
 import contextlib
 import dataclasses
@@ -8,49 +12,51 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from lmjax.data.loader import Loader
 from lmjax.data.store import TokenStore, check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
-from lmjax.training.devices import peak_flops
-from lmjax.training.distributed import noticing_lost_processes
-from lmjax.training.memory import check_model_fits, predict
-from lmjax.training.mesh import global_batch
-from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.plan import Plan, PretrainConfig, TrainingConfig, make_plan
-from lmjax.training.program import Program
-from lmjax.training.reporting import (
-    MetricsWriter,
-    RunDirectory,
+from lmjax.training.evaluators import Evaluator, evaluate_all
+from lmjax.training.memory_estimate import check_model_fits, estimate_memory
+from lmjax.training.monitor import (
+    DivergedError,
+    EventsWriter,
+    Monitor,
+    Profile,
+    Speed,
     TrainingProgress,
-    read_metrics,
+    check_profile,
+    due,
+    means_of,
+    peak_flops,
     wide_console,
 )
-from lmjax.training.schedules import Schedule
-from lmjax.training.sharding import layout
-from lmjax.training.state import TrainState
-from lmjax.training.step import Metrics
-from lmjax.training.stepping import Stepping
-from lmjax.training.watch import DivergedError, EventsWriter, Speed, Watch, means_of
+from lmjax.training.multihost import PreemptedError, Preemption, detect_lost_processes
+from lmjax.training.plan import Plan, PretrainConfig, make_plan
+from lmjax.training.run_directory import MetricsWriter, OnMetrics, RunDirectory, read_metrics
+from lmjax.training.sharding import global_batch, layout
+from lmjax.training.step import Program, TrainState
+
+WarmStart = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run ends with.
+    """The result of a pretraining run.
 
     Attributes:
-      objective: over the real vocabulary.
-      params: the last parameters (their moving average where there is one).
-      tokenizer: what the ids mean.
-      batch: a clean held-out batch, for a look at what the model does.
+      objective: over the vocabulary of the tokenizer.
+      params: the last parameters, or their moving average if the run has one.
+      tokenizer: of the run.
+      batch: a clean held-out batch, to try the model on.
       mems: memory to read that batch with, or None.
       records: the lines of metrics.jsonl.
-      parameters: how many numbers the parameters are.
+      parameters: the number of parameters.
     """
 
     objective: Objective
@@ -66,41 +72,70 @@ def pretrain(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
     name: str = "",
-    begin: Callable[[Any], Any] | None = None,
+    warm_start: WarmStart | None = None,
+    on_metrics: OnMetrics | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Result:
-    """Trains, or continues, the run of `config` in `workdir`.
+    """Trains the run of `config` in `workdir`, or resumes it from its last checkpoint.
 
     Args:
-      name: shown beside the progress bar; '' is the objective's.
-      begin: makes the parameters of step 0 of random ones; None = takes them as they are.
+      config: see `lmjax.training.plan`.
+      workdir: directory of the run.
+      name: shown next to the progress bar; '' shows the name of the objective.
+      warm_start: (random parameters) -> parameters before the first step.
+      on_metrics: is called with the step and the metrics of each line of metrics.jsonl, under
+        names such as 'train/loss' and 'validation/loss', in the first process.
+      profile: the first and the last step to profile, into `workdir`/profile.
 
     Raises:
-      ConfigError: before anything is compiled or written, for what cannot work; or another
-        process is training in `workdir`.
-      DivergedError: the loss is not finite or rises; nothing after it is saved.
-      PreemptedError: SIGTERM came; the run is saved at the step it had reached.
-      LostProcessError: another process of the run is gone.
+      ConfigError: the config cannot work, or another process is training in `workdir`. It is
+        raised before anything is compiled or written.
+      DivergedError: the loss, or a result of an evaluator, is not finite, or the loss rises;
+        the run saves no checkpoint after that step.
+      PreemptedError: the process received SIGTERM; the run saved a checkpoint.
+      LostProcessError: another process of the run was lost.
     """
     plan = make_plan(config)
     check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
     check_data(plan.data)
     directory = RunDirectory(workdir, config, PretrainConfig)
-    with directory.alone():
+    with directory.locked():
         tokenizer, stores = prepare(plan.data, ("train", "validation"))
         objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
+        held_out = stores["validation"]
         with (
             jax.set_mesh(plan.mesh),
-            opened(plan, objective, stores, directory, begin) as run,
-            noticing_lost_processes(),
+            _loaders(plan, objective, stores) as data,
+            detect_lost_processes(),
         ):
+            row = {key: array[0] for key, array in data["train"].batch_at(0).items()}
+            program = Program(objective, row, plan.training, plan.optimizer, plan.mesh)
             directory.claim(tokenizer)
-            state = run.train(name or type(objective).__name__)
-        params = state.params if state.ema is None else state.ema
+            state = train(
+                program,
+                directory,
+                data["train"],
+                lambda state: evaluate_held_out(
+                    program,
+                    state,
+                    data["validation"],
+                    seed=plan.seed,
+                    bytes_per_token=held_out.bytes / len(held_out.tokens),
+                ),
+                name=name or type(objective).__name__,
+                seed=plan.seed,
+                length=plan.examples.length,
+                warm_start=warm_start,
+                evaluators=plan.evaluators_for(objective, tokenizer),
+                on_metrics=on_metrics,
+                profile=profile,
+            )
+        params = averaged_params(state)
         return Result(
             objective=objective,
             params=params,
             tokenizer=tokenizer,
-            batch=run.held_out_data.batch_at(0),
+            batch=data["validation"].batch_at(0),
             mems=objective.init_mems(plan.training.batch_size),
             records=read_metrics(directory.path),
             parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -108,7 +143,7 @@ def pretrain(
 
 
 def check_run(config: ml_collections.ConfigDict) -> None:
-    """Refuses a run that could not begin; writes nothing but prepared text, in its cache.
+    """Checks that a run could start; writes only prepared text, to its cache.
 
     Raises:
       ConfigError: as `pretrain`.
@@ -123,7 +158,7 @@ def check_run(config: ml_collections.ConfigDict) -> None:
 
 
 class Batches(Protocol):
-    """What a run reads: an endless iterator that knows where it is; see `Loader`."""
+    """The training data of a run: an endless iterator with a position; see `Loader`."""
 
     @property
     def batches_per_epoch(self) -> int: ...
@@ -136,250 +171,262 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-class Run(Stepping):
-    """One run's compiled functions and its bookkeeping; `train` is the whole of it.
+def train(
+    program: Program,
+    directory: RunDirectory,
+    data: Batches,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    *,
+    name: str,
+    seed: int,
+    length: int,
+    warm_start: WarmStart | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
+    on_metrics: OnMetrics | None = None,
+    profile: tuple[int, int] | None = None,
+) -> TrainState:
+    """Trains to the last step, from the last checkpoint if there is one.
 
-    A subclass may train some of the parameters (`transformation`) and look at held-out data in
-    its own way (`evaluate`).
+    After divergence it returns to the last checkpoint and skips the batches that caused it, up
+    to `config.training.max_rewinds` times.
+
+    Args:
+      program: the compiled functions; call `train` under its mesh.
+      directory: of the run, locked.
+      data: training batches.
+      evaluate: state -> metrics on held-out data.
+      name: shown next to the progress bar.
+      seed: of the parameters and of all randomness of the steps.
+      length: tokens of an example, for the FLOPs of a step.
+      warm_start, evaluators, on_metrics, profile: as in `pretrain`; evaluators by name.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      ConfigError, DivergedError, PreemptedError: as `pretrain`.
     """
+    t = program.training
+    events = EventsWriter(directory.path)
+    retention = Retention(
+        t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
+    )
+    rewinds = 0
+    with Checkpoints(directory.checkpoints, retention) as checkpoints:
+        done = checkpoints.latest_step() or 0
+        check_profile(profile, done, t.steps)
+        if done < t.steps:
+            _print_memory(program, name)
+        while True:
+            if checkpoints.latest_step() is None:
+                state, done = _initial_state(program, seed, warm_start), 0
+            else:
+                state, position = checkpoints.restore(None, program.abstract_state)
+                data.set_state(position)
+                done = int(state.step)
+            if done >= t.steps:
+                return state
+            try:
+                return _train_steps(
+                    program, directory, data, evaluate, evaluators or {}, checkpoints, events,
+                    state, done, name=name, length=length, on_metrics=on_metrics, profile=profile,
+                )  # fmt: skip
+            except DivergedError as error:
+                good = checkpoints.latest_step()
+                if rewinds == t.max_rewinds or good is None or not error.batches:
+                    raise
+                rewinds += 1
+                # The position in the data stores what is skipped: resumed runs skip it too.
+                data.skip(error.batches)
+                action = f"back to step {good} without them"
+                events.write(error.step, error.batches, error.reason, action)
 
-    def __init__(
-        self,
-        objective: Objective,
-        directory: RunDirectory,
-        data: Mapping[str, Batches],
-        *,
-        seed: int,
-        training: TrainingConfig,
-        optimizer: OptimizerConfig,
-        mesh: jax.sharding.Mesh,
-        length: int,
-        bytes_per_token: float = 1.0,
-        begin: Callable[[Any], Any] | None = None,
-        program: Program | None = None,
-    ):
-        """Compiles nothing yet; to be called under the mesh.
 
-        Args:
-          data: of the splits train and validation.
-          length: of an example, in tokens.
-          bytes_per_token: of the held-out text, for objectives that score every token.
-          begin: makes the parameters of step 0 of random ones.
-          program: of a run that differs from this one in its seed alone; None makes it.
-        """
-        self.objective, self.directory = objective, directory
-        self.seed, self.training, self.mesh = seed, training, mesh
-        self.train_data, self.held_out_data = data["train"], data["validation"]
-        self.events = EventsWriter(directory.path)
-        self.held_out_bytes_per_token = bytes_per_token
-        self.begin = begin
-        if program is None:
-            row = {name: array[0] for name, array in self.train_data.batch_at(0).items()}
-            program = Program(objective, row, training, optimizer, mesh, self.transformation)
-        self.program = program
-        flops = objective.forward_flops(length)
-        # A backward pass costs twice the forward pass.
-        self.flops_per_step = None if flops is None else 3 * flops * training.batch_size
-        dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
-        peak = peak_flops(mesh.devices.flat[0], dtype)
-        self.peak_flops = None if peak is None else peak * mesh.devices.size
+def _train_steps(
+    program: Program,
+    directory: RunDirectory,
+    data: Batches,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    evaluators: Mapping[str, Evaluator],
+    checkpoints: Checkpoints,
+    events: EventsWriter,
+    state: TrainState,
+    done: int,
+    *,
+    name: str,
+    length: int,
+    on_metrics: OnMetrics | None,
+    profile: tuple[int, int] | None,
+) -> TrainState:
+    """The loop from step `done` + 1 to the last step; see `train`."""
+    t = program.training
 
-    def transformation(
-        self, config: OptimizerConfig, steps: int, shapes: Any
-    ) -> tuple[optax.GradientTransformation, Schedule]:
-        """What makes updates of gradients. shapes: tree like the parameters."""
-        return make_optimizer(config, steps, shapes)
-
-    def first_state(self) -> TrainState:
-        """The state before the first step."""
-        state = self.program.initial(np.uint32(self.seed % 2**32))
-        if self.begin is None:
-            return state
-        params = self.begin(state.params)
-        ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
-        return dataclasses.replace(state, params=params, ema=ema)
-
-    def train(self, name: str) -> TrainState:
-        """Runs to the last step; continues where the latest checkpoint ends.
-
-        Says before anything is compiled who holds what on several devices, and about what each
-        will hold.
-        """
-        t = self.training
-        with self.kept() as checkpoints:
-            rewinds = 0
-            if (checkpoints.latest_step() or 0) < t.steps:
-                self._tell(name)
-            while True:
-                state, done = self.start(checkpoints)
-                try:
-                    return self._advance(state, done, checkpoints, name)
-                except DivergedError as error:
-                    good = checkpoints.latest_step()
-                    if rewinds == t.max_rewinds or good is None or not error.batches:
-                        raise
-                    rewinds += 1
-                    # The batches are passed over from now on, in later lives of the run too.
-                    self.train_data.skip(error.batches)
-                    self.events.write(
-                        error.step, error.batches, error.reason, f"back to step {good} without them"
-                    )
-
-    def kept(self) -> Checkpoints:
-        """The checkpoints of this run, to be closed."""
-        t = self.training
-        retention = Retention(
-            t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
-        )
-        return Checkpoints(self.directory.checkpoints, retention)
-
-    def start(self, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-        """The state to go on from, and its step: of the latest checkpoint, or the first."""
-        if checkpoints.latest_step() is None:
-            return self.first_state(), 0
-        state, data_state = checkpoints.restore(None, self.program.state)
-        self.train_data.set_state(data_state)
-        return state, int(state.step)
-
-    def _tell(self, name: str) -> None:
-        """What the devices will hold, from the first process."""
-        if jax.process_index() != 0:
-            return
-        console = wide_console(stderr=True)
-        if self.mesh.devices.size > 1:
-            console.print(layout(self.program.state, self.mesh))
-        expected = predict(self.objective, self.program, self.training.accumulation)
-        console.print(f"{name}: about {expected}", highlight=False, soft_wrap=True)
-
-    def _advance(
-        self, state: TrainState, done: int, checkpoints: Checkpoints, name: str
-    ) -> TrainState:
-        """From step `done` to the last one."""
-        t = self.training
-        if done >= t.steps:
-            return state
-        with (
-            TrainingProgress(t.steps, name, done) as progress,
-            self.writing(done, checkpoints, progress),
-        ):
-            return self.advance(state, done)
-
-    @contextlib.contextmanager
-    def writing(
-        self, done: int, checkpoints: Checkpoints, progress: TrainingProgress
-    ) -> Iterator[None]:
-        """Opens what is written from step `done` on; the methods below need it open."""
-        with MetricsWriter(self.directory.path, done) as self.writer:
-            self.checkpoints = checkpoints
-            self.watch = Watch(
-                self.training,
-                self.program.paths,
-                self.program.schedule,
-                Speed(self.flops_per_step, self.peak_flops),
-                self.writer,
-                progress,
-                self.events,
-                lambda: self._advice(checkpoints.latest_step()),
-            )
-            yield
-
-    def step(self, step: int, state: TrainState) -> TrainState:
-        batch = global_batch(next(self.train_data), self.mesh, self.training.batch_size)
-        state, metrics = self.program.step(state, batch)
-        self.note(step, metrics)
-        return state
-
-    def note(self, step: int, metrics: Metrics) -> None:
-        """Takes note of the step that the last batch went into."""
-        self.watch.add(step, self.train_data.index, metrics)
-
-    def flush(self) -> None:
-        self.watch.flush()
-
-    def look_up(self, step: int, state: TrainState, evaluate: bool, save: bool) -> None:
-        held_out = {}
-        if evaluate:
-            held_out = self.evaluate(state)
-            bad = [name for name, value in held_out.items() if not math.isfinite(value)]
-            if bad:
-                reason = f"on held-out data '{bad[0]}' is {held_out[bad[0]]}"
-                raise DivergedError(step, [], reason, self._advice(self.checkpoints.latest_step()))
-            self.writer.write(step, held_out, "validation")
-        if save:
-            self.checkpoints.save(step, state, self.train_data.get_state(), held_out)
-
-    def restart(self) -> None:
-        self.watch.restart()
-
-    def wait(self) -> str:
-        self.checkpoints.wait()
-        return str(self.directory.path)
-
-    def _advice(self, good: int | None) -> str:
+    def advice() -> str:
+        good = checkpoints.latest_step()
         kept = (
             "No checkpoint was saved before it."
             if good is None
-            else f"The last good checkpoint is that of step {good} in {self.directory.path}."
+            else f"The last good checkpoint is that of step {good} in {directory.path}."
         )
         return f"{kept} A lower config.optimizer.learning_rate or a longer warmup may help."
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Means over the same held-out batches, with the same corruption, every time."""
-        t = self.training
-        params = state.params if state.ema is None else state.ema
-        batches = min(t.eval_batches, self.held_out_data.batches_per_epoch)
-        mems = jax.tree.map(lambda leaf: jax.numpy.zeros_like(leaf), state.mems)
-        key = jax.random.key(self.seed)
-        sums = []
-        for i in range(batches):
-            batch = global_batch(self.held_out_data.batch_at(i), self.mesh, t.batch_size)
-            found, mems = self.program.evaluate(params, mems, jax.random.fold_in(key, i), batch)
-            sums.append(found)
-        means = means_of(jax.device_get(sums))
-        if self.objective.scores_every_token:
-            nats = means[self.objective.headline]
-            means["bits_per_byte"] = nats / math.log(2) / self.held_out_bytes_per_token
-        return means
+    with (
+        MetricsWriter(directory.path, done, on_metrics) as writer,
+        TrainingProgress(t.steps, name, done) as progress,
+        Profile(directory.path / "profile", profile) as profiler,
+        Preemption() as preemption,
+    ):
+        monitor = Monitor(
+            t,
+            program.param_names,
+            program.schedule,
+            _speed(program, length),
+            writer,
+            progress,
+            events,
+            advice,
+        )
+
+        def evaluate_and_write(
+            step: int, held_out: bool, evaluators: Mapping[str, Evaluator]
+        ) -> dict[str, float]:
+            """Returns the metrics on held-out data, if they are evaluated."""
+            metrics = evaluate(state) if held_out else {}
+            _check_finite(step, metrics, "on held-out data", advice)
+            if metrics:
+                writer.write(step, metrics, "validation")
+            results = evaluate_all(evaluators, averaged_params(state), step)
+            _check_finite(step, results, "evaluator result", advice)
+            if results:
+                writer.write(step, results, "evaluators")
+                shown = "  ".join(f"{key} {value:.4g}" for key, value in results.items())
+                progress.print(f"step {step}/{t.steps}  {shown}")
+            return metrics
+
+        if done == 0:
+            evaluate_and_write(0, held_out=True, evaluators=evaluators)
+        monitor.restart_clock()
+
+        for step in range(done + 1, t.steps + 1):
+            # Update the parameters.
+            batch = global_batch(next(data), program.mesh, t.batch_size)
+            profiler.start(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = program.step(state, batch)
+            profiler.stop(step, state)
+
+            # Log every `log_every` steps; raises DivergedError for an earlier step.
+            monitor.add(step, data.index, metrics)
+
+            last = step == t.steps
+            stop = not last and preemption.requested(step)
+            evaluating = last or due(step, t.eval_every)
+            saving = last or stop or due(step, t.checkpoint_every)
+            evaluators_now = {
+                key: evaluator
+                for key, evaluator in evaluators.items()
+                if last or due(step, evaluator.every)
+            }
+            if not (evaluating or saving or evaluators_now):
+                continue
+            # Check all steps so far, so that no diverged state is evaluated or saved.
+            monitor.flush()
+
+            held_out = evaluate_and_write(step, evaluating, evaluators_now)
+            if saving:
+                checkpoints.save(step, state, data.get_state(), held_out)
+            if stop:
+                checkpoints.wait()
+                raise PreemptedError(
+                    f"step {step}: received SIGTERM; saved a checkpoint in {directory.path},"
+                    " rerun the same command to resume"
+                )
+            monitor.restart_clock()
+    return state
 
 
-@contextlib.contextmanager
-def opened(
-    plan: Plan,
-    objective: Objective,
-    stores: Mapping[str, TokenStore],
-    directory: RunDirectory,
-    begin: Callable[[Any], Any] | None = None,
-    program: Program | None = None,
-) -> Iterator[Run]:
-    """The run of a plan, reading its text; to be called under the mesh.
+def _check_finite(
+    step: int, metrics: Mapping[str, float], what: str, advice: Callable[[], str]
+) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise DivergedError(step, [], f"{what} '{name}' is {value}", advice())
+
+
+def evaluate_held_out(
+    program: Program,
+    state: TrainState,
+    data: Batches,
+    *,
+    seed: int,
+    bytes_per_token: float,
+) -> dict[str, float]:
+    """Mean metrics on held-out batches: the same batches and corruption at every call.
 
     Args:
-      objective: `plan.objective_for` the vocabulary of the text.
-      stores: the text of the splits train and validation.
-      begin, program: as `Run` takes them.
+      program: the compiled functions.
+      state: whose moving average is evaluated if there is one, else its parameters.
+      data: held-out batches.
+      seed: of the corruption.
+      bytes_per_token: of the text of `data`, for objectives that score every token.
     """
-    with _loaders(plan, objective, stores) as loaders:
-        held_out = stores["validation"]
-        yield Run(
-            objective,
-            directory,
-            loaders,
-            seed=plan.seed,
-            training=plan.training,
-            optimizer=plan.optimizer,
-            mesh=plan.mesh,
-            length=plan.examples.length,
-            bytes_per_token=held_out.bytes / len(held_out.tokens),
-            begin=begin,
-            program=program,
-        )
+    t, objective = program.training, program.objective
+    params = averaged_params(state)
+    mems = jax.tree.map(jnp.zeros_like, state.mems)
+    key = jax.random.key(seed)
+    sums = []
+    for i in range(min(t.eval_batches, data.batches_per_epoch)):
+        batch = global_batch(data.batch_at(i), program.mesh, t.batch_size)
+        found, mems = program.evaluate(params, mems, jax.random.fold_in(key, i), batch)
+        sums.append(found)
+    means = means_of(jax.device_get(sums))
+    if objective.scores_every_token:
+        means["bits_per_byte"] = means[objective.headline] / math.log(2) / bytes_per_token
+    return means
+
+
+def averaged_params(state: TrainState) -> Any:
+    """The moving average of the parameters if the state has one, else the parameters."""
+    return state.params if state.ema is None else state.ema
+
+
+def _initial_state(program: Program, seed: int, warm_start: WarmStart | None) -> TrainState:
+    """The state before the first step."""
+    state = program.initialize(np.uint32(seed % 2**32))
+    if warm_start is None:
+        return state
+    params = warm_start(state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, ema=ema)
+
+
+def _print_memory(program: Program, name: str) -> None:
+    """Prints the layout of parameters and the estimated memory, before anything is compiled."""
+    if jax.process_index() != 0:
+        return
+    console = wide_console(stderr=True)
+    if program.mesh.devices.size > 1:
+        console.print(layout(program.abstract_state, program.mesh))
+    console.print(f"{name}: about {estimate_memory(program)}", highlight=False, soft_wrap=True)
+
+
+def _speed(program: Program, length: int) -> Speed:
+    objective, devices = program.objective, program.mesh.devices
+    flops = objective.forward_flops(length)
+    dtype = getattr(getattr(objective.model, "trunk", None), "dtype", "float32")
+    peak = peak_flops(devices.flat[0], dtype)
+    return Speed(
+        # A backward pass costs twice the forward pass.
+        flops_per_step=None if flops is None else 3 * flops * program.training.batch_size,
+        peak_flops=None if peak is None else peak * devices.size,
+    )
 
 
 @contextlib.contextmanager
 def _loaders(
     plan: Plan, objective: Objective, stores: Mapping[str, TokenStore]
 ) -> Iterator[Mapping[str, Loader]]:
-    """The batches of each split; closed at the end."""
+    """The batches of each split; closes them at the end."""
     with contextlib.ExitStack() as stack:
         loaders = {}
         for split, store in stores.items():

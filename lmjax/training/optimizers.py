@@ -1,9 +1,10 @@
-"""Optimizers as the papers had them, and the rule that says which parameters decay."""
+"""Optimizers and learning rate schedules of the papers, and the rules for weight decay."""
 
 import dataclasses
 import math
 import re
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -14,23 +15,24 @@ import optax.contrib
 
 from lmjax.configuration import Interval, NonNegativeInt, Probability, Rate, check_ranges
 from lmjax.errors import ConfigError
-from lmjax.training.schedules import Schedule, ScheduleName, make_schedule
 from lmjax.trees import map_named
 
 OptimizerName = Literal["adamw", "lamb", "adafactor", "lion", "muon"]
+ScheduleName = Literal["linear", "linear_product", "linear_after_warmup", "cosine", "constant"]
 DecayRule = Literal["papers", "matrices", "all", "none"]
 LayerDecayForm = Literal["intended", "released"]
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-# Rank of the parameters of one layer; a stack of layers has its own axis in front.
+# Rank of the parameters of one layer; a scanned stack of layers has one more axis in front.
 _RANK = {"kernel": 2, "embedding": 2, "bias": 1, "scale": 1}
-# XLNet's biases of relative attention: they hold "bias" in their names and decay all the
-# same (xlnet model_utils.py, AdamWeightDecayOptimizer.include_in_weight_decay).
+# XLNet's biases of relative attention decay although their names contain "bias" (xlnet
+# model_utils.py, AdamWeightDecayOptimizer.include_in_weight_decay).
 _DECAYED_BIASES = ("content_bias", "position_bias", "segment_bias")
-# The parts of a model that stand below its first layer.
+# The parts of a model below its first layer.
 _EMBEDDINGS = {"embeddings", "embeddings_project", "token", "mask_embedding"}
-# Kernels thinner than this are the heads of a few classes: Adam's, not Muon's.
+# Kernels narrower than this are classification heads; Adam updates them, not Muon.
 _MUON_MIN_SIZE = 16
-# RMS of an AdamW update, to which Muon's is matched (Liu et al. 2025, section 2.2).
+# The RMS of an AdamW update, which Muon's updates are scaled to (Liu et al. 2025, section 2.2).
 _MUON_RMS = 0.2
 
 
@@ -44,7 +46,7 @@ class OptimizerConfig:
         steps relative to the parameters' scale); `lion` (Chen et al. 2023; take b2 = 0.99
         and a learning rate 3 to 10 times smaller); `muon` (Jordan 2024, for the kernels,
         scaled as AdamW's updates are, with AdamW for all else).
-      schedule: see `schedules.make_schedule`; so too the three fields that follow it.
+      schedule, warmup_steps, final_ratio: see `make_schedule`.
       b1, b2: decay of the first and second moment (adamw, lamb, lion, muon's AdamW).
       epsilon: added to the root of the second moment, outside of the root.
       bias_correction: divide the moments by 1 - b^t. BERT, XLNet and ELECTRA do not; GPT
@@ -53,25 +55,25 @@ class OptimizerConfig:
       decay: which parameters decay. `papers`: all but norms and biases, embeddings and
         XLNet's attention biases included; `matrices`: kernels and tables of embeddings
         only (nanoGPT's "at least two axes"); `all`; `none`.
-      clip_norm: largest global norm of the gradient; 0 does not clip.
-      momentum: Muon's.
-      kernel_share: of the learning rate, that kernels learn with (not what reads embeddings);
-        a trunk with `base_width` sets it.
-      layer_decay: how much slower each layer learns than the one above it, embeddings the
-        slowest; 1 = alike. ELECTRA fine-tunes with 0.8 or 0.9 (Clark et al. 2020, A.2).
-      layer_decay_form: `intended`, the paper's: the top layer of n learns at layer_decay
-        times the head's rate, embeddings at layer_decay^(n+1); `released`, the authors'
-        code (model/optimization.py, `_get_layer_lrs`), which still counts a pooler that it
-        has no more: layer_decay^2 and layer_decay^(n+2).
+      clip_norm: maximum global norm of the gradient; 0 = no clipping.
+      momentum: of Muon.
+      kernel_share: factor of the learning rate of kernels, except those that project
+        embeddings; a trunk with `base_width` sets it.
+      layer_decay: ratio of each layer's learning rate to that of the layer above it, with
+        embeddings below the first layer; 1 = the same rate. ELECTRA fine-tunes with 0.8 or 0.9
+        (Clark et al. 2020, A.2).
+      layer_decay_form: `intended` is the paper's: the top layer of n learns at layer_decay
+        times the head's rate, embeddings at layer_decay^(n+1). `released` is the authors' code
+        (model/optimization.py, `_get_layer_lrs`), which still counts a pooler that the model no
+        longer has: layer_decay^2 and layer_decay^(n+2).
     """
 
-    # Larger ones than these bounds make float32 overflow within a few steps.
+    # Larger values make float32 overflow within a few steps.
     learning_rate: Annotated[float, Interval("(0, 1000]")]
     name: OptimizerName = "adamw"
     schedule: ScheduleName = "linear"
     warmup_steps: NonNegativeInt = 0
     final_ratio: Probability = 0.0
-    decay_fraction: Annotated[float, Interval("(0, 1]")] = 0.1
     b1: Rate = 0.9
     b2: Rate = 0.999
     epsilon: Annotated[float, Interval("(0, inf)")] = 1e-6
@@ -100,25 +102,20 @@ class OptimizerConfig:
 def make_optimizer(
     config: OptimizerConfig, steps: int, params_shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """The gradient transformation, and the schedule inside it for reports.
+    """Makes the gradient transformation, and returns its schedule too, for reports.
 
-    Order: clip the global norm, scale by the moments, times the kernels' share, add the decay,
-    (LAMB: times the trust ratio,) times the layer's share, times -learning rate.
-    Kernels of a stack of layers, [layers, in, out], are treated layer by layer wherever
-    an optimizer looks at a whole tensor (LAMB, Adafactor, Muon).
+    Order: clip the global norm, scale by the moments, multiply by the kernels' share, add the
+    weight decay, (LAMB: multiply by the trust ratio,) multiply by the layer's share, multiply by
+    -learning rate. Optimizers that use statistics of a whole tensor (LAMB, Adafactor, Muon) treat
+    each layer of a scanned stack, [layers, in, out], as a tensor of its own.
 
     Args:
-      config: which optimizer.
+      config: of the optimizer.
       steps: updates of the whole run, the N of the schedule.
-      params_shapes: nested dict of arrays or ShapeDtypeStructs, as `jax.eval_shape` gives.
+      params_shapes: nested dict of arrays or ShapeDtypeStructs, such as `jax.eval_shape` returns.
     """
     schedule = make_schedule(
-        config.schedule,
-        config.learning_rate,
-        steps,
-        config.warmup_steps,
-        config.final_ratio,
-        config.decay_fraction,
+        config.schedule, config.learning_rate, steps, config.warmup_steps, config.final_ratio
     )
     parts = [_rescale(config, params_shapes)]
     if config.clip_norm:
@@ -132,8 +129,8 @@ def make_optimizer(
         mask = decay_mask(params_shapes, config.decay)
         parts.append(optax.add_decayed_weights(config.weight_decay, mask))
     if config.name == "lamb":
-        # The ratio is of update and decay together. Norms and biases take none, as in the
-        # authors' lamb_optimizer.py.
+        # The ratio is that of update plus decay. Norms and biases have none, as in the authors'
+        # lamb_optimizer.py.
         adapted = decay_mask(params_shapes, "papers")
         parts.append(_layer_by_layer(optax.scale_by_trust_ratio(), params_shapes, only=adapted))
     if config.layer_decay < 1:
@@ -144,7 +141,7 @@ def make_optimizer(
 
 
 def _times(shares: Any) -> optax.GradientTransformation:
-    """Updates times a tree of factors."""
+    """Multiplies updates by a tree of factors."""
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, shares))
 
 
@@ -153,7 +150,7 @@ def _is_inner_kernel(path: tuple[str, ...]) -> bool:
 
 
 def decay_mask(params: Any, rule: DecayRule) -> Any:
-    """Tree of bools like `params`: does the parameter decay under `rule`?"""
+    """Tree of bools like `params`: whether each parameter decays under `rule`."""
 
     def decays(path: tuple[str, ...], leaf: Any) -> bool:
         name = path[-1]
@@ -162,7 +159,7 @@ def decay_mask(params: Any, rule: DecayRule) -> Any:
         if rule == "papers":
             bias = name == "bias" or (name.endswith("_bias") and name not in _DECAYED_BIASES)
             return not bias and name != "scale"
-        # By name before rank: a stack of layers gives its biases two axes.
+        # By name before rank: the biases of a scanned stack have two axes.
         if name == "bias" or name == "scale" or name.endswith("_bias"):
             return False
         return leaf.ndim >= 2
@@ -171,14 +168,14 @@ def decay_mask(params: Any, rule: DecayRule) -> Any:
 
 
 def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
-    """Tree like `params`: what share of the learning rate each parameter has.
+    """Tree like `params`: each parameter's factor of the learning rate.
 
-    A scalar, or [layers, 1, ...] for the parameters of a scanned stack. Heads have 1.
+    A factor is a scalar, or [layers, 1, ...] for the parameters of a scanned stack. Heads have 1.
     """
     depths: dict[tuple[str, ...], Any] = {}
 
     def note(path: tuple[str, ...], leaf: Any) -> None:
-        """Depth 0 for embeddings, i + 1 for layer i, the last layer's for a final norm."""
+        """Depth 0 for embeddings and i + 1 for layer i; others have none."""
         if (layer := _layer_of(path)) is not None:
             depths[path] = layer + 1
         elif "layers" in path:
@@ -202,7 +199,7 @@ def layer_shares(params: Any, layer_decay: float, form: LayerDecayForm) -> Any:
 
 
 def _layer_of(path: tuple[str, ...]) -> int | None:
-    """The index in the name `layer_i` of an unrolled layer."""
+    """The index i of an unrolled layer, whose path contains `layer_i`; None for others."""
     return next((int(name[6:]) for name in path if re.fullmatch(r"layer_\d+", name)), None)
 
 
@@ -240,11 +237,11 @@ def scale_by_uncorrected_adam(b1: float, b2: float, epsilon: float) -> optax.Gra
 
 
 def _rescale(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
-    """The optimizer proper, before decay and learning rate."""
+    """The optimizer's rescaling of gradients, before weight decay and learning rate."""
     if config.name == "lion":
         return optax.scale_by_lion(config.b1, config.b2)
     if config.name == "adafactor":
-        # optax.adafactor's parts, but for its decay, which is not times the learning rate.
+        # The parts of optax.adafactor without its decay, which does not scale with the rate.
         adafactor = optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
@@ -261,10 +258,10 @@ def _rescale(config: OptimizerConfig, params: Any) -> optax.GradientTransformati
 def _muon(
     config: OptimizerConfig, adam: optax.GradientTransformation, params: Any
 ) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the kernels, `adam` for tables, norms, biases and heads."""
+    """Orthogonalized momentum for kernels, `adam` for tables, norms, biases and heads."""
 
     def dimensions(tree: Any) -> Any:
-        # Axes before the last two, the layers of a stack, are a batch of matrices.
+        # Axes before the last two, the layers of a scanned stack, are a batch of matrices.
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), tree)
 
     def label(path: tuple[str, ...], leaf: Any) -> str:
@@ -290,10 +287,10 @@ def _scale_to_rms(rms: float) -> optax.GradientTransformation:
 def _layer_by_layer(
     transformation: optax.GradientTransformation, params: Any, only: Any = None
 ) -> optax.GradientTransformation:
-    """`transformation`, seeing each layer of a stack as a parameter of its own.
+    """Applies `transformation` to each layer of a scanned stack as a parameter of its own.
 
     Args:
-      transformation: any that treats parameters one by one.
+      transformation: one that treats parameters independently.
       params: tree of shapes.
       only: tree of bools; parameters marked False pass unchanged. None marks all True.
     """
@@ -318,3 +315,71 @@ def _vmap(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(
         jax.vmap(transformation.init), jax.vmap(transformation.update)
     )
+
+
+def make_schedule(
+    name: ScheduleName,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int = 0,
+    final_ratio: float = 0.0,
+) -> Schedule:
+    """Makes a learning rate schedule: a function of the number of updates already made.
+
+    The first update sees count 0 and so, under warmup, a learning rate of 0: TensorFlow's
+    `global_step` and optax count alike, and the papers' numbers assume it.
+
+    With t = count, W = warmup_steps, N = steps and r = final_ratio, each schedule is
+    `learning_rate` times
+
+    - `linear`: t/W before W, then r + (1-r)(1 - t/N). The decay counts from step 0, so the
+      rate jumps down by W/N at t = W (BERT, optimization.py).
+    - `linear_product`: min(1, t/W) (r + (1-r)(1 - t/N)) (ELECTRA, model/optimization.py).
+    - `linear_after_warmup`: t/W before W, then r + (1-r)(1 - (t-W)/(N-W)) (XLNet,
+      model_utils.py; its r is 0.001).
+    - `cosine`: t/W before W, then r + (1-r)(1 + cos(pi (t-W)/(N-W)))/2 (GPT-1 section 4.1,
+      GPT-3 appendix B with r = 0.1).
+    - `constant`: t/W before W, then 1.
+
+    After N each keeps its last value. (The last three are optax's schedules up to rounding; the
+    first two are not in optax.)
+
+    Returns:
+      A function of the count, int32 [] or an array of counts, to float32 of the same shape.
+
+    Raises:
+      ConfigError: unknown name, or numbers that contradict each other.
+    """
+    names = typing.get_args(ScheduleName)
+    if name not in names:
+        raise ConfigError(f"config.optimizer.schedule: '{name}' is not one of {', '.join(names)}")
+    if steps < 1:
+        raise ConfigError(f"config.training.steps: {steps} is not positive")
+    if steps < warmup_steps and name != "constant":
+        raise ConfigError(
+            f"config.optimizer.warmup_steps: {warmup_steps} exceeds config.training.steps, "
+            f"{steps}; shorten the warmup"
+        )
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
+        warmup = jnp.minimum(t / warmup_steps, 1.0) if warmup_steps else jnp.ones_like(t)
+        from_start = jnp.clip(t / steps, 0.0, 1.0)
+        after_warmup = jnp.clip((t - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+
+        def above_final(x: jax.Array) -> jax.Array:
+            return final_ratio + (1.0 - final_ratio) * x
+
+        if name == "linear":
+            multiplier = jnp.where(t < warmup_steps, warmup, above_final(1.0 - from_start))
+        elif name == "linear_product":
+            multiplier = warmup * above_final(1.0 - from_start)
+        elif name == "linear_after_warmup":
+            multiplier = warmup * above_final(1.0 - after_warmup)
+        elif name == "cosine":
+            multiplier = warmup * above_final(0.5 * (1.0 + jnp.cos(jnp.pi * after_warmup)))
+        else:
+            multiplier = warmup
+        return learning_rate * multiplier
+
+    return schedule

@@ -1,6 +1,7 @@
-"""A config, read and checked whole before anything is computed."""
+"""The config of a pretraining run: parsed and checked before anything is computed."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -18,40 +19,44 @@ from lmjax.configuration import (
     Seed,
     VocabSize,
     build,
+    build_typed,
     check_ranges,
     convert,
+    quoted,
     resolve_type,
 )
 from lmjax.data.examples import Examples
 from lmjax.data.store import DataConfig
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.objectives.base import Objective
-from lmjax.training.mesh import MeshConfig, check_batch, make_mesh
+from lmjax.training.evaluators import Evaluator
 from lmjax.training.optimizers import OptimizerConfig
+from lmjax.training.sharding import MeshConfig, check_batch, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long to train, and when to evaluate and save.
+    """The length of training, and the intervals of logs, evaluations and checkpoints.
 
     Attributes:
       steps: updates.
       batch_size: examples of an update, over all devices and processes.
       accumulation: micro-batches of an update; loss and gradient do not depend on it.
-      log_every, eval_every, checkpoint_every: in steps. The first and the last step are
-        always evaluated, the last is always saved; 0 = only these.
+      log_every, eval_every, checkpoint_every: intervals in steps. The run always evaluates
+        before the first and after the last step, and saves the last step; 0 = only then.
       eval_batches: held-out batches of an evaluation, the same every time.
-      checkpoints_to_keep: how many of the latest checkpoints stay.
-      keep_checkpoint_every: checkpoints of multiples of it stay too; 0 = none.
-      best_checkpoints_to_keep: how many of the lowest held-out loss stay too.
+      checkpoints_to_keep: number of latest checkpoints to keep.
+      keep_checkpoint_every: keep checkpoints of multiples of it too; 0 = none.
+      best_checkpoints_to_keep: number of checkpoints of lowest held-out loss to keep too.
       ema_decay: of a moving average of the parameters, evaluated instead of them; 0 = none.
       max_loss_rise: stop when the mean loss of an interval exceeds this multiple of the
         lowest so far; 0 = never.
-      skip_nonfinite: leave out the update of a batch whose loss or gradient is not finite,
-        instead of stopping.
-      max_rewinds: how often a run that would stop goes back to its last checkpoint instead,
-        and on without the batches that led there.
+      skip_nonfinite: skip the update of a batch whose loss or gradient is not finite, instead of
+        stopping.
+      max_rewinds: how often a run that diverges returns to its last checkpoint, and skips the
+        batches that caused it, instead of stopping.
     """
 
     steps: PositiveInt
@@ -78,14 +83,14 @@ class TrainingConfig:
             )
         if self.keep_checkpoint_every and not self._saves_at(self.keep_checkpoint_every):
             raise ConfigError(
-                f"keep_checkpoint_every: {self.keep_checkpoint_every} is no multiple of"
-                f" checkpoint_every={self.checkpoint_every}, so none would be there to keep"
+                f"keep_checkpoint_every: {self.keep_checkpoint_every} is not a multiple of"
+                f" checkpoint_every={self.checkpoint_every}, so no checkpoint would be kept"
             )
         if self.best_checkpoints_to_keep and (
             not self.eval_every or not self.checkpoint_every % self.eval_every == 0
         ):
             raise ConfigError(
-                f"best_checkpoints_to_keep: checkpoints are judged when they are saved;"
+                f"best_checkpoints_to_keep: a checkpoint is compared by the evaluation of its step;"
                 f" checkpoint_every={self.checkpoint_every} must be a multiple of"
                 f" eval_every={self.eval_every}"
             )
@@ -113,7 +118,8 @@ def model_class(objective: Mapping[str, Any], model: Mapping[str, Any], where: s
     found = typing.get_type_hints(cls)["model"]
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(
-            f"{where}.type: '{objective['type']}' does not say which config its model has"
+            f"{where}.type: '{objective['type']}' does not declare the config of its model;"
+            " annotate its field as `model: SomeConfig`"
         )
     if "type" in model:
         return resolve_type(model, f"{where.rpartition('.')[0]}.model", found)
@@ -145,11 +151,11 @@ class PretrainConfig:
         in; '' begins with random parameters.
       objective: `type`, an import path, and the fields of that dataclass.
       model: the fields of the config that the objective declares for its model.
+      evaluators: by name, `type` and the fields of an `lmjax.training.evaluators.Evaluator`.
     """
 
-    # What a continued run may change: how long it trains, and how often it evaluates and saves.
-    # The schedule knows the number of steps, so a longer run continues on the schedule of the
-    # longer one.
+    # Fields that a resumed run may change. The schedule depends on the number of steps, so a longer
+    # run continues on the schedule of the longer run.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         "training.steps",
         "training.log_every",
@@ -165,6 +171,7 @@ class PretrainConfig:
         "mesh.sequence",
         "mesh.tensor",
         "data.cache_dir",
+        "evaluators",
     )
 
     seed: Seed = 0
@@ -177,14 +184,17 @@ class PretrainConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    evaluators: Mapping[
+        str, Annotated[Mapping[str, Any], Block(Evaluator, given=("objective", "tokenizer"))]
+    ] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run as typed parts.
+    """A parsed config.
 
-    `objective` has a stand-in vocabulary until the data is read; `vocab_size` is the
-    config's, 0 for the tokenizer's.
+    `objective`, and that of the `evaluators`, has a stand-in vocabulary until the data are read.
+    `vocab_size` is the config's; 0 stands for the tokenizer's.
     """
 
     seed: int
@@ -195,12 +205,20 @@ class Plan:
     training: TrainingConfig
     mesh: jax.sharding.Mesh
     vocab_size: int
+    evaluators: Mapping[str, Evaluator]
+
+    def evaluators_for(self, objective: Objective, tokenizer: Tokenizer) -> dict[str, Evaluator]:
+        """The evaluators of the run, by name."""
+        return {
+            name: dataclasses.replace(evaluator, objective=objective, tokenizer=tokenizer)
+            for name, evaluator in self.evaluators.items()
+        }
 
     def objective_for(self, vocabulary: Vocabulary) -> Objective:
         """The objective over the tokenizer's real vocabulary.
 
         Raises:
-          ConfigError: the tokenizer has ids that the model's token table has not.
+          ConfigError: the tokenizer has more ids than the token table of the model.
         """
         model = self.objective.model
         if 0 < self.vocab_size < vocabulary.size:
@@ -216,11 +234,11 @@ class Plan:
 def make_plan(
     config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
 ) -> Plan:
-    """Reads every field of `config`; nothing is computed or written.
+    """Parses every field of `config`; computes and writes nothing.
 
     Args:
-      config: plain values, as PretrainConfig has them; what they leave out has its default.
-      devices: what the mesh is laid over; None = all that jax sees.
+      config: plain values; fields that are left out have the defaults of `PretrainConfig`.
+      devices: of the mesh; None uses `jax.devices()`.
 
     Raises:
       ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
@@ -243,7 +261,7 @@ def make_plan(
         if optimizer.name not in ("adamw", "lion"):
             raise ConfigError(
                 f"config.optimizer.name: '{optimizer.name}' takes steps relative to the parameters,"
-                " which config.model.trunk.base_width does not know of; take adamw or lion"
+                " which config.model.trunk.base_width does not support; use adamw or lion"
             )
         optimizer = dataclasses.replace(optimizer, kernel_share=optimizer.kernel_share / ratio)
     mesh = make_mesh(own.mesh, devices)
@@ -257,11 +275,25 @@ def make_plan(
         training=training,
         mesh=mesh,
         vocab_size=wanted,
+        evaluators=_evaluators(own.evaluators, objective),
     )
 
 
+def _evaluators(blocks: Any, objective: Objective) -> dict[str, Evaluator]:
+    where = "config.evaluators"
+    for name in blocks:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(
+                f"{where}: name {quoted(name)} may have only letters, digits, - and _"
+            )
+    return {
+        name: build_typed(block, f"{where}.{name}", Evaluator, objective=objective, tokenizer=None)
+        for name, block in blocks.items()
+    }
+
+
 def _check_segments(model: Any, examples: Examples) -> None:
-    """Refuses rows with segments that the model's table does not have."""
+    """Checks that the segment table of the model has all segments of the rows."""
     rows, wanted = getattr(model, "segment_types", None), getattr(examples, "segment_types", 1)
     if rows is not None and rows < wanted:
         raise ConfigError(
@@ -273,9 +305,14 @@ def _check_segments(model: Any, examples: Examples) -> None:
 def make_objective(
     objective: Mapping[str, Any], model: Mapping[str, Any], vocab_size: int
 ) -> Objective:
-    """The objective with a stand-in vocabulary of `vocab_size` tokens.
+    """Builds the objective with a stand-in vocabulary of `vocab_size` tokens.
 
-    Enough to check a config and to count parameters and FLOPs without data.
+    It suffices to check a config, and to count parameters and FLOPs, without data.
+
+    Args:
+      objective: block of the config; its `type` names the class.
+      model: block of the config.
+      vocab_size: rows of the token table.
     """
     ones = np.broadcast_to(np.True_, vocab_size)
     stand_in = Vocabulary(

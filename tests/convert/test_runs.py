@@ -192,7 +192,7 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         ("objective.type", ["x"], "config.objective.type: .* is no import path"),
         ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is no lmjax"),
         ("objective.type", "lmjax.models.bert.BertConfig", "is no lmjax.objectives.base.Objective"),
-        ("objective.type", "lmjax.training.reporting.os.system", "cannot import"),
+        ("objective.type", "lmjax.training.run_directory.os.system", "cannot import"),
         ("objective.max_predictions", 2**40, "config.objective.max_predictions: must lie in"),
         ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),
         ("model.vocab_size", "a", "config.model.vocab_size: expected int"),

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 from tests.tasks import small
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -79,19 +79,17 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     assert found["cells/prefix/seed0/result.json"]["curve"]["flops"] is None  # it does not say
 
 
-def test_seeds_apart_give_the_same_results(
+def test_a_directory_of_an_earlier_version_resumes_without_its_retired_field(
     config: ConfigDict, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    apart = ConfigDict(config.to_dict())
-    apart.seeds_together = False
-    run(apart, tmp_path / "run", only=["causal"])
-    theirs = {name: r for name, r in results(whole).items() if "causal" in name}
-    ours = results(tmp_path / "run")
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_allclose(
-            small.numbers(ours[name]), small.numbers(theirs[name]), rtol=1e-5
-        )
+    place = pathlib.Path(shutil.copytree(whole, tmp_path / "run"))
+    before = results(place)
+    kept = json.loads((place / "config.json").read_text()) | {"seeds_together": True}
+    (place / "config.json").write_text(json.dumps(kept))
+    run(config, place)
+    assert results(place) == before
+    with pytest.raises(ConfigError, match=r"config\.seeds_together: .* delete the field"):
+        run(ConfigDict(kept), place)
 
 
 def test_an_interrupted_ablation_ends_with_the_same_report(

@@ -13,7 +13,7 @@ from configs.searches import optimizer
 from lmjax.errors import ConfigError
 from lmjax.lab import search as module
 from lmjax.lab.search import Found, flags, read_search, search
-from lmjax.training.watch import DivergedError
+from lmjax.training.monitor import DivergedError
 from tests.lab import small
 
 pytest.importorskip("optuna", reason="optuna is not installed")

@@ -11,8 +11,7 @@ from configs.quickstart import get_config
 from lmjax.models.gpt import Gpt
 from lmjax.objectives.base import apply
 from lmjax.training.plan import make_objective
-from lmjax.training.state import init_state
-from lmjax.training.step import corrupt_batch, make_train_step
+from lmjax.training.step import corrupt_batch, init_state, make_train_step
 from tests import tiny
 from tests.objectives.outside import PrefixLM
 

@@ -17,7 +17,7 @@ from lmjax.tasks.batches import Collator
 from lmjax.tasks.embeddings import Embeddings, ranked
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 from tests.tasks import small
 
 _LANGUAGES = (("text", 0), ("pair", 40))

@@ -25,8 +25,7 @@ from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.plan import Prepared, named_tests, prepare
 from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
-from lmjax.training.loop import Run
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 from tests import tiny
 from tests.runs import changed
 from tests.tasks import small
@@ -111,25 +110,23 @@ def test_a_finished_run_shows_its_results_again(
 
 
 def test_an_interrupted_run_ends_with_the_same_parameters(
-    whole: tuple[ConfigDict, pathlib.Path, Any],
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
+    whole: tuple[ConfigDict, pathlib.Path, Any], tmp_path: pathlib.Path
 ) -> None:
     config, place, result = whole
-    evaluate, calls = finetuning._Finetuning.evaluate, []
+    evaluated: list[int] = []
 
-    def interrupted(self: Any, state: Any) -> Any:
-        calls.append(int(state.step))
-        if len(calls) == 3:  # after the second epoch, before its checkpoint
+    def interrupt(step: int, metrics: dict[str, float]) -> None:
+        if "validation/loss" not in metrics:
+            return
+        evaluated.append(step)
+        if len(evaluated) == 3:  # after the second epoch, before its checkpoint
             raise KeyboardInterrupt
-        return evaluate(self, state)
 
-    monkeypatch.setattr(finetuning._Finetuning, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "run")
-    assert calls == [0, 12, 24]
-    again = run(config, tmp_path / "run")
-    assert calls == [0, 12, 24, 24, 36]
+        run(config, tmp_path / "run", on_metrics=interrupt)
+    assert evaluated == [0, 12, 24]
+    again = run(config, tmp_path / "run", on_metrics=interrupt)
+    assert evaluated == [0, 12, 24, 24, 36]
     assert again.predictions == result.predictions
     ours, theirs = (read_part(p / "checkpoints", "params") for p in (place, tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -311,26 +308,14 @@ def test_from_scratch_is_the_same_model_without_what_was_learnt(
 ) -> None:
     config, place, _ = whole
     config = config.copy_and_resolve_references()
-    config.init = str(place / "model")
+    config.init, config.training.epochs = str(place / "model"), 1
+    config.optimizer.learning_rate = 1e-30  # the last parameters are the first ones
     prepared = prepare(config)
     first = []
-
-    def stop(self: Any, state: Any, *_: Any) -> Any:
-        first.append(jax.device_get(state.params))
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_advance", stop)
-        for scratch, seed in ((False, 0), (False, 1), (True, 0)):
-            with pytest.raises(KeyboardInterrupt):
-                finetuning.finetune(
-                    prepared,
-                    config,
-                    tmp_path / f"{scratch}{seed}",
-                    "",
-                    seed=seed,
-                    scratch=scratch,
-                )
+    for scratch, seed in ((False, 0), (False, 1), (True, 0)):
+        folder = tmp_path / f"{scratch}{seed}"
+        finetuning.finetune(prepared, config, folder, "", seed=seed, scratch=scratch)
+        first.append(read_part(folder / "checkpoints", "params"))
     given = read_part(place / "checkpoints", "params")["encoder"]
     jax.tree.map(np.testing.assert_array_equal, first[0]["encoder"], given)
     jax.tree.map(np.testing.assert_array_equal, first[1]["encoder"], given)

@@ -14,8 +14,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.tasks.batches import Collator, Epochs
 from lmjax.tasks.plan import prepare
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
-from lmjax.training.state import init_state
-from lmjax.training.step import make_train_step
+from lmjax.training.step import init_state, make_train_step
 from tests.tasks import small
 
 pytest.importorskip("torch", reason="torch is not installed")

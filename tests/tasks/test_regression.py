@@ -18,7 +18,7 @@ from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Regression
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
-from lmjax.training.reporting import read_metrics
+from lmjax.training.run_directory import read_metrics
 from tests.tasks import small
 
 TOKENIZER = small.tokenizer()

@@ -14,7 +14,7 @@ import pytest
 
 from lmjax.errors import ConfigError
 from lmjax.training.checkpoints import Checkpoints, Retention
-from lmjax.training.mesh import MeshConfig, make_mesh, replicated
+from lmjax.training.sharding import MeshConfig, make_mesh, replicated
 
 
 class State(NamedTuple):

@@ -8,10 +8,8 @@ import jax
 import optax
 import pytest
 
-from lmjax.training.mesh import MeshConfig, batch_sharding, make_mesh, replicated
-from lmjax.training.sharding import shardings
-from lmjax.training.state import init_state
-from lmjax.training.step import make_train_step
+from lmjax.training.sharding import MeshConfig, batch_sharding, make_mesh, replicated, shardings
+from lmjax.training.step import init_state, make_train_step
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 
 from lmjax.data.examples.stand_in import stand_in_row
 from lmjax.errors import ConfigError
-from lmjax.training.dry_run import devices_of, dry_run
-from lmjax.training.memory import Footprint, predict
+from lmjax.training.memory_estimate import Footprint, dry_run, estimate_memory, parse_topology
 from lmjax.training.plan import make_plan
-from lmjax.training.program import Program
+from lmjax.training.step import Program
 from tests.training.test_plan import GOOD
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
@@ -33,7 +32,7 @@ def footprint(**fields: Any) -> Footprint:
     with jax.set_mesh(plan.mesh):
         row = stand_in_row(plan.examples, plan.objective.vocabulary)
         program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
-        return predict(plan.objective, program, plan.training.accumulation)
+        return estimate_memory(program)
 
 
 def test_a_dry_run_tells_what_was_expected_and_what_was_compiled(
@@ -57,8 +56,12 @@ def test_what_is_expected_is_near_what_the_compiler_says() -> None:
     with jax.set_mesh(plan.mesh):
         row = stand_in_row(plan.examples, plan.objective.vocabulary)
         program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
-        expected = predict(plan.objective, program, plan.training.accumulation)
-        found = program.step.lower(program.state, program.batch).compile().memory_analysis()
+        expected = estimate_memory(program)
+        found = (
+            program.step.lower(program.abstract_state, program.abstract_batch)
+            .compile()
+            .memory_analysis()
+        )
     compiled = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert expected.activations > 0.8 * expected.total
     assert 0.8 < expected.total / compiled < 1.5
@@ -83,17 +86,17 @@ def test_what_the_settings_change_is_seen_before_compiling() -> None:
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("cpu", r"--dry_run: 'cpu' is no number of devices; write cpu:8"),
-        ("cpu:0", r"--dry_run: 'cpu:0' is no number of devices"),
-        ("cpu:4096", r"--dry_run: 8 devices of the host were made before 4096 were asked for"),
+        ("cpu", r"--dry_run: 'cpu' is not a number of devices; write cpu:8"),
+        ("cpu:0", r"--dry_run: 'cpu:0' is not a number of devices"),
+        ("cpu:4096", r"--dry_run: jax was initialized with 8 devices of the host before"),
         ("v0:1x1", r"--dry_run: no topology 'v0:1x1' here .*'v5e:4x4' with the extra"),
     ],
 )
 def test_topologies_that_are_not_there(topology: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        devices_of(topology)
+        parse_topology(topology)
 
 
 def test_devices_that_are_here() -> None:
-    assert devices_of("here") == jax.devices()
-    assert devices_of("cpu:2") == jax.devices()[:2]
+    assert parse_topology("here") == jax.devices()
+    assert parse_topology("cpu:2") == jax.devices()[:2]

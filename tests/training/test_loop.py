@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,14 +16,20 @@ import pytest
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from experiments.pretrain import profiled_steps
+from lmjax.data.loader import Loader
+from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
-from lmjax.training import loop, program
+from lmjax.training import loop
 from lmjax.training.checkpoints import Checkpoints, Retention
-from lmjax.training.loop import DivergedError, pretrain
-from lmjax.training.reporting import read_metrics
-from lmjax.training.state import TrainState
+from lmjax.training.loop import pretrain
+from lmjax.training.monitor import DivergedError
+from lmjax.training.plan import make_plan
+from lmjax.training.run_directory import read_metrics
 from tests.runs import STEPS, begin, config, signal_after, write_text
+from tests.training import outside
 
+KEYS = ("step", "split", "time")
 STEP = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
 
 # `saved` reads checkpoints without saying where the arrays go.
@@ -99,6 +104,23 @@ def test_a_run_learns_and_leaves_what_it_was(whole: tuple[pathlib.Path, loop.Res
     assert result.parameters == sum(leaf.size for leaf in jax.tree.leaves(result.params))
 
 
+def test_a_callback_sees_every_line_of_the_metrics(
+    text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    short = ConfigDict(config(text))
+    short.training.steps = 10
+    result = pretrain(
+        short, tmp_path, "xlnet", on_metrics=lambda step, metrics: seen.append((step, metrics))
+    )
+    lines = [
+        (line["step"], {f"{line['split']}/{k}": x for k, x in line.items() if k not in KEYS})
+        for line in result.records
+    ]
+    assert seen == lines
+    assert [step for step, metrics in seen if "train/loss" in metrics] == [5, 10]
+
+
 def test_a_finished_run_is_only_read(
     whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path
 ) -> None:
@@ -110,25 +132,20 @@ def test_a_finished_run_is_only_read(
     jax.tree.map(np.testing.assert_array_equal, saved(workdir, STEPS), before)
 
 
-@pytest.mark.parametrize("stops", [23, 31])
+@pytest.mark.parametrize("stops", [25, 30])
 def test_an_interrupted_run_is_the_same_run_bit_for_bit(
     stops: int,
     whole: tuple[pathlib.Path, loop.Result],
     text: pathlib.Path,
     tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    add = loop.Watch.add
-
-    def interrupted(self: Any, step: int, batch: int, metrics: Any) -> None:
-        add(self, step, batch, metrics)
-        if step == stops:
+    def interrupt(step: int, metrics: dict[str, float]) -> None:
+        if step == stops and "train/loss" in metrics:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Watch, "add", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(ConfigDict(config(text)), tmp_path, "xlnet", on_metrics=interrupt)
+    assert latest_step(tmp_path) == 20
     pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
     assert_same_run(tmp_path, whole[0])
 
@@ -205,7 +222,7 @@ def test_a_model_that_no_device_can_hold_is_refused_before_it_is_traced(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_told_to_stop_saves_where_it_is(
+def test_a_run_that_receives_sigterm_saves_its_step(
     whole: tuple[pathlib.Path, loop.Result], text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
@@ -213,7 +230,7 @@ def test_a_run_told_to_stop_saves_where_it_is(
     said = signal_after(child, workdir / "checkpoints" / "10", signal.SIGTERM)
     assert child.returncode == 75, said
     step = latest_step(workdir)
-    assert f"error: step {step}: told to stop (SIGTERM); saved in {workdir}" in said
+    assert f"error: step {step}: received SIGTERM; saved a checkpoint in {workdir}, rerun" in said
     assert 10 <= step < STEPS
     pretrain(ConfigDict(config(text)), workdir, "xlnet")
     ours, theirs = saved(workdir, STEPS), saved(whole[0], STEPS)
@@ -258,47 +275,34 @@ def test_a_directory_of_another_config_is_refused_untouched(
     assert contents(workdir) == before
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]) -> None:
-    """Training on these batches of the data gives no numbers."""
-    numbered, make = loop.global_batch, program.make_train_step
+def diverging(text: pathlib.Path, **training: Any) -> ConfigDict:
+    """The config with an objective that diverges on `outside.DIVERGING_BATCHES`."""
+    made = ConfigDict(config(text))
+    made.objective.type = "tests.training.outside.Diverging"
+    made.training.update(training)
+    return made
 
-    def counted(rows: Any, mesh: Any, size: int) -> Any:
-        marked = any(np.array_equal(rows["tokens"], bad) for bad in poisonous)
-        made = numbered(rows, mesh, size)
-        return {**made, "bad": jnp.full(size, marked)}
 
-    def poisoned(*arguments: Any) -> Callable[[TrainState, Any], Any]:
-        step = make(*arguments)
-
-        def run(state: TrainState, batch: Any) -> Any:
-            bad = batch["bad"].any()
-            kernel = state.params["encoder"]["token"]["embedding"]
-            kernel = kernel.at[7].add(jnp.where(bad, jnp.nan, 0.0))
-            encoder = {**state.params["encoder"], "token": {"embedding": kernel}}
-            broken = state.replace(params={**state.params, "encoder": encoder})
-            rest = {name: x for name, x in batch.items() if name != "bad"}
-            new, metrics = step(broken, rest)
-            # What a step that leaves its update out keeps is what came in, not our poison.
-            params = jax.tree.map(
-                lambda kept, was: jnp.where(bad & jnp.isnan(kept), was, kept),
-                new.params, state.params,
-            )  # fmt: skip
-            return (new.replace(params=params) if arguments[4] else new), metrics
-
-        return run
-
-    poisonous: list[np.ndarray] = []
-    load = loop.Loader
-
-    def loader(*arguments: Any, **options: Any) -> Any:
-        made = load(*arguments, **options)
-        if options["split"] == "train":
-            poisonous.extend(made.batch_at(i)["tokens"] for i in batches)
-        return made
-
-    monkeypatch.setattr(loop, "Loader", loader)
-    monkeypatch.setattr(loop, "global_batch", counted)
-    monkeypatch.setattr(program, "make_train_step", poisoned)
+def checksums(config: ConfigDict, *batches: int) -> list[int]:
+    """Of these training batches, by their indices."""
+    plan = make_plan(config)
+    tokenizer, stores = prepare(plan.data, ("train",))
+    loader = Loader(
+        plan.examples,
+        stores["train"],
+        tokenizer.vocabulary(stores["train"].counts),
+        batch_size=plan.training.batch_size,
+        seed=plan.seed,
+        split="train",
+        process_index=0,
+        process_count=1,
+        shuffle=True,
+    )
+    try:
+        sums = [outside.checksum(loader.batch_at(i)["tokens"]) for i in batches]
+    finally:
+        loader.close()
+    return [int(each.sum(dtype=np.uint32)) for each in sums]
 
 
 def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -308,9 +312,9 @@ def events(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def test_a_run_goes_back_and_on_without_the_batches_that_broke_it(
     text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, (26, 63))
-    forgiving = ConfigDict(config(text))
-    forgiving.training.update({"max_rewinds": 2, "steps": 80})
+    forgiving = diverging(text, max_rewinds=2, steps=80)
+    bad = checksums(forgiving, 26, 63, 85, 90, 95)
+    monkeypatch.setattr(outside, "DIVERGING_BATCHES", bad)
     pretrain(forgiving, tmp_path, "xlnet")
     first, second = events(tmp_path)
     assert (first["batches"], first["step"]) == ([26], 27)
@@ -324,8 +328,6 @@ def test_a_run_goes_back_and_on_without_the_batches_that_broke_it(
         data = checkpoints.restore(None, STEP, partial=True)[1]
     assert data == {"next_batch": 82, "skipped": [26, 63]}
     # A third time would be one too many.
-    monkeypatch.undo()
-    poison(monkeypatch, (85, 90, 95))
     forgiving.training.steps = 100
     with pytest.raises(DivergedError, match=r"the loss term 'plm' is nan"):
         pretrain(forgiving, tmp_path, "xlnet")
@@ -335,9 +337,8 @@ def test_a_run_goes_back_and_on_without_the_batches_that_broke_it(
 def test_an_update_that_is_no_number_can_be_left_out(
     text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, (6, 26))
-    forgiving = ConfigDict(config(text))
-    forgiving.training.update({"skip_nonfinite": True, "steps": 40})
+    forgiving = diverging(text, skip_nonfinite=True, steps=40)
+    monkeypatch.setattr(outside, "DIVERGING_BATCHES", checksums(forgiving, 6, 26))
     pretrain(forgiving, tmp_path, "xlnet")
     assert [(event["step"], event["batches"]) for event in events(tmp_path)] == [
         (7, [6]),
@@ -351,23 +352,10 @@ def test_an_update_that_is_no_number_can_be_left_out(
 def test_a_number_that_is_none_stops_the_run_at_its_step(
     text: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = program.make_train_step
-
-    def poisoned(*arguments: Any) -> Callable[[TrainState, Any], Any]:
-        step = make(*arguments)
-
-        def run(state: TrainState, batch: Any) -> Any:
-            kernel = state.params["encoder"]["token"]["embedding"]
-            bad = kernel.at[7].set(jnp.where(state.step == 26, jnp.nan, kernel[7]))
-            encoder = {**state.params["encoder"], "token": {"embedding": bad}}
-            params = {**state.params, "encoder": encoder}
-            return step(state.replace(params=params), batch)
-
-        return run
-
-    monkeypatch.setattr(program, "make_train_step", poisoned)
+    made = diverging(text)
+    monkeypatch.setattr(outside, "DIVERGING_BATCHES", checksums(made, 26))
     with pytest.raises(DivergedError) as caught:
-        pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
+        pretrain(made, tmp_path, "xlnet")
     message = str(caught.value)
     assert message.startswith("step 27: the loss term 'plm' is nan; the gradient is not finite in")
     assert "The last good checkpoint is that of step 20" in message
@@ -376,7 +364,7 @@ def test_a_number_that_is_none_stops_the_run_at_its_step(
         assert np.isfinite(array).all()
     # Without the fault the same directory goes on from there.
     monkeypatch.undo()
-    pretrain(ConfigDict(config(text)), tmp_path, "xlnet")
+    pretrain(made, tmp_path, "xlnet")
     assert np.isfinite(saved(tmp_path, STEPS)["step"])
 
 
@@ -387,7 +375,7 @@ def test_held_out_data_without_a_finite_loss_stops_the_run(
         return {**params, "output_bias": params["output_bias"].at[-1].set(jnp.nan)}
 
     with pytest.raises(DivergedError, match="step 0: on held-out data 'loss' is nan"):
-        pretrain(ConfigDict(config(text)), tmp_path / "run", "xlnet", begin=damaged)
+        pretrain(ConfigDict(config(text)), tmp_path / "run", "xlnet", warm_start=damaged)
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
@@ -398,3 +386,23 @@ def test_a_rising_loss_stops_the_run(text: pathlib.Path, tmp_path: pathlib.Path)
         wild.training.max_loss_rise = 1.5
     with pytest.raises(DivergedError, match=r"rose to .* config\.training\.max_loss_rise=1\.5"):
         pretrain(wild, tmp_path, "xlnet")
+
+
+def test_some_steps_are_profiled(text: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    short = config(text)
+    short["training"]["steps"] = 10
+    child = begin(short, tmp_path, "--profile=4-6", devices=1)
+    said = child.communicate()[1]
+    assert child.returncode == 0, said
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert b"train" in trace.read_bytes()  # the annotation of a step
+    for steps in ((4, 6), (9, 12), (12, 11)):
+        with pytest.raises(ConfigError, match=f"--profile: cannot profile steps {steps[0]} to"):
+            pretrain(ConfigDict(short), tmp_path / "run", "xlnet", profile=steps)
+
+
+def test_a_profile_must_be_a_range() -> None:
+    with pytest.raises(ConfigError, match="--profile: 'ten' is not FIRST-LAST; write steps such"):
+        profiled_steps("ten")
+    assert profiled_steps("10-12") == (10, 12)
+    assert profiled_steps("") is None

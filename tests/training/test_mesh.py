@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.command_line import tune_host_memory
 from lmjax.errors import ConfigError
-from lmjax.training.devices import peak_flops, tune_host_memory
-from lmjax.training.mesh import (
+from lmjax.training.monitor import peak_flops
+from lmjax.training.sharding import (
     MeshConfig,
     batch_sharding,
     check_batch,
@@ -74,7 +75,7 @@ def test_check_batch():
 def test_too_many_devices():
     with pytest.raises(ConfigError, match=r"config\.mesh\.data: .* = 1000 x 1 x 1 x 1 devices"):
         make_mesh(MeshConfig(data=1000))
-    with pytest.raises(ConfigError, match="data: 0 is no number"):
+    with pytest.raises(ConfigError, match="data: must be at least 1, or -1"):
         MeshConfig(data=0)
     with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp: .* = 0 x 1000 x 1 x 1 devices"):
         make_mesh(MeshConfig(fsdp=1000))

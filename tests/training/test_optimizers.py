@@ -312,7 +312,6 @@ def test_layer_decay_scales_the_whole_update():
         ("learning_rate", 0.0),
         ("learning_rate", float("inf")),
         ("final_ratio", 1.5),
-        ("decay_fraction", 0.0),
         ("b2", 1.0),
         ("b1", 0.99999999),  # 1 in float32
         ("epsilon", 0.0),

@@ -13,10 +13,16 @@ import rich.console
 from jax.sharding import PartitionSpec as P
 
 from configs import bert
-from lmjax.training.mesh import MeshConfig, make_mesh
 from lmjax.training.plan import make_objective
-from lmjax.training.sharding import bytes_per_device, layout, shardings, spec_of
-from lmjax.training.state import init_state
+from lmjax.training.sharding import (
+    MeshConfig,
+    bytes_per_device,
+    layout,
+    make_mesh,
+    shardings,
+    spec_of,
+)
+from lmjax.training.step import init_state
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -13,11 +13,11 @@ import pytest
 
 from lmjax.configuration import Block
 from lmjax.errors import ConfigError
-from lmjax.training import reporting
-from lmjax.training.reporting import (
+from lmjax.training import monitor
+from lmjax.training.monitor import TrainingProgress
+from lmjax.training.run_directory import (
     MetricsWriter,
     RunDirectory,
-    TrainingProgress,
     read_metrics,
 )
 
@@ -94,15 +94,15 @@ def test_writes_config_and_versions_once_all_is_checked(tmp_path):
 
 def test_a_directory_is_made_for_a_run_that_begins_alone(tmp_path):
     run = RunDirectory(tmp_path / "a" / "run", make_config())
-    with pytest.raises(ZeroDivisionError), run.alone():
+    with pytest.raises(ZeroDivisionError), run.locked():
         assert run.path.is_dir()
         raise ZeroDivisionError
     assert not (tmp_path / "a").exists()
-    with run.alone():
+    with run.locked():
         run.claim()
     assert (run.path / "config.json").exists()
     (tmp_path / "mine").mkdir()
-    with RunDirectory(tmp_path / "mine" / "run", make_config()).alone():
+    with RunDirectory(tmp_path / "mine" / "run", make_config()).locked():
         pass
     assert list((tmp_path / "mine").iterdir()) == []
 
@@ -154,7 +154,7 @@ def test_a_run_that_failed_before_its_first_step_keeps_no_directory(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.seed: 1, was 0"):
         RunDirectory(tmp_path, other)
     metrics.write_text("lost\n" + metrics.read_text())
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl:1: no JSON"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:1: not JSON"):
         RunDirectory(tmp_path, other)
 
 
@@ -177,7 +177,7 @@ def test_unusable_directories(tmp_path):
         RunDirectory(tmp_path / "foreign", make_config())
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text('{"seed"')
-    with pytest.raises(ConfigError, match="is no JSON"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         RunDirectory(tmp_path / "torn", make_config())
 
 
@@ -231,7 +231,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
     with TrainingProgress(100, "masked", start=20) as progress:
         for step in range(21, 101):
             clock[0] += 1.0

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: its directory, metrics, progress, plots."""
+"""The directory of a run: its config, versions, lock and metrics.jsonl."""
 
 import contextlib
 import datetime
@@ -9,16 +9,13 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 import time
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import rich.console
-import rich.progress
 
 from lmjax.atomic import write_json, write_text
 from lmjax.configuration import comparable, filled, flattened
@@ -39,15 +36,17 @@ _PACKAGES = (
     "tensorflow-datasets",
     "tokenizers",
 )
-_SECONDS_BETWEEN_LINES = 15.0
+
+# Called with a step and its metrics under the names that TensorBoard shows, such as 'train/loss'.
+OnMetrics = Callable[[int, dict[str, float]], None]
 
 
 class RunDirectory:
     """A directory that belongs to one config, and to one process at a time.
 
     Attributes:
-      path: the directory.
-      checkpoints: where its checkpoints go; made by whoever writes them.
+      path: of the directory.
+      checkpoints: path of its checkpoints; `Checkpoints` creates it.
     """
 
     def __init__(
@@ -56,14 +55,14 @@ class RunDirectory:
         config: ml_collections.ConfigDict,
         kind: Any = None,
     ):
-        """Finds that the directory is free, or that it is this run's already; writes nothing.
+        """Checks that the directory is free or belongs to this run already; writes nothing.
 
         Args:
           path: of the directory.
           config: plain values; config.json holds them with the defaults of what they leave out.
-          kind: the dataclass that the config becomes. Its MAY_CHANGE names the dotted fields, such
-            as `training.steps`, that may differ from those the run was begun with. None: plain
-            values without defaults, none of which may differ.
+          kind: the dataclass that the config becomes. Its MAY_CHANGE names dotted fields, such as
+            `training.steps`, or whole blocks of fields, that may differ from those that the run
+            started with. None: plain values without defaults, none of which may differ.
 
         Raises:
           ConfigError: the directory belongs to another config, or cannot be written to.
@@ -77,21 +76,24 @@ class RunDirectory:
             if kind is not None:
                 self._config = json.loads(json.dumps(filled(kind, config)))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"config: holds what is no plain data ({error})") from error
+            raise ConfigError(
+                f"config: contains a value that is not plain data ({error})"
+            ) from error
         self._kind = kind
         self._check()
 
     @contextlib.contextmanager
-    def alone(self, wait: bool = False) -> Iterator[None]:
-        """Within it, no other process has the directory; of a run's processes the first holds it.
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Locks the directory for this run; its first process holds the lock.
 
-        The directory is made, and removed again if nothing was written to it.
+        Creates the directory, and removes it again if nothing was written to it.
 
         Args:
-          wait: until another process leaves it.
+          wait: for the lock, instead of raising.
 
         Raises:
-          ConfigError: another process has it; or it has become that of another config.
+          ConfigError: another process has the lock, or the directory now belongs to another
+            config.
         """
         if jax.process_index() != 0:
             yield
@@ -102,23 +104,23 @@ class RunDirectory:
         with held(lock, wait) as holder:
             if holder:
                 raise ConfigError(
-                    f"--workdir: '{self.path}' is in use by {holder}; wait until that ends, or use"
+                    f"--workdir: '{self.path}' is in use by {holder}; wait until it ends, or use"
                     " another --workdir"
                 )
-            self._check()  # again: another process may have begun a run here meanwhile
+            self._check()  # again: another process may have started a run here in the meantime
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # someone else has put something there
+                with contextlib.suppress(OSError):  # another process has written there
                     if made and [child.name for child in self.path.iterdir()] == [_LOCK]:
                         lock.unlink()
                         for place in made:
                             place.rmdir()
 
     def claim(self, tokenizer: Tokenizer | None = None) -> None:
-        """Writes the run's config.json, versions.json and tokenizer.json, from the first process.
+        """Writes config.json, versions.json and tokenizer.json, from the first process.
 
-        To be called once all that can be checked was: from now on the directory is this run's.
+        Call it after all checks: from then on the directory belongs to this run.
         """
         self._make()
         if jax.process_index() == 0:
@@ -133,9 +135,9 @@ class RunDirectory:
             raise ConfigError(f"--workdir: '{here}' is a file; give a directory")
         if not os.access(here, os.W_OK | os.X_OK):
             raise ConfigError(f"--workdir: '{here}' is not writable; use another --workdir")
-        begun_with = self._read_config()
-        if begun_with is not None and self._has_work():
-            self._refuse_other_config(begun_with)
+        started_with = self._read_config()
+        if started_with is not None and self._has_work():
+            self._refuse_other_config(started_with)
 
     def _make(self) -> None:
         try:
@@ -159,11 +161,11 @@ class RunDirectory:
             return json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(
-                f"--workdir: '{file}' is no JSON ({error}); use another --workdir"
+                f"--workdir: '{file}' is not JSON ({error}); use another --workdir"
             ) from error
 
     def _has_work(self) -> bool:
-        """Whether anything would be lost: a run that failed at its first step leaves nothing."""
+        """Whether the directory has work to lose: a run that failed at its first step has none."""
         metrics = self.path / "metrics.jsonl"
         return (
             any(self.path.glob("checkpoints/*"))
@@ -171,20 +173,22 @@ class RunDirectory:
             or any((self.path / name).exists() for name in ("events.jsonl", "cells", "study.log"))
         )
 
-    def _refuse_other_config(self, begun_with: Mapping[str, Any]) -> None:
-        old, new, missing, may_change = begun_with, self._config, "(absent)", ()
+    def _refuse_other_config(self, started_with: Mapping[str, Any]) -> None:
+        old, new, missing = started_with, self._config, "(absent)"
+        may_change: tuple[str, ...] = ()
         if self._kind is not None:
             # What was stored need not state every field.
             old, new = (
                 json.loads(json.dumps(comparable(self._kind, values, self._stated)))
-                for values in (begun_with, self._stated)
+                for values in (started_with, self._stated)
             )
             may_change = self._kind.MAY_CHANGE
         old, new = flattened(old), flattened(new)
         differing = [
             name
             for name in sorted({*old, *new})
-            if old.get(name, missing) != new.get(name, missing) and name not in may_change
+            if old.get(name, missing) != new.get(name, missing)
+            and not any(f"{name}.".startswith(f"{field}.") for field in may_change)
         ]
         if differing:
             shown = ", ".join(
@@ -199,7 +203,7 @@ class RunDirectory:
 
 
 def versions() -> dict[str, Any]:
-    """Everything about the programs and the machine that could explain a number."""
+    """Versions of the programs and the machine, which may explain a difference of results."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -217,20 +221,24 @@ def versions() -> dict[str, Any]:
 class MetricsWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard's event files.
 
-    One JSON object a line: step, split, time (seconds since 1970) and the metrics; null
-    where a number was not finite.
+    Each line is a JSON object: step, split, time (seconds since 1970) and the metrics, with null
+    for numbers that are not finite.
     """
 
-    def __init__(self, directory: str | pathlib.Path, step: int = 0):
-        """Opens the files of a run that goes on from `step`.
+    def __init__(
+        self, directory: str | pathlib.Path, step: int = 0, on_metrics: OnMetrics | None = None
+    ):
+        """Opens the files of a run that continues from `step`.
 
-        Lines of later steps, which a killed run wrote after its last checkpoint, are
-        dropped, so that the file has every step once; from step 0 all lines are.
+        Drops lines of later steps, which a killed run wrote after its last checkpoint, so that
+        the file has every step once. From step 0 it drops all lines.
 
         Args:
-          directory: the run's.
+          directory: of the run.
           step: updates made when the restored checkpoint was saved; 0 for a new run.
+          on_metrics: is called after each line, in the first process.
         """
+        self._on_metrics = on_metrics
         self._file = None
         if jax.process_index() != 0:
             return
@@ -240,18 +248,20 @@ class MetricsWriter:
         if path.exists():
             kept = [_encode(line) for line in read_metrics(path) if line["step"] <= step and step]
             write_text(path, "".join(kept))
-        # Line buffered: a killed process loses no line it has written.
+        # Line buffered: a killed process loses no line that it has written.
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else 0)
 
     def write(self, step: int, metrics: Mapping[str, Any], split: str = "train") -> None:
-        """Writes one line. Numbers may be jax arrays; that waits for them."""
+        """Writes one line. Metrics may be jax arrays, which it waits for."""
         if self._file is None:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         self._file.write(_encode({"step": step, "split": split, "time": time.time(), **numbers}))
         for name, value in numbers.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
+        if self._on_metrics is not None:
+            self._on_metrics(step, {f"{split}/{name}": x for name, x in numbers.items()})
 
     def close(self) -> None:
         if self._file is not None:
@@ -271,9 +281,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, or of the one in the directory `path`; null as NaN.
+    """Reads metrics.jsonl; `path` is the file or its directory. null is read as NaN.
 
-    A last line that a killed process left unfinished is passed over.
+    Skips a last line that a killed process left unfinished.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -286,76 +296,9 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             if number == len(lines):
                 break
-            raise ConfigError(f"{path}:{number}: no JSON; is it the file of a run?") from None
+            raise ConfigError(f"{path}:{number}: not JSON; is it the file of a run?") from None
         found.append({name: math.nan if v is None else v for name, v in values.items()})
     return found
-
-
-class TrainingProgress:
-    """Shows how far training is: a bar on a terminal, else a line every 15 seconds.
-
-    Writes to stderr, from the first process only.
-    """
-
-    def __init__(self, total: int, description: str, start: int = 0):
-        """Shows `start` of `total` steps; the time left is reckoned from the steps since."""
-        self._total, self._description = total, description
-        self._start, self._step = start, start
-        self._began = self._last_line = time.monotonic()
-        self._quiet = jax.process_index() != 0
-        console = rich.console.Console(stderr=True)
-        self._bar: rich.progress.Progress | None = None
-        if console.is_terminal and not self._quiet:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TextColumn("{task.fields[report]}"),
-                console=console,
-            )
-            self._task = self._bar.add_task(description, total=total, completed=start, report="")
-
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Reports that `step` updates are made."""
-        self._step = step
-        if self._quiet:
-            return
-        now = time.monotonic()
-        report = self._report(now, loss, tokens_per_second)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, report=report)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES or step == self._total:
-            self._last_line = now
-            line = f"{self._description}: step {step}/{self._total}  {report}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
-
-    def _report(self, now: float, loss: float, tokens_per_second: float) -> str:
-        parts = [f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
-        done = self._step - self._start
-        if done > 0:
-            left = round((now - self._began) / done * (self._total - self._step))
-            parts.append(f"{datetime.timedelta(seconds=left)} left")
-        return "  ".join(parts)
-
-    def __enter__(self) -> "TrainingProgress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def wide_console(stderr: bool = False) -> rich.console.Console:
-    """A console; where the output is no terminal, wide enough for a table of parameters."""
-    console = rich.console.Console(stderr=stderr)
-    return console if console.is_terminal else rich.console.Console(stderr=stderr, width=120)
 
 
 def _encode(line: Mapping[str, Any]) -> str:
@@ -367,7 +310,7 @@ def _encode(line: Mapping[str, Any]) -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout this file is tracked in, `+` for local changes; else None."""
+    """The commit of the checkout that tracks this file, with `+` for local changes, or None."""
     here = pathlib.Path(__file__).resolve()
 
     def git(*arguments: str) -> str:

@@ -276,7 +276,7 @@ def test_ablations(shipped: str) -> None:
 @pytest.mark.parametrize("measure", [HeldOut, MinimalPairs, FineTuning])
 def test_measures(measure: Any) -> None:
     block = {
-        "says": "it",
+        "description": "it",
         "data": "",
         "config": {},
         "type": f"{measure.__module__}.{measure.__name__}",

@@ -88,7 +88,7 @@ class VariantConfig:
     """A variant in a config.
 
     Attributes:
-      description: what is different.
+      description: what is different, in words.
       changes: what is laid over the config of pretraining.
     """
 

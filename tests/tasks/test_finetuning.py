@@ -43,7 +43,7 @@ def data(folder: pathlib.Path, rows: int = 96) -> dict[str, Any]:
 
 def run(config: ConfigDict, place: pathlib.Path, **keywords: Any) -> Any:
     prepared = prepare(config)
-    return finetuning.finetune(prepared, config, place, "", seed=config.seed, **keywords)
+    return finetuning.finetune(prepared, config, place, "", seed=config.get("seed", 0), **keywords)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Markers of a style, deletion, and the choice of a candidate."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,11 +81,9 @@ def model(request: pytest.FixtureRequest) -> Pretrained:
     config = small.model(request.param, tokenizer.size)
     network: Any = BertForPreTraining(config, False) if request.param == "bert" else Gpt(config)
     tokens = np.zeros((1, 4), np.int32)
-    mask = np.ones((1, 4, 4), bool)
-    inputs = (tokens, tokens, tokens, mask, tokens) if request.param == "bert" else ()
-    inputs = inputs or (tokens, tokens, mask)
-    params = jax.jit(network.init)(jax.random.key(0), *inputs)["params"]
-    return Pretrained(network, params, tokenizer)
+    inputs = config.inputs(tokens, tokens, np.ones_like(tokens, bool))
+    init = functools.partial(network.init, method="whole")
+    return Pretrained(network, jax.jit(init)(jax.random.key(0), inputs)["params"], tokenizer)
 
 
 def test_the_candidate_that_the_judge_likes_is_taken(model: Pretrained) -> None:

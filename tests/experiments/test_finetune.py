@@ -79,7 +79,7 @@ def test_a_second_command_is_refused_while_the_first_lives(tmp_path: pathlib.Pat
     child = begin(*arguments)
     _, error = child.communicate(timeout=120)
     assert child.returncode == 2
-    assert error.startswith(f"error: --workdir: '{place}' is in use by me; wait until that ends")
+    assert error.startswith(f"error: --workdir: '{place}' is in use by me; wait until it ends")
     assert [path.name for path in place.iterdir()] == [".lock"]
     holder.kill()
     holder.communicate()

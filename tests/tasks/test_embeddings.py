@@ -111,7 +111,7 @@ def test_a_vector_is_of_its_own_text_alone(family: str) -> None:
     for i, row in enumerate(rows):
         for name, text in (("first", row["text"]), ("second", row["pair"])):
             joined = task.form.join(tokenizer.encode_batch([text])[0])
-            mean = np.asarray(alone(joined.tokens[None], joined.segments[None])[0]).mean(0)
+            mean = np.asarray(alone(joined.tokens[None], joined.token_types[None])[0]).mean(0)
             expected = mean / np.linalg.norm(mean)
             np.testing.assert_allclose(outputs[name][i], expected, atol=1e-4)
 

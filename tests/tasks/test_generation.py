@@ -128,7 +128,7 @@ def test_chrf_and_bleu_as_published() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"family": "bert"}, "a Bert was not pretrained to go on with a text"),
+        ({"family": "bert"}, "Bert was not pretrained to continue a text"),
         ({"freeze": "trunk"}, "freeze: there is no head"),
         ({"target_length": 13}, "target_length: 13 leaves no room"),
         ({"num_beams": 0}, "num_beams: must be at least 1"),

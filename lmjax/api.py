@@ -154,6 +154,11 @@ def evaluate(
       ConfigError: the model has not what the measure needs, or a row or text cannot be used.
       NonFiniteError: the model gives NaN or infinity.
     """
+    measures = ("perplexity", "minimal_pairs", "last_word", "")
+    if what not in measures:
+        raise ConfigError(f"what: '{what}' is not one of {', '.join(map(repr, measures))}")
+    if not what and model.task is None:
+        raise ConfigError("what: empty, and the model has no task; name a measure")
     with tempfile.TemporaryDirectory() as folder:
         path = _file(pathlib.Path(folder), data, as_text=what in ("perplexity", "last_word"))
         if what == "perplexity":
@@ -169,12 +174,7 @@ def evaluate(
             asked = read_last_words(path, "text", "refuse", Notes())
             words = last_words(model, [(row["context"], row["word"]) for row in asked])
             return {"accuracy": words.share.accuracy, "perplexity": words.perplexity}
-        if what:
-            raise ConfigError(
-                f"what: '{what}' is not one of perplexity, minimal_pairs, last_word, ''"
-            )
-        if model.task is None:
-            raise ConfigError("what: empty, and the model has no task; name a measure")
+        assert model.task is not None
         rows = read_rows(model.task, RowsConfig(train=path, validation=path), "train", Notes())
     told = model.told([Item({}, row) for row in rows], whole=True)
     return model.task.scores([row for row in told if row is not None])

@@ -82,9 +82,9 @@ def test_it_generates_and_is_evaluated(made: Any, texts: list[str]) -> None:
     assert lmjax.evaluate(model, pairs, "minimal_pairs") == {"accuracy": 1.0}
     assert set(lmjax.evaluate(model, texts[:3], "last_word")) == {"accuracy", "perplexity"}
     with pytest.raises(ConfigError, match="the model has no task; name a measure"):
-        lmjax.evaluate(model, texts[:1])
-    with pytest.raises(ConfigError, match="'bleu' is not one of perplexity"):
-        lmjax.evaluate(model, texts[:1], "bleu")  # type: ignore[arg-type]
+        lmjax.evaluate(model, [{"text": texts[0]}])
+    with pytest.raises(ConfigError, match="'bleu' is not one of 'perplexity'"):
+        lmjax.evaluate(model, texts, "bleu")  # type: ignore[arg-type]
 
 
 def test_a_model_is_fine_tuned_on_rows_in_memory(made: Any) -> None:
@@ -95,7 +95,6 @@ def test_a_model_is_fine_tuned_on_rows_in_memory(made: Any) -> None:
         "init": str(place),
         "optimizer": {"learning_rate": 1e-2},
         "training": {"epochs": 6, "batch_size": 8},
-        "mesh": {"data": 1},
     }
     model = lmjax.finetune(config, train=rows, validation=rows[:16])
     told = [row["prediction"] for row in model.predict([row["text"] for row in rows])]

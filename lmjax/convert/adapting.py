@@ -10,8 +10,8 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from lmjax.configuration import build, convert, overlaid
 from lmjax.convert.pretrained import Pretrained
@@ -140,14 +140,15 @@ def in_place_of(fresh: jax.Array, given: Any, name: str) -> jax.Array:
     Raises:
       ConfigError: they are not of one shape.
     """
-    array = jnp.asarray(given)
+    # A copy: the step takes its memory over, and another seed starts from the same. On the host: a
+    # given parameter may lie on other devices than the run's.
+    array = np.array(given, fresh.dtype, copy=True)
     of_tokens = name.split("'")[1].endswith(("token/embedding", "output_bias"))
     if of_tokens and array.shape[0] < fresh.shape[0]:
-        array = jnp.concatenate([array, jnp.asarray(fresh)[array.shape[0] :]])
+        array = np.concatenate([array, np.asarray(fresh)[array.shape[0] :]])
     if array.shape != fresh.shape:
         raise ConfigError(
             f"config.init: {name} is {list(array.shape)}, and config.model makes it"
             f" {list(fresh.shape)}"
         )
-    # A copy: the step takes its memory over, and another seed starts from the same.
-    return jax.device_put(jnp.array(array, fresh.dtype, copy=True), fresh.sharding)
+    return jax.device_put(array, fresh.sharding)

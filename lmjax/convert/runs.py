@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -160,7 +161,24 @@ def _head(values: Mapping[str, Any], model: ModelConfig, where: str) -> nn.Modul
     if unknown := sorted(set(values) - set(known) - {"type"}):
         raise ConfigError(f"{where}.{unknown[0]}: unknown field of {cls.__name__}")
     head: nn.Module = build(cls, values, where, **given)
+    unit = getattr(head, "unit", (0.0, 1.0))
+    if len(unit) != 2 or not unit[1] > 0:
+        raise ConfigError(f"{where}.unit: expected mean and scale, got {list(unit)}")
     return head
+
+
+def _check_head(head: nn.Module, task: str, model: ModelConfig, where: str) -> None:
+    """Refuses a head that is not the family's, where the task is one of lmjax."""
+    if task not in typing.get_args(Task):
+        return
+    try:
+        wanted = model.headed(typing.cast(Task, task), 1, 0.0)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
+    kind = type(wanted.head) if isinstance(wanted, Headed) else None
+    if kind is not type(head):
+        name = kind.__name__ if kind else "no head"
+        raise ConfigError(f"{where}.task: '{task}' has {name}, not {type(head).__name__}")
 
 
 def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -174,11 +192,15 @@ def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pr
     if not (directory / _NETWORK).exists():
         raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
     where = f"{directory}/{_NETWORK}"
-    values = build(_Network, read_json(directory / _NETWORK), where)
+    stated = read_json(directory / _NETWORK)
+    values = build(_Network, stated, where)
+    if stray := [name for name in ("classes", "dropout", "unit") if name in stated and values.head]:
+        raise ConfigError(f"{where}.{stray[0]}: the block `head` has it; leave it out")
     model: ModelConfig = build_typed(values.model, f"{where}.model", ModelConfig)
     network: Network
     if values.head is not None:
         head = _head(values.head, model, f"{where}.head")
+        _check_head(head, values.task, model, where)
         network = Headed(model.encoder(), head, values.task)
     else:
         task: Task = convert(values.task, Task, f"{where}.task")

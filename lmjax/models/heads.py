@@ -3,7 +3,7 @@
 Encoders of all families are called alike, so that any head fits on any of them.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import flax.traverse_util
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.configuration import Interval, Rate
 from lmjax.errors import ConfigError
 from lmjax.models.network import Network, TextInputs
 from lmjax.models.published import Published, Rules, dense
@@ -24,6 +25,7 @@ TRANSFORMS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approximate=Fal
 
 
 Token = Literal["first", "last", "last_real"]
+Classes = Annotated[int, Interval("[0, 2**20]")]
 
 
 def one_token(hidden: jax.Array, real: jax.Array, token: Token) -> jax.Array:
@@ -49,10 +51,10 @@ class SequenceHead(nn.Module):
     """
 
     config: TransformerConfig
-    classes: int
+    classes: Classes
     token: Token
     transform: Literal["", "tanh", "gelu"]
-    dropout: float
+    dropout: Rate
     dropout_before: bool = False
     use_bias: bool = True
     unit: tuple[float, float] = (0.0, 1.0)
@@ -77,8 +79,8 @@ class TokenHead(nn.Module):
     """Logits of each token [batch, length, classes]: labels, or start and end of an answer."""
 
     config: TransformerConfig
-    classes: int
-    dropout: float
+    classes: Classes
+    dropout: Rate
 
     @nn.compact
     def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
@@ -114,8 +116,8 @@ class MarkedHead(nn.Module):
     """
 
     config: TransformerConfig
-    classes: int
-    dropout: float
+    classes: Classes
+    dropout: Rate
 
     @nn.compact
     def __call__(self, hidden: jax.Array, places: jax.Array, seeds: Seeds | None) -> jax.Array:

@@ -372,7 +372,7 @@ NETWORK = [
     ("model", "bert", "network.json.model: expected a block"),
     ("model", [1], "network.json.model: expected a block"),
     ("model", None, "network.json.model: expected a block"),
-    ("model.type", "lmjax.training.plan.TrainingConfig", "is no lmjax.models.bert.BertConfig or"),
+    ("model.type", "lmjax.training.plan.TrainingConfig", "is no lmjax.models.family.ModelConfig"),
     ("model.type", "tests.tasks.small.Config", "network.json.model.type: .* is not of lmjax"),
     ("model.vocab_size", -1, "network.json.model.vocab_size: must not be negative"),
     ("model.vocab_size", 10**12, "network.json.model.vocab_size: must lie in"),
@@ -382,15 +382,23 @@ NETWORK = [
     ("model.trunk.layers", 2, "the checkpoint has no 'encoder/stack/blocks/layer_1/"),
     ("model.trunk.hidden_size", 10**6, "makes 'encoder/.*' float32"),
     ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
-    ("task", "no_such_task", "network.json.task: 'no_such_task' is not one of"),
-    ("task", "token_classification", "network.json: "),
-    ("task", "language_model", "network.json.task: 'language_model' is of a GPT"),
-    ("classes", -1, "network.json.classes: must not be negative"),
-    ("classes", "x", "network.json.classes: expected int"),
-    ("classes", 10**9, "network.json.classes: must lie in"),
-    ("classes", 3, "network.json.labels: 2 for 3 classes"),
-    ("dropout", "x", "network.json.dropout: expected float"),
-    ("dropout", 1.0, "network.json.dropout: must lie in"),
+    ("task", "no_such_task", "the network is one of another task"),
+    ("task", "token_classification", "'token_classification' has TokenHead, not SequenceHead"),
+    ("task", "language_model", "network.json.*Bert was not built to continue texts"),
+    ("head", "x", "network.json.head: expected a block"),
+    ("head.type", "os.path", "network.json.head.type: 'os.path' is not of lmjax"),
+    ("head.type", "lmjax.models.bert.BertConfig", "is no flax.linen.module.Module"),
+    ("head.more", 1, "network.json.head.more: unknown field of SequenceHead"),
+    ("head.token", "middle", "network.json.head.token: 'middle' is not one of"),
+    ("head.unit", [0.0, -1.0], "network.json.head.unit: expected mean and scale"),
+    ("head.unit", [0.0], "network.json.head.unit: expected mean and scale"),
+    ("head.classes", -1, "network.json.head.classes: must not be negative"),
+    ("head.classes", "x", "network.json.head.classes: expected int"),
+    ("head.classes", 10**9, "network.json.head.classes: must lie in"),
+    ("head.classes", 3, "network.json.labels: 2 for 3 classes"),
+    ("head.dropout", "x", "network.json.head.dropout: expected float"),
+    ("head.dropout", 1.0, "network.json.head.dropout: must lie in"),
+    ("classes", 2, "network.json.classes: the block `head` has it"),
     ("adapter_scale", "q", "network.json.adapter_scale: expected float"),
     ("adapter_scale", math.nan, "network.json.adapter_scale: must be a finite number"),
     ("adapter_scale", math.inf, "network.json.adapter_scale: must be a finite number"),
@@ -413,6 +421,23 @@ def test_a_malformed_network_is_one_clear_error(
     with pytest.raises(ConfigError, match=message) as caught:
         lmjax.load(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_an_earlier_version_opens(
+    whole: tuple[ConfigDict, pathlib.Path, Any], tmp_path: pathlib.Path
+) -> None:
+    """Its network.json has no block `head`, but `classes`, `dropout` and `unit`."""
+    values = json.loads((whole[1] / "network.json").read_text())
+    head = values.pop("head")
+    values |= {"classes": head["classes"], "dropout": head["dropout"], "unit": head["unit"]}
+    older = changed(whole[1], tmp_path, "network.json", "", values)
+    models = [lmjax.load(place) for place in (whole[1], older)]
+    assert models[0].network == models[1].network
+    found = [model.predict(["bak bel bim", "dol"]) for model in models]
+    assert found[0] == found[1]
+    bad = changed(whole[1], tmp_path / "bad", "network.json", "", values | {"classes": 3})
+    with pytest.raises(ConfigError, match=r"network\.json\.labels: 2 for 3 classes"):
+        lmjax.load(bad)
 
 
 @pytest.mark.parametrize(

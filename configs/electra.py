@@ -99,7 +99,7 @@ def get_config(size: str = "small") -> ConfigDict:
     return ConfigDict(
         {
             "objective": {
-                "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
+                "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
                 "mask_rate": s.mask_rate,
                 "max_predictions": int((s.mask_rate + 0.005) * s.length),
             },

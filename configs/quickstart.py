@@ -56,7 +56,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "electra": {
         "objective": {
-            "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
+            "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
             "max_predictions": 19,
         },
         "model": {"max_length": LENGTH, "generator_size": 0.5},

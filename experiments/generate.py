@@ -60,7 +60,7 @@ def main() -> None:
     values, path = flags.FLAGS.flag_values_dict(), one_model()
     prompts, settings = _prompts(values), _settings(values)
     import lmjax
-    from lmjax.generation.generating import can_stream, stream
+    from lmjax.generation.api import can_stream, stream
 
     model = lmjax.load(path)
     draft = lmjax.load(values["draft"]) if values["draft"] else None

@@ -65,7 +65,7 @@ def profiled_steps(value: str) -> tuple[int, int] | None:
 
 def initialization(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
     """The config with the model of its `init`, and a function that loads its parameters."""
-    from lmjax.convert.adapting import adapted, put_in
+    from lmjax.convert.warm_start import adapted, put_in
 
     config, given = adapted(config)
 

@@ -21,12 +21,12 @@ from configs.quickstart import OBJECTIVES, get_config
 from experiments import command_line
 from lmjax.convert.pretrained import Pretrained
 from lmjax.evaluation import samples as looks
-from lmjax.generation.generating import generate
+from lmjax.generation.api import generate
 from lmjax.lab.plots import plot_curves
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
-from lmjax.objectives.replaced import ReplacedTokenDetection
+from lmjax.objectives.rtd import ReplacedTokenDetection
 from lmjax.tables import markdown_table
 from lmjax.training.loop import Result, pretrain
 

@@ -7,7 +7,7 @@ if typing.TYPE_CHECKING:
     from lmjax.convert.huggingface import save_huggingface
     from lmjax.convert.pretrained import Pretrained
     from lmjax.evaluation.scoring import token_scores
-    from lmjax.generation.generating import generate, stream
+    from lmjax.generation.api import generate, stream
     from lmjax.tasks.opened import load
 
 __all__ = [
@@ -30,8 +30,8 @@ _WHERE = {
     "save_huggingface": "convert.huggingface",
     "Pretrained": "convert.pretrained",
     "token_scores": "evaluation.scoring",
-    "generate": "generation.generating",
-    "stream": "generation.generating",
+    "generate": "generation.api",
+    "stream": "generation.api",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import ml_collections
 
 from lmjax.configuration import overlaid, plain
-from lmjax.convert.adapting import adapted, put_in
+from lmjax.convert.warm_start import adapted, put_in
 from lmjax.data.corpora import open_corpus
 from lmjax.data.rows import Notes, RowsConfig
 from lmjax.errors import ConfigError

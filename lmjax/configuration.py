@@ -30,6 +30,11 @@ _ALLOWED = contextvars.ContextVar[tuple[str, ...]]("allowed", default=("lmjax",)
 
 
 # Classes that earlier versions had, and what a config or a run names in place of them.
+# Modules that were renamed; runs and configs of earlier versions name them.
+_RENAMED = {
+    "lmjax.objectives.identified": "lmjax.objectives.electra_mlm",
+    "lmjax.objectives.replaced": "lmjax.objectives.rtd",
+}
 _REPLACED = {
     "lmjax.tasks.intents.Intents": "lmjax.tasks.classification.Classification, pydocs 'intents'",
     "lmjax.tasks.mood.Mood": "lmjax.tasks.classification.Classification, pydocs 'moods'",
@@ -196,7 +201,7 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
         raise ConfigError(f"{where}: {quoted(path)} is no import path; write 'package.module.Name'")
     if path in _REPLACED:
         raise ConfigError(f"{where}: '{path}' has been replaced; write {_REPLACED[path]}")
-    module_name, _, name = path.rpartition(".")
+    module_name, _, name = current_path(path).rpartition(".")
     _check_allowed(module_name, path, where)
     try:
         module = importlib.import_module(module_name)
@@ -212,6 +217,18 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
         raise ConfigError(f"{where}: '{path}' is no {'class' if kind is object else names}")
     _check_allowed(found.__module__, path, where)
     return found
+
+
+def current_path(path: Any) -> Any:
+    """The import path of a class whose module may have been renamed."""
+    if not isinstance(path, str):
+        return path
+    module, dot, name = path.rpartition(".")
+    return f"{_RENAMED.get(module, module)}{dot}{name}"
+
+
+def _type_of(block: Mapping[str, Any]) -> Any:
+    return current_path(block.get("type"))
 
 
 def _check_allowed(module: str, path: str, where: str) -> None:
@@ -393,7 +410,7 @@ class _Filling:
         """A block of `cls`. like: the block that chooses the classes of the blocks inside."""
         _check_block(values, where)
         hints, fields = field_types(cls), fields_of(cls, given)
-        made = {"type": values["type"]} if "type" in values else {}
+        made = {"type": current_path(values["type"])} if "type" in values else {}
         for name, field in fields.items():
             default = _default(field)
             if name in values:
@@ -438,7 +455,7 @@ class _Filling:
                 for name, inner in value.items()
             }
         cls, given = class_inside(hint, like, around_like, where)
-        if cls is None or (self.lenient and value.get("type") != like.get("type")):
+        if cls is None or (self.lenient and _type_of(value) != _type_of(like)):
             return value
         return self.block(cls, given, value, like, where)
 
@@ -473,7 +490,7 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     for name, value in changes.items():
         old = base.get(name)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            same = value.get("type", old.get("type")) == old.get("type")
+            same = "type" not in value or _type_of(value) == _type_of(old)
             value = overlaid(old, value) if same else value
         made[name] = value
     return made

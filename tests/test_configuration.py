@@ -278,3 +278,8 @@ def test_a_class_that_was_replaced_is_refused_with_the_remedy(name: str) -> None
     message = rf"task\.json: task\.type: 'lmjax\.tasks\.{name}' has been replaced; write .*pydocs"
     with pytest.raises(ConfigError, match=message):
         build_typed({"type": f"lmjax.tasks.{name}"}, "task.json: task")
+
+
+def test_a_class_whose_module_was_renamed_is_found_by_its_earlier_path() -> None:
+    found = resolve("lmjax.objectives.replaced.ReplacedTokenDetection", "config.x", Objective)
+    assert found.__module__ == "lmjax.objectives.rtd"

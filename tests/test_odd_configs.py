@@ -28,8 +28,8 @@ from configs.finetune import (
 )
 from configs.searches import optimizer
 from lmjax.configuration import build, build_typed, filled
-from lmjax.convert.adapting import adapted
 from lmjax.convert.pretrained import Pretrained
+from lmjax.convert.warm_start import adapted
 from lmjax.data.store import prepare
 from lmjax.errors import ConfigError
 from lmjax.evaluation.prompting import PromptingConfig, read_questions
@@ -39,7 +39,7 @@ from lmjax.lab.plan import AblationConfig, read_ablation
 from lmjax.lab.search import SearchConfig, read_search
 from lmjax.models.bert import BertEncoder
 from lmjax.objectives.base import Objective
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
 from lmjax.tasks.multitask import prepare_several
 from lmjax.tasks.plan import FinetuneConfig, MultitaskConfig, read_settings
 from lmjax.tasks.plan import prepare as prepare_rows

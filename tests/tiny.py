@@ -17,7 +17,7 @@ from lmjax.objectives.base import Objective
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
-from lmjax.objectives.replaced import ReplacedTokenDetection
+from lmjax.objectives.rtd import ReplacedTokenDetection
 
 SIZE, LENGTH, BATCH = 50, 16, 16
 NAMES = ("bert", "gpt", "xlnet", "electra")

@@ -15,16 +15,16 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from configs.ablations.recipe import ablation
 
-REPLACED = "lmjax.objectives.replaced.ReplacedTokenDetection"
+REPLACED = "lmjax.objectives.rtd.ReplacedTokenDetection"
 # In words, the objective, and GLUE dev.
 TABLE_5: dict[str, tuple[str, dict[str, Any], float]] = {
     "electra": ("ELECTRA", {"type": REPLACED}, 85.0),
     "all_tokens_mlm": (
         "All-Tokens MLM",
-        {"type": "lmjax.objectives.identified.AllTokensMLM"},
+        {"type": "lmjax.objectives.electra_mlm.AllTokensMLM"},
         84.3,
     ),
-    "replace_mlm": ("Replace MLM", {"type": "lmjax.objectives.identified.ReplaceMLM"}, 82.4),
+    "replace_mlm": ("Replace MLM", {"type": "lmjax.objectives.electra_mlm.ReplaceMLM"}, 82.4),
     "electra_15": ("ELECTRA 15%", {"type": REPLACED, "detects": "chosen"}, 82.4),
     "bert": (
         "masked LM",

@@ -15,7 +15,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.extras import require
-from lmjax.generation.generating import generate
+from lmjax.generation.api import generate
 from lmjax.tasks.baselines import classes_by_words
 from lmjax.tasks.metrics import text_scores
 from lmjax.tasks.opened import Opened

@@ -30,8 +30,8 @@ from lmjax.models.bert import BertConfig
 from lmjax.progress import track
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores
-from lmjax.tasks.batches import Collator, Epochs, by_length
 from lmjax.tasks.classification import Classification
+from lmjax.tasks.collate import Collator, Epochs, by_length
 from lmjax.tasks.plan import Prepared, prepare
 from lmjax.training.run_directory import read_metrics
 

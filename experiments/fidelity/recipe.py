@@ -33,7 +33,7 @@ def train(
     """Updates a BERT with a head, and gives the loss before each update.
 
     Args:
-      batches: `steps` of them, as `lmjax.tasks.batches.Collator` makes them.
+      batches: `steps` of them, as `lmjax.tasks.collate.Collator` makes them.
 
     Raises:
       ConfigError: as `check`.

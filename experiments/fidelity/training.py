@@ -30,7 +30,7 @@ from lmjax.objectives.base import Objective, apply
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
-from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
+from lmjax.objectives.rtd import ReplacedTokenDetection, sample_replacements
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.step import corrupt_batch, init_state, make_train_step
 

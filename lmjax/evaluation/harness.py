@@ -120,7 +120,7 @@ def register() -> type:
             return texts
 
         def _generate(self, prompts: list[str], settings: Mapping[str, Any]) -> list[str]:
-            from lmjax.generation.generating import generate
+            from lmjax.generation.api import generate
 
             tokenizer = self.model.tokenizer
             assert tokenizer is not None

@@ -16,7 +16,7 @@ from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.factorization import perm_mask
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.permuted import PermutedLM
-from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
+from lmjax.objectives.rtd import ReplacedTokenDetection, sample_replacements
 
 
 class Decoder(Protocol):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
-from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
+from lmjax.generation.outputs import RULED_OUT, Generated, finish
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply

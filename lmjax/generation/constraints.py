@@ -18,8 +18,8 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.extras import require
-from lmjax.generation.continuing import Constraint
 from lmjax.generation.prompts import end_of_text
+from lmjax.generation.sampling import Constraint
 from lmjax.generation.settings import GenerationConfig
 
 

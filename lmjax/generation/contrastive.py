@@ -16,8 +16,8 @@ import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
-from lmjax.generation.generated import RULED_OUT, Generated, finish
 from lmjax.generation.logits import Filters
+from lmjax.generation.outputs import RULED_OUT, Generated, finish
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
@@ -25,7 +25,7 @@ from lmjax.objectives.base import apply
 
 @flax.struct.dataclass
 class State:
-    """Texts under way: as `continuing.State`.
+    """Texts under way: as `sampling.State`.
 
     Attributes:
       hidden: [rows, slots, hidden_size], of length 1, of the tokens before `slot`.

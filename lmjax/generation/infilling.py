@@ -17,8 +17,8 @@ import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError, require_finite
-from lmjax.generation.generated import Generated
 from lmjax.generation.logits import Filters
+from lmjax.generation.outputs import Generated
 from lmjax.generation.prompts import Prompt, bucket
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply

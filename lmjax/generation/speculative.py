@@ -19,8 +19,8 @@ import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
-from lmjax.generation.generated import Generated, finish
 from lmjax.generation.logits import Filters
+from lmjax.generation.outputs import Generated, finish
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
@@ -28,7 +28,7 @@ from lmjax.objectives.base import apply
 
 @flax.struct.dataclass
 class State:
-    """One text under way: as `continuing.State`, of one row, with what each model keeps.
+    """One text under way: as `sampling.State`, of one row, with what each model keeps.
 
     Attributes:
       kept, draft_kept: keys and values of the tokens before slot - 1; later slots hold what was

@@ -240,13 +240,13 @@ class Task(Objective):
             return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
 
         params = map_named(stopped, params)
-        return self.judge(self.forward(self.merged(params), batch, seeds), batch)
+        return self.compute_loss(self.forward(self.merged(params), batch, seeds), batch)
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
-        """'logits' of the head, and whatever else `judge` or `predict` reads."""
+        """'logits' of the head, and whatever else `compute_loss` or `predict` reads."""
         return {"logits": apply(self.network, params, *self.inputs(batch), seeds)}
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         """The loss of outputs; `batch['weight']` [batch] is 0 for rows that fill it up."""
         raise NotImplementedError
 

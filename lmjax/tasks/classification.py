@@ -52,7 +52,7 @@ class Classes(Task):
         """What the loss reads of the truth, the first class where there is none."""
         return np.int32(self.labels.index(row["gold"]) if "gold" in row else 0)
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         losses, hits = score_targets(outputs["logits"], batch["gold"])
         weight = batch["weight"]
         terms = {"classes": weighted_sum(losses, weight)}
@@ -206,7 +206,7 @@ class Classification(Classes):
         losses = cross_entropy(next_tokens[:, :-1], batch["tokens"][:, 1:]) * real
         return {"logits": logits, "lm": losses.sum(1), "lm_tokens": real.sum(1)}
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         losses, hits = score_targets(outputs["logits"], batch["gold"])
         weight = batch["weight"]
         terms = {"classes": weighted_sum(losses, weight)} | self._lm_term(outputs, weight)
@@ -297,7 +297,7 @@ class Regression(Classification):
     def target(self, row: Row) -> Any:
         return np.float32((row["gold"] - self._mean) / self._scale if "gold" in row else 0.0)
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         errors = jnp.square(outputs["logits"][:, 0].astype(jnp.float32) - batch["gold"])
         weight = batch["weight"]
         term = {"standardised_error": weighted_sum(errors, weight)}

@@ -141,7 +141,7 @@ class Embeddings(Task):
         flops = super().forward_flops(length)
         return None if flops is None else 2 * flops
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         first, second, weight = outputs["first"], outputs["second"], batch["weight"]
         if self.loss_form == "cosine":
             errors = jnp.square((first * second).sum(-1) - batch["gold"] / self.highest)

@@ -23,11 +23,11 @@ from lmjax.errors import ConfigError
 from lmjax.models.heads import CLASS_TASKS, Headed
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores, Task
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
+from lmjax.tasks.initialization import put_in
 from lmjax.tasks.opened import write_task
 from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
-from lmjax.tasks.starting import put_in
 from lmjax.training.loop import train
 from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.multihost import detect_lost_processes

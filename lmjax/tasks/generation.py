@@ -14,7 +14,7 @@ from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.extras import installed
-from lmjax.generation.generating import generate
+from lmjax.generation.api import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
 from lmjax.nn.cross_entropy import score_targets
@@ -130,7 +130,7 @@ class Generation(Task):
         losses, hits = score_targets(logits, jnp.maximum(batch["targets"], 0))
         return {"losses": losses, "hits": hits}
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         weights = (batch["targets"] >= 0) * batch["weight"][:, None]
         return Scored(
             {"target": weighted_sum(outputs["losses"], weights)},

@@ -131,7 +131,7 @@ class MultipleChoice(Task):
         flops = super().forward_flops(length)
         return None if flops is None else self.most_choices * flops
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         losses, hits = score_targets(outputs["logits"], batch["gold"])
         terms = {"choices": weighted_sum(losses, batch["weight"])}
         return Scored(terms, {"hits": weighted_sum(hits, batch["weight"])})

@@ -20,11 +20,11 @@ from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
 from lmjax.objectives.base import Batch, Objective, Scored
 from lmjax.tasks.base import Task
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
 from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
+from lmjax.tasks.initialization import put_in, start_from
 from lmjax.tasks.plan import MultitaskConfig, Prepared, prepare
 from lmjax.tasks.predictor import Predictor
-from lmjax.tasks.starting import put_in, start_from
 from lmjax.training.loop import train
 from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.multihost import detect_lost_processes

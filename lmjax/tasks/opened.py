@@ -18,14 +18,14 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.formats import Sentence
 from lmjax.data.rows import BadRowError, Notes, Row, RowsConfig, place_of, sound
 from lmjax.errors import ConfigError
-from lmjax.generation.generated import Generated
-from lmjax.generation.generating import generate
+from lmjax.generation.api import generate
+from lmjax.generation.outputs import Generated
 from lmjax.generation.prompts import Prompts
 from lmjax.models.heads import Headed
 from lmjax.nn.lora import LoraConfig
 from lmjax.tasks.base import Gold, Task
-from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Classification, Regression
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.embeddings import Embeddings
 from lmjax.tasks.multiple_choice import MultipleChoice
 from lmjax.tasks.plan import named_tests, read_rows

@@ -26,7 +26,7 @@ from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 from lmjax.models.family import ModelConfig
 from lmjax.tasks.base import Example, Scores, Task
-from lmjax.tasks.starting import Start, start_from, start_random
+from lmjax.tasks.initialization import Start, start_from, start_random
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import TrainingConfig
 from lmjax.training.sharding import MeshConfig, check_batch, make_mesh

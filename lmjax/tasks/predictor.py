@@ -10,7 +10,7 @@ from lmjax.data.rows import Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import require_finite
 from lmjax.tasks.base import Example, Outputs, Task
-from lmjax.tasks.batches import Collator, by_length
+from lmjax.tasks.collate import Collator, by_length
 from lmjax.training.monitor import means_of
 from lmjax.training.sharding import batch_sharding, global_batch, replicated
 from lmjax.training.step import total_loss
@@ -40,7 +40,7 @@ class Predictor:
 
         def read(params: Any, batch: Any) -> Any:
             outputs = task.forward(task.merged(pick(params)), batch, None)
-            scored = task.judge(outputs, batch)
+            scored = task.compute_loss(outputs, batch)
             total = total_loss(task, scored, {n: count for n, (_, count) in scored.terms.items()})
             weight = batch["weight"].sum()
             return outputs, {"loss": (total * weight, weight), **scored.terms, **scored.metrics}

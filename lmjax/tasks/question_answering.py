@@ -194,7 +194,7 @@ class QuestionAnswering(Task):
         """The place of [CLS], which stands for no answer."""
         return 0 if tokens[0] == self.vocabulary.cls else len(tokens) - 1
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         real = batch["segment_ids"] > 0
         losses: Any = 0.0
         hits: Any = True

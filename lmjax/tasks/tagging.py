@@ -136,7 +136,7 @@ class Tagging(Task):
                 )
         return examples
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         tags = batch["tags"]
         losses, hits = score_targets(outputs["logits"], jnp.maximum(tags, 0))
         weights = (tags >= 0) * batch["weight"][:, None]

@@ -147,7 +147,7 @@ class PretrainConfig:
 
     Attributes:
       seed: of all that is random.
-      init: a checkpoint to begin with, whose model and tokenizer `lmjax.convert.adapting` fills
+      init: a checkpoint to begin with, whose model and tokenizer `lmjax.convert.warm_start` fills
         in; '' begins with random parameters.
       objective: `type`, an import path, and the fields of that dataclass.
       model: the fields of the config that the objective declares for its model.

@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import lmjax
-from lmjax.convert.adapting import Given, adapted, put_in
+from lmjax.convert.warm_start import Given, adapted, put_in
 from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraDiscriminator, ElectraGenerator
 from lmjax.training.loop import Result, pretrain
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Result]
     config = {
         "seed": 0,
         "objective": {
-            "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
+            "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
             "max_predictions": 4,
         },
         "model": {
@@ -238,7 +238,7 @@ def test_a_malformed_run_is_one_clear_error(
 STRANGER = """
 import pathlib
 pathlib.Path("executed").touch()
-from lmjax.objectives.replaced import ReplacedTokenDetection
+from lmjax.objectives.rtd import ReplacedTokenDetection
 class Own(ReplacedTokenDetection): pass
 """
 
@@ -337,7 +337,7 @@ def adapting(init: pathlib.Path, text: pathlib.Path) -> ConfigDict:
             "seed": 1,
             "init": str(init),
             "objective": {
-                "type": "lmjax.objectives.replaced.ReplacedTokenDetection",
+                "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
                 "max_predictions": 4,
             },
             "model": {"trunk": {"dropout": 0.0}},

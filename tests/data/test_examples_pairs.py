@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.configuration import build, build_typed
-from lmjax.data.examples import ElectraPairs, SegmentPairs, draws
+from lmjax.data.examples import ElectraPairs, SegmentPairs, stateless_random
 from lmjax.data.examples.electra import split_sentences
 from lmjax.data.examples.pairs import kept_lengths
 from lmjax.errors import ConfigError
@@ -238,20 +238,20 @@ def test_truncation_takes_from_the_longer_and_from_b_on_a_tie(a, b, room):
 
 
 def test_draws_are_fair():
-    keys = draws.fold_in(draws.root(3, "train"), np.arange(40_000))
+    keys = stateless_random.fold_in(stateless_random.root(3, "train"), np.arange(40_000))
     assert len(np.unique(keys)) == len(keys)
-    uniform = draws.uniform(keys, 7)
+    uniform = stateless_random.uniform(keys, 7)
     assert np.abs(np.quantile(uniform, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.01
-    assert abs(np.corrcoef(uniform, draws.uniform(keys, 8))[0, 1]) < 0.02
+    assert abs(np.corrcoef(uniform, stateless_random.uniform(keys, 8))[0, 1]) < 0.02
     assert abs(np.corrcoef(uniform[1:], uniform[:-1])[0, 1]) < 0.02
-    dice = np.bincount(draws.integers(keys, 1, 1, 6), minlength=7)
+    dice = np.bincount(stateless_random.integers(keys, 1, 1, 6), minlength=7)
     assert dice[0] == 0 and np.abs(dice[1:] / len(keys) - 1 / 6).max() < 0.01
     for flips in (1, 3, 64, 100):
-        heads = draws.heads(keys, 2, np.full(len(keys), flips))
+        heads = stateless_random.heads(keys, 2, np.full(len(keys), flips))
         assert heads.min() >= 0 and heads.max() <= flips
         assert heads.mean() == pytest.approx(flips / 2, rel=0.02)
         assert heads.var() == pytest.approx(flips / 4, rel=0.04)
-    assert (draws.heads(keys, 2, np.zeros(len(keys), int)) == 0).all()
+    assert (stateless_random.heads(keys, 2, np.zeros(len(keys), int)) == 0).all()
 
 
 def paper_electra(store, length, short_probability, single_probability, rng):

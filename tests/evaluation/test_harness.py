@@ -16,7 +16,7 @@ from lmjax.evaluation.continuations import continuation_scores
 from lmjax.evaluation.harness import harness_model
 from lmjax.evaluation.perplexity import perplexity
 from lmjax.evaluation.scoring import token_scores
-from lmjax.generation.generating import generate
+from lmjax.generation.api import generate
 from lmjax.models.bert import BertConfig, BertForPreTraining
 from tests.generation.models import gpt
 from tests.words import SIZE, random_model, trunk

@@ -10,9 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from lmjax.errors import ConfigError
-from lmjax.tasks.batches import Collator
+from lmjax.tasks.collate import Collator
+from lmjax.tasks.initialization import put_in
 from lmjax.tasks.plan import prepare
-from lmjax.tasks.starting import put_in
 from tests.tasks import small
 
 pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[huggingface]'")

@@ -80,7 +80,7 @@ class MultiLabel(Task):
             examples.append(self.example(i, joined.tokens, joined.token_types, gold=gold))
         return examples
 
-    def judge(self, outputs: Outputs, batch: Batch) -> Scored:
+    def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
         losses = optax.sigmoid_binary_cross_entropy(outputs["logits"], batch["gold"]).mean(-1)
         return Scored({"tags": weighted_sum(losses, batch["weight"])}, {})
 

@@ -13,7 +13,7 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds
-from lmjax.tasks.batches import Collator
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.embeddings import Embeddings, ranked
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
@@ -45,7 +45,7 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def fixed(task: Embeddings, first: Any, second: Any, **batch: Any) -> Any:
     norm = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second)]
-    return task.judge({"first": norm[0], "second": norm[1]}, batch)
+    return task.compute_loss({"first": norm[0], "second": norm[1]}, batch)
 
 
 def test_the_contrastive_loss_by_hand() -> None:

@@ -15,8 +15,8 @@ from lmjax.convert.huggingface import abstract_params
 from lmjax.data.rows import Notes, Row
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.tasks.base import Task
-from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Classification, Regression
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.finetuning import export_model
 from lmjax.tasks.generation import Generation
 from lmjax.tasks.multiple_choice import MultipleChoice

@@ -21,9 +21,9 @@ from lmjax.models.gpt import Gpt
 from lmjax.models.heads import Headed
 from lmjax.nn.masks import causal
 from lmjax.tasks import finetuning
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
+from lmjax.tasks.initialization import put_in
 from lmjax.tasks.plan import Prepared, named_tests, prepare
-from lmjax.tasks.starting import put_in
 from lmjax.training.checkpoints import read_part
 from lmjax.training.run_directory import read_metrics
 from tests import tiny

@@ -12,7 +12,7 @@ import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
-from lmjax.tasks.batches import Collator
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.generation import Generation, nearest_targets
 from lmjax.tasks.metrics import text_scores

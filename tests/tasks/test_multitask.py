@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import lmjax
 from lmjax.errors import ConfigError
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
 from lmjax.tasks.multitask import (
     Mixture,
     finetune_several,

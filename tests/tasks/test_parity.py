@@ -11,7 +11,7 @@ import pytest
 
 import lmjax
 from lmjax.convert.pretrained import Pretrained
-from lmjax.tasks.batches import Collator, Epochs
+from lmjax.tasks.collate import Collator, Epochs
 from lmjax.tasks.plan import prepare
 from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.step import init_state, make_train_step

@@ -14,8 +14,8 @@ from lmjax.data.rows import BadRowError, Notes
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed, in_unit
 from lmjax.nn.lora import LoraConfig
-from lmjax.tasks.batches import Collator
 from lmjax.tasks.classification import Regression
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.plan import prepare
 from lmjax.training.run_directory import read_metrics
@@ -56,7 +56,7 @@ def test_training_begins_at_the_mean(family: str, fields: dict[str, Any]) -> Non
     assert batch["gold"].std() == pytest.approx(1)
     params = jax.jit(task.init)(jax.random.key(0), batch)
     outputs = task.forward(task.merged(params), batch, None)
-    total, count = task.judge(outputs, batch).terms["standardised_error"]
+    total, count = task.compute_loss(outputs, batch).terms["standardised_error"]
     # Very nearly what predicting the mean costs.
     assert float(total / count) == pytest.approx(1, abs=0.05)
     told = task.predict(given, examples, [{"logits": x} for x in np.asarray(outputs["logits"])])

@@ -10,7 +10,7 @@ import pytest
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.rows import BadRowError, Notes, RowsConfig, read_split
 from lmjax.errors import ConfigError
-from lmjax.tasks.batches import Collator
+from lmjax.tasks.collate import Collator
 from lmjax.tasks.finetuning import finetune
 from lmjax.tasks.metrics import relation_scores
 from lmjax.tasks.opened import open_run

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmjax.data.examples import draws
+from lmjax.data.examples import stateless_random
 from lmjax.data.examples.source import Store, sentences
 
 
@@ -31,7 +31,7 @@ class Concatenation:
         self._eod, self._eod_first = eod, eod_first
         self._bounds, self._documents = sentences(store)
         offsets = self._bounds[self._documents]
-        self.order = draws.generator(seed, split, epoch).permutation(len(offsets) - 1)
+        self.order = stateless_random.generator(seed, split, epoch).permutation(len(offsets) - 1)
         sizes = np.diff(offsets)[self.order] + 1
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         # Stream position minus this is the position in the store.

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from lmjax.configuration import Interval, Probability, check_ranges
-from lmjax.data.examples import draws
+from lmjax.data.examples import stateless_random
 from lmjax.data.examples.source import (
     Row,
     Specials,
@@ -59,7 +59,7 @@ class ElectraPairs:
         Raises:
           ConfigError: the corpus gives fewer examples than `rows`.
         """
-        source = ElectraSource(self, store, vocabulary, draws.root(seed, split))
+        source = ElectraSource(self, store, vocabulary, stateless_random.root(seed, split))
         check_rows(len(source), rows, split)
         return source
 
@@ -76,8 +76,8 @@ class ElectraSource:
         self._tokens = np.asarray(store.tokens)
         self._bounds, documents = sentences(store)
         self._first, self._stop, self._target, keys = _chunks(form, self._bounds, documents, root)
-        self._single = draws.uniform(keys, _SINGLE) < form.single_segment_probability
-        self._coin = draws.uniform(keys, _COIN) < 0.5
+        self._single = stateless_random.uniform(keys, _SINGLE) < form.single_segment_probability
+        self._coin = stateless_random.uniform(keys, _COIN) < 0.5
 
     def __len__(self) -> int:
         return len(self._first)
@@ -121,14 +121,16 @@ def _chunks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns first and last + 1 sentence, target length and key of every example, each [n]."""
     lane = np.arange(len(documents) - 1)
-    keys = draws.fold_in(root, lane)
+    keys = stateless_random.fold_in(root, lane)
     cursor, limit = documents[:-1], documents[1:]
     found = [(lane[:0], cursor[:0], cursor[:0], cursor[:0], keys[:0])]
     number = 0
     while len(lane):
-        chunk = draws.fold_in(keys, number)
-        short = draws.uniform(chunk, _SHORT) < form.short_probability
-        target = np.where(short, draws.integers(chunk, _TARGET, 5, form.length), form.length)
+        chunk = stateless_random.fold_in(keys, number)
+        short = stateless_random.uniform(chunk, _SHORT) < form.short_probability
+        target = np.where(
+            short, stateless_random.integers(chunk, _TARGET, 5, form.length), form.length
+        )
         stop = chunk_ends(bounds, cursor, target, limit)
         found.append((lane, cursor, stop, target, chunk))
         more = stop < limit

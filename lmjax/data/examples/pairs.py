@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from lmjax.configuration import Interval, Probability, check_ranges
-from lmjax.data.examples import draws
+from lmjax.data.examples import stateless_random
 from lmjax.data.examples.source import (
     Row,
     Specials,
@@ -64,7 +64,7 @@ class SegmentPairs:
         Raises:
           ConfigError: the corpus gives fewer pairs than `rows`.
         """
-        table = pair_table(self, store, draws.root(seed, split))
+        table = pair_table(self, store, stateless_random.root(seed, split))
         check_rows(len(table.label), rows, split)
         return PairSource(self, store, vocabulary, table)
 
@@ -126,11 +126,11 @@ def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
         alone = chunks.stop - chunks.first == 1
         size = first[:, 1] - first[:, 0]
         keep = ~(alone & (size == 1))  # one token cannot be cut in two
-        cut = first[:, 0] + draws.integers(keys, _CUT, 1, size - 1)
+        cut = first[:, 0] + stateless_random.integers(keys, _CUT, 1, size - 1)
         first[alone, 1] = second[alone, 0] = cut[alone]
         first, second, label, keys = first[keep], second[keep], label[keep], keys[keep]
         if form.next_sentence == "sop":
-            swap = draws.uniform(keys, _COIN) < 0.5
+            swap = stateless_random.uniform(keys, _COIN) < 0.5
             first[swap], second[swap] = second[swap], first[swap]
             label[swap] = 1
     _truncate(first, second, room, keys)
@@ -166,19 +166,19 @@ def _chunks(
     count = len(documents) - 1
     lane = np.arange(count * form.duplicates)
     document = lane % max(count, 1)
-    keys = draws.fold_in(draws.fold_in(root, lane // max(count, 1)), document)
-    short = draws.uniform(keys, 0) < form.short_probability
-    target = np.where(short, draws.integers(keys, 1, 2, room), room)
+    keys = stateless_random.fold_in(stateless_random.fold_in(root, lane // max(count, 1)), document)
+    short = stateless_random.uniform(keys, 0) < form.short_probability
+    target = np.where(short, stateless_random.integers(keys, 1, 2, room), room)
     cursor, limit = documents[document], documents[document + 1]
     found: list[tuple[np.ndarray, ...]] = []
     number = 2
     while len(lane):
         stop = chunk_ends(bounds, cursor, target, limit)
         size = stop - cursor
-        chunk = draws.fold_in(keys, number)
+        chunk = stateless_random.fold_in(keys, number)
         # A chunk of one sentence is all A: integers in [1, 0] gives 1.
-        split = cursor + draws.integers(chunk, _SPLIT, 1, size - 1)
-        random = (size == 1) | (draws.uniform(chunk, _COIN) < 0.5)
+        split = cursor + stateless_random.integers(chunk, _SPLIT, 1, size - 1)
+        random = (size == 1) | (stateless_random.uniform(chunk, _COIN) < 0.5)
         found.append((lane, cursor, split, stop, random, target, chunk))
         # The sentences that a random B displaces are put back.
         cursor = np.where(random, split, stop) if form.next_sentence == "nsp" else stop
@@ -215,14 +215,14 @@ def _random_segments(
 ) -> np.ndarray:
     """Returns int64 [n, 2]: token ranges of at least `wanted` tokens from other documents."""
     last = len(documents) - 2
-    other = draws.integers(keys, _OTHER, 0, last)
+    other = stateless_random.integers(keys, _OTHER, 0, last)
     for attempt in range(1, _TRIES):
         same = np.flatnonzero(other == own)
         if not len(same):
             break
-        other[same] = draws.integers(keys[same], _OTHER + attempt, 0, last)
+        other[same] = stateless_random.integers(keys[same], _OTHER + attempt, 0, last)
     limit = documents[other + 1]
-    start = draws.integers(keys, _START, documents[other], limit - 1)
+    start = stateless_random.integers(keys, _START, documents[other], limit - 1)
     stop = chunk_ends(bounds, start, np.maximum(wanted, 1), limit)
     return np.stack([bounds[start], bounds[stop]], axis=1)
 
@@ -242,7 +242,7 @@ def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray
         (first, first_kept, _CUT_FIRST),
         (second, second_kept, _CUT_SECOND),
     ):
-        ranges[:, 0] += draws.heads(keys, number, ranges[:, 1] - ranges[:, 0] - kept)
+        ranges[:, 0] += stateless_random.heads(keys, number, ranges[:, 1] - ranges[:, 0] - kept)
         ranges[:, 1] = ranges[:, 0] + kept
 
 

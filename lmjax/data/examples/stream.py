@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from lmjax.configuration import Interval, PositiveInt, check_ranges
-from lmjax.data.examples import draws
+from lmjax.data.examples import stateless_random
 from lmjax.data.examples.concatenated import Concatenation, stream_length
 from lmjax.data.examples.pairs import kept_lengths
 from lmjax.data.examples.source import Row, Specials, Store, check_rows
@@ -116,7 +116,7 @@ class StreamSource:
         start = step * form.reuse_length
         split = start + form.reuse_length
         room = form.length - form.reuse_length - 3
-        rng = draws.generator(self._seed, self._split, epoch, step, row)
+        rng = stateless_random.generator(self._seed, self._split, epoch, step, row)
         (_, a_stop), (b, b_stop) = split_a_and_b(laid.cuts[row], self._size, split, room, rng)
         # The running text and A are neighbours: one read for both.
         before = self._read(laid.stream, row, start, a_stop)

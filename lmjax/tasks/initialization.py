@@ -7,7 +7,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from lmjax.convert.adapting import in_place_of, open_init, tell_new_rows
+from lmjax.convert.warm_start import in_place_of, open_init, tell_new_rows
 from lmjax.data.tokenizer_training import train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.data.vocabulary import Vocabulary

@@ -8,11 +8,11 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.generation.beams import search_beams
 from lmjax.generation.constraints import make_constraint
-from lmjax.generation.continuing import continue_texts
 from lmjax.generation.contrastive import search_contrastively
-from lmjax.generation.generated import Generated
 from lmjax.generation.infilling import infill
+from lmjax.generation.outputs import Generated
 from lmjax.generation.prompts import Prompts, check_room, read_prompts
+from lmjax.generation.sampling import continue_texts
 from lmjax.generation.settings import GenerationConfig
 from lmjax.generation.speculative import speculate
 

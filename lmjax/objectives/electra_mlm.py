@@ -17,7 +17,7 @@ from lmjax.objectives.base import (
     unigram_score,
     weighted_sum,
 )
-from lmjax.objectives.replaced import Replacing
+from lmjax.objectives.rtd import Replacing
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

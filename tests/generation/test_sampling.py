@@ -11,8 +11,8 @@ import pytest
 import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
-from lmjax.generation import continuing
-from lmjax.generation.generating import stream
+from lmjax.generation import sampling
+from lmjax.generation.api import stream
 from tests import tiny
 from tests.generation import models
 
@@ -81,7 +81,7 @@ def test_samples_have_the_models_distribution() -> None:
 
 def test_nothing_compiles_anew_within_a_bucket(gpt: Pretrained) -> None:
     def sizes() -> tuple[int, int]:
-        return continuing.begin._cache_size(), continuing.advance._cache_size()
+        return sampling.begin._cache_size(), sampling.advance._cache_size()
 
     settings: dict[str, Any] = {"top_p": 0.9, "ignore_eos": True}
     lmjax.generate(gpt, PROMPTS, max_new_tokens=9, temperature=0.7, **settings)

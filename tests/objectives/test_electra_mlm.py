@@ -10,8 +10,8 @@ import pytest
 
 from lmjax.models.network import TextInputs
 from lmjax.objectives.base import Batch, Scored, apply
-from lmjax.objectives.identified import AllTokensMLM, ReplaceMLM, log_mixture
-from lmjax.objectives.replaced import ReplacedTokenDetection, chosen_positions
+from lmjax.objectives.electra_mlm import AllTokensMLM, ReplaceMLM, log_mixture
+from lmjax.objectives.rtd import ReplacedTokenDetection, chosen_positions
 from tests import tiny
 
 ELECTRA = tiny.objective("electra")

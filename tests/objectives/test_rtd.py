@@ -10,7 +10,7 @@ import pytest
 
 from lmjax.models.electra import standalone
 from lmjax.objectives.base import Batch, Scored, apply
-from lmjax.objectives.replaced import ReplacedTokenDetection, sample_replacements
+from lmjax.objectives.rtd import ReplacedTokenDetection, sample_replacements
 from lmjax.training.step import total_loss
 from tests import tiny
 

@@ -35,6 +35,7 @@ PROGRAMS = {
 }
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(p for room in ("lmjax", "experiments", "configs") for p in (ROOT / room).rglob("*.py")),
 ]

@@ -29,12 +29,12 @@ _OPENING = contextvars.ContextVar("opening", default=False)
 _ALLOWED = contextvars.ContextVar[tuple[str, ...]]("allowed", default=("lmjax",))
 
 
-# Classes that earlier versions had, and what a config or a run names in place of them.
 # Modules that were renamed; runs and configs of earlier versions name them.
 _RENAMED = {
     "lmjax.objectives.identified": "lmjax.objectives.electra_mlm",
     "lmjax.objectives.replaced": "lmjax.objectives.rtd",
 }
+# Classes that earlier versions had, and what a config or a run names in place of them.
 _REPLACED = {
     "lmjax.tasks.intents.Intents": "lmjax.tasks.classification.Classification, pydocs 'intents'",
     "lmjax.tasks.mood.Mood": "lmjax.tasks.classification.Classification, pydocs 'moods'",

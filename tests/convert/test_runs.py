@@ -205,13 +205,13 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         (
             "model.trunk.hidden_size",
             10**6,
-            "config.model.generator_size: .* makes no generator",
+            "config.model.generator_size: .* gives no valid generator",
         ),
         ("model.trunk.hidden_size", 10**5, "makes '.*' float32\\[.*100000"),
         ("model.trunk.hidden_size", 10**7, "config.model.trunk.hidden_size: must lie in"),
         ("model.trunk.intermediate_size", 33, "makes '.*' float32"),
         ("model.max_length", 2**20, "makes 'embeddings/position/embedding' float32"),
-        ("model.generator_size", 1e-9, "config.model.generator_size: .* makes no generator"),
+        ("model.generator_size", 1e-9, "config.model.generator_size: .* gives no valid generator"),
         (
             "model.share_embeddings",
             False,

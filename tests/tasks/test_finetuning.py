@@ -384,7 +384,7 @@ NETWORK = [
     ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
     ("task", "no_such_task", "the network is one of another task"),
     ("task", "token_classification", "'token_classification' has TokenHead, not SequenceHead"),
-    ("task", "language_model", "network.json.*Bert was not built to continue texts"),
+    ("task", "language_model", "network.json.*Bert does not support text generation"),
     ("head", "x", "network.json.head: expected a block"),
     ("head.type", "os.path", "network.json.head.type: 'os.path' is not of lmjax"),
     ("head.type", "lmjax.models.bert.BertConfig", "is no flax.linen.module.Module"),

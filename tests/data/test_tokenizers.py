@@ -268,10 +268,10 @@ def test_a_text_that_cannot_be_read_is_named(kind: Any) -> None:
     for texts, says in [
         (
             ["fine", "half \ud83d of one"],
-            r"text 1: half of a surrogate pair \(U\+D83D\) at char.* 5,",
+            r"text 1: an unpaired surrogate \(U\+D83D\) at char.* 5,",
         ),
-        (["fine", None], "text 1: a text is expected, not NoneType"),
-        ([3.5], "text 0: a text is expected, not float"),
+        (["fine", None], "text 1: expected a str, got NoneType"),
+        ([3.5], "text 0: expected a str, got float"),
     ]:
         for read in (
             tokenizer.encode_batch,

@@ -91,9 +91,9 @@ def test_a_late_line_that_holds_no_document_is_named_when_it_is_read(
     line = json.dumps({"text": "word " * 200}) + "\n"
     path = write(tmp_path / "a.jsonl", (2000 * line + '{"body": "x"}\n').encode())
     check_corpus(str(path))  # of the first megabyte, which ends within a line
-    with pytest.raises(ConfigError, match=r"a.jsonl:2001: .* config.data.text_feature names"):
+    with pytest.raises(ConfigError, match=r"a.jsonl:2001: .* set config.data.text_feature"):
         read(path)
-    with pytest.raises(ConfigError, match=r"--data: .* --text_feature names another"):
+    with pytest.raises(ConfigError, match=r"--data: .* set --text_feature to another"):
         check_corpus(str(path), "--data", text_feature="body")
 
 

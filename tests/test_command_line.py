@@ -53,7 +53,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/bert.py:huge"], "--config: no size 'huge'"),
+        (["--config=configs/bert.py:huge"], "--config: unknown size 'huge'"),
         (["--config=configs/none.py"], "--config: cannot read 'configs/none.py'"),
         (["--config.training.steps=3"], "config.training.steps"),
         ([TINY, "--config.training.stepz=3"], "config.training.stepz: unknown field"),

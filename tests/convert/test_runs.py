@@ -189,9 +189,13 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         ("training.ema_decay", math.nan, "config.training.ema_decay: must be a finite number"),
         ("training.ema_decay", 0.0, ""),  # the parameters that are not averaged are there, too
         ("objective", "x", "config.objective: expected a block"),
-        ("objective.type", ["x"], "config.objective.type: .* is no import path"),
-        ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is no lmjax"),
-        ("objective.type", "lmjax.models.bert.BertConfig", "is no lmjax.objectives.base.Objective"),
+        ("objective.type", ["x"], "config.objective.type: .* is not an import path"),
+        ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is not a lmjax"),
+        (
+            "objective.type",
+            "lmjax.models.bert.BertConfig",
+            "is not a lmjax.objectives.base.Objective",
+        ),
         ("objective.type", "lmjax.training.run_directory.os.system", "cannot import"),
         ("objective.max_predictions", 2**40, "config.objective.max_predictions: must lie in"),
         ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),

@@ -106,7 +106,8 @@ class NgramModel:
         for n in range(1, order + 1):
             adjusted = raw
             if n < order:
-                # Number of distinct left neighbours; n-grams that begin a sentence keep counts.
+                # Number of distinct left neighbors. N-grams that begin a sentence have none and
+                # keep their raw counts.
                 adjusted = np.bincount(places[n][firsts[n]], minlength=len(keys[n - 1]))
                 begins = padded[firsts[n - 1] - n + 1] == vocab_size
                 counts = np.bincount(places[n][places[n] >= 0], minlength=len(keys[n - 1]))

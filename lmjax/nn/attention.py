@@ -43,7 +43,7 @@ def attention_weights(
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Softmax of `scores` over the last axis where `mask` is True, zeros elsewhere; float32.
 
-    Fully masked queries return zeros, such as the first query of a factorisation order without
+    Fully masked queries return zeros, such as the first query of a factorization order without
     memory. The backward pass needs only the result, so no other array of this size is saved.
     """
     scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)

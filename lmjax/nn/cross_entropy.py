@@ -16,7 +16,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return score_targets(logits, targets)[0]
 
 
-# Besides the logits, only the normaliser is saved for the gradient. The logits are by far the
+# Besides the logits, only the normalizer is saved for the gradient. The logits are by far the
 # largest array of a step, and saving the probabilities would add a second one of that size.
 @functools.partial(
     jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_NORMALISER)

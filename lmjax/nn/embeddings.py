@@ -51,7 +51,7 @@ class TextEmbeddings(nn.Module):
       features: embedding size (in ELECTRA it may differ from the trunk's hidden size).
       max_length: rows of the position table.
       segment_types: rows of the segment table; 0 = no table (GPT).
-      norm: whether to apply layer normalisation to the sum (BERT: yes, GPT: no).
+      norm: whether to apply layer normalization to the sum (BERT: yes, GPT: no).
       position_std: initial std of the position table (GPT-2: 0.01); 0 = the trunk's.
     """
 

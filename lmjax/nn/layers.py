@@ -1,4 +1,4 @@
-"""Basic layers: dense, layer normalisation, activations."""
+"""Basic layers: dense, layer normalization, activations."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def contract(spec: str, a: jax.Array, b: jax.Array, dtype: Any = jnp.float32) ->
 
     The result is float32, also in the backward pass. Accelerators (and XLA's CPU kernels) run
     products of bfloat16 operands with a float32 result at full speed, while the residual
-    stream, softmax, normalisation and loss stay in float32.
+    stream, softmax, normalization and loss stay in float32.
 
     Args:
       spec: two-operand einsum. Every index of an operand must also occur in the other operand
@@ -117,7 +117,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation of the last axis in float32, with the biased variance.
+    """Layer normalization of the last axis in float32, with the biased variance.
 
     (x - mean) / sqrt(var + epsilon) * scale + bias; Ba et al. 2016. The variance is
     computed in two passes, because E[x^2] - E[x]^2 cancels badly.

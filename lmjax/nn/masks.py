@@ -172,7 +172,7 @@ def prefix(in_prefix: jax.Array) -> Mask:
 
 
 def permutation(query_place: jax.Array, key_place: jax.Array) -> Mask:
-    """Position i attends to the positions before it in a factorisation order.
+    """Position i attends to the positions before it in a factorization order.
 
     XLNet's `perm_mask` is the negation: it is True where j is *hidden* from i, which is
     query_place[i] <= key_place[j].

@@ -17,7 +17,7 @@ from lmjax.nn.trunk import TransformerConfig
 ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
 
 # Names in the collection "intermediates", if it is mutable, of the hidden states that enter the
-# first block, that leave each block, and of the final normalised ones.
+# first block, that leave each block, and of the final normalized ones.
 ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
 
 

@@ -23,7 +23,7 @@ class TransformerConfig:
       head_dim: size of a head; 0 = hidden_size / heads.
       activation: activation of the feed-forward layer; 'gelu' is the error-function form.
       gated: use a gated feed-forward layer with three kernels (Shazeer 2020).
-      norm: 'post' normalises after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
+      norm: 'post' normalizes after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
         before each sublayer and once at the end (GPT-2).
       layer_norm_epsilon: 1e-12 in BERT, XLNet and ELECTRA, 1e-5 in GPT-2.
       dropout: rate on embeddings and on each sublayer's output.
@@ -33,11 +33,11 @@ class TransformerConfig:
       scale_residual_init: divides the initial std of each sublayer's last kernel by
         sqrt(2 layers) (GPT-2 §2.3).
       base_width: hidden size at which the learning rate was tuned. The maximal update
-        parametrisation transfers that rate to this size (Yang et al. 2022, Table 8, with a fixed
+        parametrization transfers that rate to this size (Yang et al. 2022, Table 8, with a fixed
         head size): with r = hidden_size / base_width, the initial std of kernels is divided by
         sqrt(r), and their learning rate and the logits are divided by r. 0 = the standard
-        parametrisation.
-      dtype: dtype of the operands of matrix products; parameters, softmax, normalisation and
+        parametrization.
+      dtype: dtype of the operands of matrix products; parameters, softmax, normalization and
         loss are always float32.
       scan_layers: compile one block for all layers, with parameters stacked on a leading axis,
         so that compile time does not grow with depth. Unrolled layers are faster on CPU.
@@ -93,7 +93,7 @@ class TransformerConfig:
 
     @property
     def width_ratio(self) -> float:
-        """hidden_size / base_width; 1 in the standard parametrisation."""
+        """hidden_size / base_width; 1 in the standard parametrization."""
         return self.hidden_size / self.base_width if self.base_width else 1.0
 
     def initializer(self) -> Initializer:

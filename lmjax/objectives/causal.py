@@ -21,7 +21,7 @@ class CausalLM(Objective):
     """Predicts each token from those before it in its document (Radford et al. 2018 eq. 1).
 
     Attributes:
-      z_loss: weight of the mean squared log normaliser, which keeps logits from drifting
+      z_loss: weight of the mean squared log normalizer, which keeps logits from drifting
         (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
       loss_chunk: number of positions of a row whose logits are in memory at once. Logits are
         recomputed in the backward pass, so [batch, length, vocab_size] is never allocated.

@@ -173,7 +173,7 @@ def refuse_bad_rows(model: "Opened") -> None:
     named = "--data" if flags.FLAGS.data else "--text"
     settle(bad, "refuse", named, total, Notes(), _REMEDY)
     if not total:
-        raise ConfigError(f"--data: '{flags.FLAGS.data}' holds no rows; give a file with some")
+        raise ConfigError(f"--data: '{flags.FLAGS.data}' has no rows; give a file with rows")
 
 
 def batched(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:

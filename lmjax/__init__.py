@@ -36,7 +36,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Imports on first use: `import lmjax` alone stays quick."""
+    """Imports attributes on first use, so that `import lmjax` is fast."""
     if name not in _WHERE:
         raise AttributeError(f"module 'lmjax' has no attribute '{name}'")
     import importlib

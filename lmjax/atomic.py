@@ -1,4 +1,4 @@
-"""Files that are written atomically: readers see the old content or the new, never a part."""
+"""Atomic file writes: readers see either the old or the new content, never a part."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a UTF-8 file beside its place and moves it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write it
+    """Writes a temporary UTF-8 file in the same directory and moves it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # unique per process
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -23,6 +23,6 @@ def write_json(
     """Writes a JSON file.
 
     Args:
-      default: converts values that JSON has no form of, as in `json.dumps`.
+      default: converts values that JSON does not support, as in `json.dumps`.
     """
     write_text(path, json.dumps(values, indent=2, default=default) + "\n")

@@ -1,6 +1,6 @@
-"""From a config, plain data, to the frozen dataclasses that the code is built from.
+"""Conversion of configs, which are plain data, to the frozen dataclasses that the code uses.
 
-A config states what is different: every field that it leaves out has the default of its dataclass.
+A config states only what differs from the defaults: omitted fields have the dataclass default.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ from lmjax.errors import ConfigError
 
 T = TypeVar("T")
 
-# Whether the classes to import are named by a run that is being opened, and from which modules
-# such a run may name them.
+# Whether the import paths come from a run that is being opened, and the modules that such a run
+# may import.
 _OPENING = contextvars.ContextVar("opening", default=False)
 _ALLOWED = contextvars.ContextVar[tuple[str, ...]]("allowed", default=("lmjax",))
 
 
-# Modules that were renamed; runs and configs of earlier versions name them.
+# Renamed modules, to which runs and configs of earlier versions refer: old -> new.
 _RENAMED = {
     "lmjax.objectives.identified": "lmjax.objectives.electra_mlm",
     "lmjax.objectives.replaced": "lmjax.objectives.rtd",
 }
-# Classes that earlier versions had, and what a config or a run names in place of them.
+# Classes of earlier versions, and their replacements.
 _REPLACED = {
     "lmjax.tasks.intents.Intents": "lmjax.tasks.classification.Classification, pydocs 'intents'",
     "lmjax.tasks.mood.Mood": "lmjax.tasks.classification.Classification, pydocs 'moods'",
@@ -43,16 +43,16 @@ _REPLACED = {
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The interval a number must lie in: `dropout: Annotated[float, Interval("[0, 1)")]`.
+    """The interval of valid numbers: `dropout: Annotated[float, Interval("[0, 1)")]`.
 
-    Numbers are judged as int32 and float32, in which everything is computed: NaN, 1e50 and 2**31
-    lie in no interval, 1e-50 is 0, and 0.99999999 is 1. An end may be a power such as 2**20.
+    Numbers are checked as int32 and float32, the types used in computations: NaN, 1e50 and 2**31
+    are in no interval, 1e-50 is 0, and 0.99999999 is 1. An end may be a power such as 2**20.
     """
 
     text: str
 
     def check(self, value: int | float, where: str) -> None:
-        """Raises a ConfigError that names the field `where` unless `value` lies inside."""
+        """Raises a ConfigError that names the field `where` unless `value` is in the interval."""
         text = self.text
         number: float = value
         if isinstance(value, int):
@@ -66,21 +66,21 @@ class Interval:
         below = number < high or (number == high and text[-1] == "]")
         if above and below:
             return
-        told = f"must lie in {text}"
+        message = f"must lie in {text}"
         if not above and (isinstance(value, int) or high == math.inf):
             least = "positive" if text[0] == "(" else f"at least {low:g}"
-            told = "must not be negative" if text.startswith("[0") else f"must be {least}"
-        raise ConfigError(f"{where}: {told}, got {quoted(value)}")
+            message = "must not be negative" if text.startswith("[0") else f"must be {least}"
+        raise ConfigError(f"{where}: {message}, got {quoted(value)}")
 
 
 def _ends(text: str) -> tuple[float, float]:
-    """The two numbers of '[0, 2**20)'."""
+    """Parses the ends of an interval such as '[0, 2**20)'."""
     low, high = (end.partition("**") for end in text[1:-1].split(", "))
     return float(low[0]) ** int(low[2] or 1), float(high[0]) ** int(high[2] or 1)
 
 
 def _float32(value: float) -> float:
-    """The nearest float32; 0 for what is smaller than the smallest normal one."""
+    """Rounds to float32; flushes subnormal numbers to 0."""
     with np.errstate(over="ignore"):
         rounded = float(np.float32(value))
     return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else rounded
@@ -88,34 +88,34 @@ def _float32(value: float) -> float:
 
 _ANY_NUMBER = Interval("(-inf, inf)")
 
-# The intervals that most numbers lie in.
+# Common types of numbers.
 PositiveInt = Annotated[int, Interval("[1, inf)")]
 NonNegativeInt = Annotated[int, Interval("[0, inf)")]
-Size = Annotated[int, Interval("[1, 2**20]")]  # of an axis: tokens of an example, features
-OptionalSize = Annotated[int, Interval("[0, 2**20]")]  # 0 where there is none
+Size = Annotated[int, Interval("[1, 2**20]")]  # size of an axis, such as tokens or features
+OptionalSize = Annotated[int, Interval("[0, 2**20]")]  # 0 = none
 VocabSize = Annotated[int, Interval("[0, 2**24]")]
 Seed = Annotated[int, Interval("[0, 2**32)")]
 Probability = Annotated[float, Interval("[0, 1]")]
-Rate = Annotated[float, Interval("[0, 1)")]  # of what is dropped: never all
+Rate = Annotated[float, Interval("[0, 1)")]  # dropout rate
 Finite = Annotated[float, Interval("(-inf, inf)")]
-Weight = Annotated[float, Interval("[0, 2**20]")]  # of a term of the loss
+Weight = Annotated[float, Interval("[0, 2**20]")]  # weight of a loss term
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Marks a field whose value is a block of fields of a class that the config chooses.
+    """Marks a field whose value is a block of fields of a class that the config selects.
 
-    `Annotated[Examples, Block()]` is built. `Annotated[Mapping[str, Any], Block(...)]` stays a
-    mapping of plain values: building it takes more than the config.
+    `build` converts `Annotated[Examples, Block()]` to an instance of the class.
+    `Annotated[Mapping[str, Any], Block(...)]` remains a mapping of plain values, because building
+    it needs more than the config.
 
     Attributes:
-      kind: a class, or a union of classes, of which the class that the block's `type` names is to
-        be a subclass.
+      kind: required base class, or union of base classes, of the class named by the block's `type`.
       given: fields of the class that do not come from the config.
-      find: (block, the fields around it, path of the block) -> the class, where it is not named by
-        a `type` in the block.
-      views: (block, the fields around it) -> the whole blocks that it stands for, by name. Such a
-        block states what they share, and is not filled with defaults itself.
+      find: (block, enclosing fields, path of the block) -> class, if the block has no `type` that
+        names it.
+      views: (block, enclosing fields) -> the complete blocks that the block represents, by name.
+        Such a block states their common fields and is not filled with defaults itself.
     """
 
     kind: Any = object
@@ -124,7 +124,7 @@ class Block:
     views: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def class_of(self, block: Any, around: Mapping[str, Any], where: str) -> Any:
-        """The dataclass whose fields `block` has. Raises ConfigError."""
+        """Returns the dataclass of `block`. Raises ConfigError."""
         if self.find is None:
             return resolve_type(block, where, self.kind)
         _check_block(block, where)
@@ -132,13 +132,12 @@ class Block:
 
 
 def check_ranges(config: Any) -> None:
-    """Refuses numbers outside of the intervals that the fields of a dataclass state.
+    """Checks that the fields of a dataclass are in their annotated intervals.
 
-    The dataclass calls it in its `__post_init__`, so that its numbers are checked whoever makes
-    it.
+    The dataclass calls it in `__post_init__`, so that all instances are checked.
 
     Raises:
-      ConfigError: names the field.
+      ConfigError: a number is outside its interval; the message names the field.
     """
     cls: Any = type(config)
     for name, hint in _intervals(cls).items():
@@ -147,7 +146,7 @@ def check_ranges(config: Any) -> None:
 
 @functools.cache
 def _intervals(cls: type) -> dict[str, Any]:
-    """The fields that state an interval, tuples of such numbers, and those that may be None."""
+    """Returns fields annotated with an interval, including tuples and optionals."""
 
     def states(hint: Any) -> bool:
         annotated = typing.get_origin(hint) is Annotated
@@ -159,13 +158,13 @@ def _intervals(cls: type) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def allowing(modules: Collection[str]) -> Iterator[None]:
-    """Within it, runs that are opened may name classes of these modules, too.
+    """A context in which opened runs may also refer to classes of these modules.
 
-    A run names the classes that it is made of. Importing a module executes it, so that of a run
-    only lmjax's own are imported, and those that its user trusts.
+    A run's config names classes by import path, and importing a module executes it. Therefore only
+    modules of lmjax, and those that the user trusts, are imported.
 
     Args:
-      modules: names; a package stands for all that is in it.
+      modules: names of modules; a package includes all of its modules.
     """
     named = [modules] if isinstance(modules, str) else modules
     token = _ALLOWED.set((*_ALLOWED.get(), *named))
@@ -177,7 +176,7 @@ def allowing(modules: Collection[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opening() -> Iterator[None]:
-    """Within it, what names classes is read from a run: they come from allowed modules alone."""
+    """A context in which import paths come from a run, so only allowed modules are imported."""
     token = _OPENING.set(True)
     try:
         yield
@@ -190,17 +189,19 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
 
     Args:
       path: dotted import path.
-      where: the config field that holds it, for the error message.
-      kind: a class, or a union of classes, of which it is to be a subclass.
+      where: the config field of `path`, for error messages.
+      kind: required base class, or union of base classes.
 
     Raises:
-      ConfigError: the module cannot be imported, or has no such class; or a run that is being
-        opened names a module that is not allowed.
+      ConfigError: the module cannot be imported or has no such class, or a run that is being
+        opened refers to a module that is not allowed.
     """
     if not isinstance(path, str) or not re.fullmatch(r"\w+(\.\w+)+", path):
-        raise ConfigError(f"{where}: {quoted(path)} is no import path; write 'package.module.Name'")
+        raise ConfigError(
+            f"{where}: {quoted(path)} is not an import path; use 'package.module.Name'"
+        )
     if path in _REPLACED:
-        raise ConfigError(f"{where}: '{path}' has been replaced; write {_REPLACED[path]}")
+        raise ConfigError(f"{where}: '{path}' has been replaced; use {_REPLACED[path]}")
     module_name, _, name = current_path(path).rpartition(".")
     _check_allowed(module_name, path, where)
     try:
@@ -214,13 +215,13 @@ def resolve(path: str, where: str, kind: Any = object) -> type:
     if not (isinstance(found, type) and issubclass(found, kind)):
         kinds = typing.get_args(kind) or (kind,)
         names = " or ".join(f"{k.__module__}.{k.__qualname__}" for k in kinds)
-        raise ConfigError(f"{where}: '{path}' is no {'class' if kind is object else names}")
+        raise ConfigError(f"{where}: '{path}' is not a {'class' if kind is object else names}")
     _check_allowed(found.__module__, path, where)
     return found
 
 
 def current_path(path: Any) -> Any:
-    """The import path of a class whose module may have been renamed."""
+    """Returns the current import path of a class whose module may have been renamed."""
     if not isinstance(path, str):
         return path
     module, dot, name = path.rpartition(".")
@@ -238,7 +239,7 @@ def _check_allowed(module: str, path: str, where: str) -> None:
         package = module.split(".")[0]
         raise ConfigError(
             f"{where}: '{path}' is not of lmjax, and importing it would run its code; if you trust"
-            f" it, lmjax.load(..., allow_modules=['{package}']), or --allow_modules={package}"
+            f" it, use lmjax.load(..., allow_modules=['{package}']) or --allow_modules={package}"
         )
 
 
@@ -246,15 +247,14 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
     """Builds the dataclass `cls` from plain values.
 
     Args:
-      cls: a dataclass; a field whose type is itself a dataclass is built from the
-        mapping found under its name.
-      mapping: field name -> value. A `type` entry, which chose `cls`, is passed over.
+      cls: a dataclass; fields whose type is a dataclass are built from nested mappings.
+      mapping: field name -> value. A `type` entry, which selected `cls`, is ignored.
       where: path of the mapping in the config, such as `config.model`.
       **given: fields that do not come from the config.
 
     Raises:
-      ConfigError: unknown, missing or mistyped field, a number that is not finite or lies outside
-        of the field's interval, or a value that `cls` refuses.
+      ConfigError: a field is unknown, missing or of the wrong type, a number is not finite or
+        outside its interval, or `cls` rejects a value.
     """
     _check_block(mapping, where)
     hints, fields = field_types(cls), fields_of(cls, given)
@@ -275,10 +275,10 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str, **given: Any) ->
 
 
 def resolve_type(mapping: Mapping[str, Any], where: str, kind: Any = object) -> Any:
-    """The dataclass, of a kind, that `mapping['type']` names by import path."""
+    """Returns the dataclass named by `mapping['type']`, a subclass of `kind`."""
     _check_block(mapping, where)
     if "type" not in mapping:
-        raise ConfigError(f"{where}.type: missing; name a class by its import path")
+        raise ConfigError(f"{where}.type: missing; set it to the import path of a class")
     cls = resolve(mapping["type"], f"{where}.type", kind)
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(f"{where}.type: '{mapping['type']}' is not a dataclass")
@@ -286,7 +286,7 @@ def resolve_type(mapping: Mapping[str, Any], where: str, kind: Any = object) -> 
 
 
 def build_typed(mapping: Mapping[str, Any], where: str, kind: Any = object, **given: Any) -> Any:
-    """Builds the dataclass, of a kind, that `mapping['type']` names by import path."""
+    """Builds the dataclass named by `mapping['type']`, a subclass of `kind`."""
     return build(resolve_type(mapping, where, kind), mapping, where, **given)
 
 
@@ -296,14 +296,15 @@ def _check_block(value: Any, where: str) -> None:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as a field of this type takes it.
+    """Converts a plain value to the type of a field.
 
     Args:
       hint: the type: a dataclass, a number with or without an Interval, str, bool, a Literal, a
-        tuple or mapping of such, or a union of them.
+        tuple or mapping of these types, or a union of them.
+      where: path of the field, for error messages.
 
     Raises:
-      ConfigError: it is of another type, or a number that is not allowed; `where` names the field.
+      ConfigError: the value has the wrong type, or is a number outside its interval.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     interval = _ANY_NUMBER
@@ -360,17 +361,17 @@ def filled(
     missing: Any = None,
     owners: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Every field of the dataclass `cls` as plain values, in the order of its declaration.
+    """Returns all fields of the dataclass `cls` as plain values, in order of declaration.
 
     Args:
-      config: the fields that are stated; the others are at their defaults.
+      config: the fields that are set; the others get their defaults.
       given: fields of `cls` that do not come from the config.
-      missing: stands for a field without a default that is not stated; None leaves it out.
-      owners: gets the name of the dataclass of each field, by its path.
+      missing: value of unset fields without a default; None omits them.
+      owners: dict that is filled with the name of the dataclass of each field, by path.
 
     Raises:
       ConfigError: a field is unknown, or the class of a block cannot be found. Values are not
-        checked: `build` does that.
+        checked; `build` does that.
     """
     values = plain(config)
     filling = _Filling(missing, {} if owners is None else owners)
@@ -378,17 +379,17 @@ def filled(
 
 
 def comparable(cls: type, config: Any, like: Mapping[str, Any]) -> Any:
-    """The fields of a config that another program may have stored, to be compared with `like`.
+    """Normalizes a config, which may come from another version, for comparison with `like`.
 
-    Fields that it leaves out are at their defaults, so that a config that states a default equals
-    one that does not. Classes are those that `like` names: none that only `config` names is
-    imported. What `like` has no place for stays as it is. A block that stands for several (see
-    `Block.views`) has values by dotted name: those of all, or {name of the view: its value}.
+    Omitted fields get their defaults, so a config that states a default equals one that omits it.
+    Only classes named by `like` are imported, never classes named only by `config`. Fields that
+    are unknown to `like` are kept unchanged. A block that represents several (see `Block.views`)
+    becomes a mapping of dotted names to the common value, or to {view: value} if values differ.
 
     Args:
       cls: the dataclass of the whole config.
       config: plain values.
-      like: plain values of the config that runs now; itself it gives what to compare with.
+      like: plain values of the current config; `comparable(cls, like, like)` normalizes it.
     """
     config = plain(config)
     if not isinstance(config, Mapping):
@@ -398,7 +399,7 @@ def comparable(cls: type, config: Any, like: Mapping[str, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Filling:
-    """How defaults are filled in; see `filled` and `comparable`."""
+    """Fills in defaults; see `filled` and `comparable`."""
 
     missing: Any = None
     owners: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -407,7 +408,7 @@ class _Filling:
     def block(
         self, cls: Any, given: Collection[str], values: Any, like: Mapping[str, Any], where: str
     ) -> dict[str, Any]:
-        """A block of `cls`. like: the block that chooses the classes of the blocks inside."""
+        """Fills a block of `cls`. like: the block that selects the classes of nested blocks."""
         _check_block(values, where)
         hints, fields = field_types(cls), fields_of(cls, given)
         made = {"type": current_path(values["type"])} if "type" in values else {}
@@ -434,7 +435,7 @@ class _Filling:
     def value(
         self, hint: Any, value: Any, around: Any, like: Any, around_like: Any, where: str
     ) -> Any:
-        """The value of a field with this type, with the defaults of the blocks in it."""
+        """Fills the defaults of the blocks in the value of a field."""
         if not (isinstance(value, Mapping) and isinstance(like, Mapping)):
             return value
         note = block_note(hint)
@@ -461,7 +462,7 @@ class _Filling:
 
 
 def _merged(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """By dotted name, the value that all views have, or else {view: its value}."""
+    """Maps dotted names to the value common to all views, or to {view: value}."""
     flat = {name: flattened(view) for name, view in views.items()}
     merged: dict[str, Any] = {}
     for path in dict.fromkeys(path for view in flat.values() for path in view):
@@ -473,7 +474,7 @@ def _merged(views: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def flattened(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted names; an empty block is a value."""
+    """Maps dotted names to values; an empty block counts as a value."""
     flat: dict[str, Any] = {}
     for name, value in block.items():
         inside = isinstance(value, Mapping) and value
@@ -482,9 +483,9 @@ def flattened(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, block by block; a block of another `type` replaces it.
+    """Merges `changes` into `base` recursively; a block with another `type` replaces the old one.
 
-    A field of one type says nothing of the fields of another.
+    Fields of one type do not carry over to another.
     """
     made = dict(base)
     for name, value in changes.items():
@@ -497,19 +498,19 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def size_of(sizes: Collection[str], wanted: str) -> str:
-    """The size that a config file was asked for after the colon, checked."""
+    """Checks the size requested after the colon of --config, and returns it."""
     if wanted not in sizes:
-        raise ConfigError(f"--config: no size '{wanted}'; sizes: {', '.join(sizes)}")
+        raise ConfigError(f"--config: unknown size '{wanted}'; choose from {', '.join(sizes)}")
     return wanted
 
 
 def plain(config: Any) -> Any:
-    """The plain values of a ConfigDict."""
+    """Converts a ConfigDict to plain values; returns other values unchanged."""
     return config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
 
 
 def fields_of(cls: Any, given: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass that come from a config."""
+    """Returns the fields of a dataclass that come from a config, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in given}
 
 
@@ -520,7 +521,7 @@ def check_known(name: str, cls: Any, fields: Collection[str], where: str) -> Non
 
 
 def _default(field: Any) -> Any:
-    """The default of a field, plain where it is a dataclass; MISSING if it has none."""
+    """Returns the default of a field as plain values, or MISSING if it has none."""
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -529,20 +530,20 @@ def _default(field: Any) -> Any:
 
 
 def _over_default(field: Any, value: Any) -> Any:
-    """A block that states some fields of one whose default is a block, too."""
+    """Merges a block into the default of its field, if that is a block too."""
     default, value = _default(field), plain(value)
     both = isinstance(value, Mapping) and isinstance(default, Mapping)
     return overlaid(default, value) if both else value
 
 
 def block_note(hint: Any) -> Block | None:
-    """The Block that a type is annotated with."""
+    """Returns the Block with which a type is annotated, or None."""
     notes = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
     return next((note for note in notes if isinstance(note, Block)), None)
 
 
 def item_hint(hint: Any) -> Any:
-    """The type of the values of a mapping by name; None for what is no such mapping."""
+    """Returns the value type of a mapping type; None for other types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Mapping:
         return arguments[1]
@@ -555,9 +556,9 @@ def item_hint(hint: Any) -> Any:
 def class_inside(
     hint: Any, block: Any, around: Mapping[str, Any], where: str
 ) -> tuple[Any, tuple[str, ...]]:
-    """The dataclass whose fields a block has, and which of them do not come from the config.
+    """Returns the dataclass of a block, and its fields that do not come from the config.
 
-    None for a type that is no block.
+    Returns None as the dataclass if the type is not a block.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if (note := block_note(hint)) is not None:
@@ -571,16 +572,16 @@ def class_inside(
 
 
 def quoted(value: Any) -> str:
-    """A value for a message of one line."""
+    """Formats a value for a one-line message."""
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to write integers of many digits
-        return "a number of thousands of digits"
+    except ValueError:  # Python refuses to format integers with many digits
+        return "a number with thousands of digits"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """The types of the fields of a dataclass, with their annotations."""
+    """Returns the types of the fields of a dataclass, including annotations."""
     return typing.get_type_hints(cls, include_extras=True)
 
 

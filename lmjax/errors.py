@@ -1,4 +1,4 @@
-"""The errors that inputs can cause."""
+"""Errors caused by invalid inputs."""
 
 from typing import Any
 
@@ -6,33 +6,33 @@ import numpy as np
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work.
+    """An invalid setting.
 
-    The message is one line that names the field and the remedy; programs print it
-    without a traceback and exit with code 2.
+    The message is one line that names the field and the remedy. Programs print it without a
+    traceback and exit with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        """Takes the message; line breaks in what it quotes are written as escapes."""
+        """Escapes line breaks in the message, which may quote input."""
         super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 class NonFiniteError(ArithmeticError):
-    """A model computed NaN or infinity where a score is needed.
+    """A model computed NaN or infinity instead of a score.
 
     Programs print the message without a traceback and exit with code 3.
     """
 
 
 def require_finite(values: Any, what: str) -> None:
-    """Refuses to go on with NaN or infinity.
+    """Checks that all values are finite.
 
     Args:
-      values: array of floats, or what NumPy makes one of.
-      what: names the values in the message.
+      values: array-like of floats.
+      what: name of the values, for the error message.
 
     Raises:
-      NonFiniteError: some of `values` are not finite.
+      NonFiniteError: some of `values` are NaN or infinite.
     """
     array = np.asarray(values, np.float64)
     bad = array.size - int(np.isfinite(array).sum())
@@ -44,5 +44,5 @@ def require_finite(values: Any, what: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as far as its first line."""
+    """Returns the first line of an error message, or the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Optional dependencies: a missing one is reported with the extra that installs it."""
+"""Optional dependencies; errors name the extra that installs a missing one."""
 
 import importlib
 from typing import Any
@@ -10,15 +10,15 @@ def require(module: str, extra: str, purpose: str) -> Any:
     """Imports an optional dependency.
 
     Args:
-      module: its import path, such as 'sklearn.feature_extraction.text'.
+      module: import path, such as 'sklearn.feature_extraction.text'.
       extra: the extra of lmjax that installs it.
-      purpose: begins the message: the field or flag that needs the package, and what for.
+      purpose: beginning of the error message: the field or flag that needs the package, and why.
 
     Returns:
       The module.
 
     Raises:
-      ConfigError: it is not installed, or does not import.
+      ConfigError: the dependency is not installed or cannot be imported.
     """
     try:
         return importlib.import_module(module)
@@ -32,7 +32,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def installed(module: str) -> bool:
-    """Whether an optional dependency can be imported. Imports it."""
+    """Whether an optional dependency can be imported; imports it."""
     try:
         importlib.import_module(module)
     except ImportError:

@@ -1,7 +1,7 @@
-"""Locks between processes: a directory or a piece of work belongs to one of them at a time.
+"""Interprocess locks, which give one process at a time exclusive access to a directory or task.
 
-A lock is flock's on a file that its holder keeps open, so that the kernel frees it when the
-holder ends, by kill -9 too. On NFS the server holds it, for the processes of all machines.
+A lock is an flock on a file that its holder keeps open, so the kernel releases it when the holder
+ends, even by kill -9. On NFS, the server manages the lock for processes on all machines.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ _HELD: set[str] = set()  # the lock files that this process holds
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, wait: bool = False) -> Iterator[str | None]:
-    """Holds the lock file `path`, made if missing, unless another process holds it.
+    """Holds the lock file `path`, created if missing, unless another process holds it.
 
-    What this process holds already, it may hold again.
+    The lock is reentrant within a process.
 
     Args:
-      wait: until the other process frees it.
+      wait: whether to wait until another process releases the lock.
 
     Yields:
-      None where this process holds the lock, else who does, such as 'process 123 on host'.
+      None if this process holds the lock, otherwise the holder, such as 'process 123 on host'.
     """
     name = str(path.resolve())
     if name in _HELD:
@@ -38,7 +38,7 @@ def held(path: pathlib.Path, wait: bool = False) -> Iterator[str | None]:
             file = stack.enter_context(path.open("a+"))
             ours = acquire(file, wait)
             if not ours or _is_at(file, path):
-                break  # else its last holder has removed it meanwhile
+                break  # otherwise the previous holder has removed the file
         file.seek(0)
         if not ours:
             yield file.read().strip() or "another process"
@@ -54,12 +54,12 @@ def held(path: pathlib.Path, wait: bool = False) -> Iterator[str | None]:
 
 
 def acquire(file: IO[Any], wait: bool) -> bool:
-    """Locks an open file until it is closed; whether it could.
+    """Locks an open file until it is closed; returns whether it succeeded.
 
-    Where the file system has no locks, says so and goes on as if it could.
+    If the file system does not support locks, prints a warning and returns True.
 
     Args:
-      wait: until another process frees the lock.
+      wait: whether to wait until another process releases the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -69,8 +69,8 @@ def acquire(file: IO[Any], wait: bool) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
         print(
-            f"{file.name}: no locks on this file system ({error.strerror}); make sure that no"
-            " other process works there",
+            f"{file.name}: this file system does not support locks ({error.strerror}); make sure"
+            " that no other process uses this directory",
             file=sys.stderr,
             flush=True,
         )

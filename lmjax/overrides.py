@@ -1,4 +1,4 @@
-"""Fields of a config set from text, as a command line gives them."""
+"""Overrides of config fields from text, as given on the command line."""
 
 import ast
 import contextlib
@@ -27,16 +27,17 @@ from lmjax.errors import ConfigError
 def with_overrides(
     cls: type, config: Mapping[str, Any] | ml_collections.ConfigDict, overrides: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A config with fields set from text, as a command line gives them; nothing is filled in.
+    """Returns a config with fields set from text, as given on the command line.
 
-    A `type` is set first, for the other fields are those of its class.
+    Defaults are not filled in. A `type` is set first, since it determines the other fields.
 
     Args:
       cls: the dataclass of the config.
-      overrides: dotted names of fields -> text.
+      config: the fields that are set, as plain values.
+      overrides: dotted field names -> text.
 
     Raises:
-      ConfigError: there is no such field, or it does not take the value.
+      ConfigError: there is no such field, or the value is not valid for it.
     """
     values = plain(config)
     for name in sorted(overrides, key=lambda name: not name.endswith(".type")):
@@ -48,7 +49,7 @@ def with_overrides(
             raise (None if close else _elsewhere(cls, values, name)) or error from None
         value = _from_text(overrides[name], hint)
         block = block_note(hint) is not None or isinstance(value, Mapping)
-        # A block is checked with all of its fields, once it is whole.
+        # A block is checked with all of its fields once it is complete.
         values = _set(values, path, value if block else convert(value, hint, f"config.{name}"))
     return values
 
@@ -60,11 +61,13 @@ def field_type(
     where: str = "config",
     given: Collection[str] = (),
 ) -> Any:
-    """The type of the field of a config that a path of names leads to.
+    """Returns the type of a config field.
 
     Args:
       cls: the dataclass of the config.
-      values: plain values, of which the `type`s choose the classes of blocks.
+      values: plain values of the config, whose `type`s select the classes of blocks.
+      path: names that lead to the field, outermost first.
+      where: path of `values` in the config, for error messages.
       given: fields of `cls` that do not come from the config.
 
     Raises:
@@ -99,12 +102,14 @@ def _type_inside(
         return item if item is Any else _type_inside(item, inner, block, rest[1:], where)
     cls, given = class_inside(hint, block, around, where)
     if cls is None:
-        raise ConfigError(f"{where}.{rest[0]}: {where} is a value, and has no fields")
+        raise ConfigError(
+            f"{where}.{rest[0]}: {where} is a value without fields; set {where} itself"
+        )
     return field_type(cls, block, rest, where, given)
 
 
 def _elsewhere(cls: type, values: Mapping[str, Any], name: str) -> ConfigError | None:
-    """The refusal of a field that stands in another block than the one named."""
+    """Returns an error that suggests a field of the same name in another block, if any."""
     last = name.split(".")[-1]
     with contextlib.suppress(ConfigError):
         known = flattened(filled(cls, values, missing=""))
@@ -124,12 +129,12 @@ def _set(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str
 
 
 def _from_text(text: str, hint: Any) -> Any:
-    """What a text stands for where a value of this type is expected."""
+    """Parses text as a value of the expected type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _from_text(text, arguments[0])
     if origin in (typing.Union, types.UnionType):
-        for option in sorted(arguments, key=lambda option: option is str):  # which takes any text
+        for option in sorted(arguments, key=lambda option: option is str):  # str accepts any text
             value = _from_text(text, option)
             with contextlib.suppress(ConfigError):
                 if option is type(None) and value is None:

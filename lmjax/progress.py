@@ -1,4 +1,4 @@
-"""A progress bar for work that has nothing else to report."""
+"""A progress bar for work without other output."""
 
 import sys
 import time
@@ -15,13 +15,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(items: Iterable[T], description: str, total: float | None = None) -> Iterator[T]:
-    """Yields `items` and shows how many have gone by, on stderr.
+    """Yields `items` and reports progress on stderr.
 
-    A bar with the time left on a terminal, elsewhere a line every ten seconds; nothing for
-    work that ends within two seconds.
+    It shows a bar with the remaining time on a terminal, and otherwise prints a line every ten
+    seconds. It shows nothing for work that takes less than two seconds.
 
     Args:
-      total: how many there are; None = unknown.
+      total: number of items; None = unknown.
     """
     console = rich.console.Console(stderr=True)
     began = last = time.monotonic()

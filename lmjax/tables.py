@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], align: str = ""
 ) -> list[str]:
-    """The lines of a table.
+    """Returns the lines of a Markdown table.
 
     Args:
-      header: cells of the first row.
-      rows: cells of the others.
+      header: cells of the header row.
+      rows: cells of the other rows.
       align: one letter per column, 'l' or 'r'; a single letter applies to all columns, and ''
         aligns the first column left and the others right.
     """
@@ -21,6 +21,6 @@ def markdown_table(
 
 
 def markdown_row(cells: Iterable[str]) -> str:
-    """One line of a table. Cells are put on one line, and their `|` is escaped."""
+    """Returns one line of a table. Cells are joined to one line, and their `|` is escaped."""
     texts = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(texts)} |"

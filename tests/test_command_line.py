@@ -53,12 +53,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/bert.py:huge"], "--config: no size 'huge'"),
+        (["--config=configs/bert.py:huge"], "--config: unknown size 'huge'"),
         (["--config=configs/none.py"], "--config: cannot read 'configs/none.py'"),
         (["--config.training.steps=3"], "config.training.steps"),
         ([TINY, "--config.training.stepz=3"], "config.training.stepz: unknown field"),
         ([TINY, "--config.training.steps=abc"], "config.training.steps: expected int, got 'abc'"),
-        ([TINY, "--config.model.trunk.heads=3"], "config.model.trunk.heads: 3 heads"),
+        ([TINY, "--config.model.trunk.heads=3"], "config.model.trunk.heads: 3 does not divide"),
         ([TINY, "--config.data.examples.length=1024"], "config.data.examples.length: 1024"),
         ([TINY, "--config.data.corpus=missing.txt"], "config.data.corpus: no such file"),
     ],

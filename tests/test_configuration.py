@@ -225,10 +225,10 @@ def test_optional_takes_none_and_its_type() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("Name", "no import path"),
-        ("..Name", "no import path"),
-        ("lmjax.", "no import path"),
-        (3, "no import path"),
+        ("Name", "not an import path"),
+        ("..Name", "not an import path"),
+        ("lmjax.", "not an import path"),
+        (3, "not an import path"),
         ("no.such.module.Name", "cannot import 'no.such.module'"),
         ("lmjax.errors.ConfigErorr", "did you mean 'ConfigError'"),
     ],
@@ -255,7 +255,7 @@ def test_a_class_is_of_the_kind_that_is_asked_for() -> None:
         ("lmjax.load", object),
         ("os.path", object),  # a module
     ):
-        with pytest.raises(ConfigError, match=rf"config\.x: '{path}' is no "):
+        with pytest.raises(ConfigError, match=rf"config\.x: '{path}' is not a "):
             resolve(path, "config.x", kind)
 
 
@@ -275,7 +275,7 @@ def test_of_a_run_that_is_opened_only_allowed_modules_are_imported() -> None:
 
 @pytest.mark.parametrize("name", ["intents.Intents", "mood.Mood"])
 def test_a_class_that_was_replaced_is_refused_with_the_remedy(name: str) -> None:
-    message = rf"task\.json: task\.type: 'lmjax\.tasks\.{name}' has been replaced; write .*pydocs"
+    message = rf"task\.json: task\.type: 'lmjax\.tasks\.{name}' has been replaced; use .*pydocs"
     with pytest.raises(ConfigError, match=message):
         build_typed({"type": f"lmjax.tasks.{name}"}, "task.json: task")
 

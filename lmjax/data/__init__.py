@@ -1,1 +1,1 @@
-"""Text to batches; knows no model."""
+"""The data pipeline from text to batches; independent of models."""

@@ -1,4 +1,4 @@
-"""Where prepared data is kept, and how processes and users share it."""
+"""The cache of prepared data, shared by processes and users."""
 
 import os
 import pathlib
@@ -11,11 +11,11 @@ from lmjax.locking import acquire
 
 T = TypeVar("T")
 
-_REMEDY = "set config.data.cache_dir or LMJAX_CACHE to a folder of your own with room"
+_REMEDY = "set config.data.cache_dir or LMJAX_CACHE to a writable directory with free space"
 
 
 def cache_directory(cache_dir: str) -> pathlib.Path:
-    """The config's directory, else $LMJAX_CACHE, else ~/.cache/lmjax.
+    """Returns the config's directory, or $LMJAX_CACHE, or ~/.cache/lmjax.
 
     Raises:
       ConfigError: there is no home directory.
@@ -28,15 +28,20 @@ def cache_directory(cache_dir: str) -> pathlib.Path:
 
 
 def prepared(path: pathlib.Path, read: Callable[[], T | None], make: Callable[[], None]) -> T:
-    """What `read` finds at `path`, after `make` has put it there where it finds nothing.
+    """Returns the result of `read`, calling `make` first if there is no data at `path`.
 
-    What is there is read without a lock and without a write: a complete cache may be read-only,
-    or another user's. Of several processes that find nothing one makes it, the others wait for
-    it. The lock of a killed process is free. Where the file system knows no locks, work may be
-    done twice; `make` must therefore move whole results into place.
+    Existing data is read without locks or writes, so a complete cache may be read-only or belong
+    to another user. If several processes need missing data, one of them makes it while the others
+    wait. A killed process releases its lock. On file systems without locks, work may be done twice,
+    so `make` must move complete results into place atomically.
+
+    Args:
+      path: path of the data.
+      read: returns the data, or None if it is missing or incomplete.
+      make: writes the data to `path`.
 
     Raises:
-      ConfigError: `path` may not be read, or not be made; as `read` and `make`.
+      ConfigError: `path` cannot be read or written; also raised by `read` and `make`.
     """
     _check_readable(path)
     if (found := read()) is not None:
@@ -61,11 +66,11 @@ def prepared(path: pathlib.Path, read: Callable[[], T | None], make: Callable[[]
 
 
 def _check_readable(path: pathlib.Path) -> None:
-    """Refuses what is there and may not be read, before it is made once more in vain."""
+    """Raises ConfigError if `path` exists but is not readable, before making it again in vain."""
     needed = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
     if os.path.lexists(path) and not os.access(path, needed):
         raise ConfigError(
-            f"config.data.cache_dir: '{path}' may not be read; have its owner run"
+            f"config.data.cache_dir: no permission to read '{path}'; ask its owner to run"
             f" chmod -R a+rX on it, or {_REMEDY}"
         )
 
@@ -76,4 +81,4 @@ def _open_lock(path: pathlib.Path) -> BinaryIO:
     except PermissionError:
         if not path.exists():
             raise
-        return path.open("rb")  # another user's
+        return path.open("rb")  # it belongs to another user

@@ -1,4 +1,4 @@
-"""Corpora of plain documents behind one interface: embedded, text files, TFDS, or your own."""
+"""A common interface to corpora: embedded, text files, TFDS and custom readers."""
 
 import codecs
 import contextlib
@@ -49,10 +49,10 @@ class Corpus:
     """Documents in a fixed order.
 
     Attributes:
-      name: for people.
-      fingerprint: changes when the documents do.
-      documents: call it for a fresh iterator over the texts.
-      size: number of documents, None where it is not known beforehand.
+      name: human-readable name.
+      fingerprint: string that changes when the documents change.
+      documents: function that returns a new iterator over the texts.
+      size: number of documents, or None if it is not known in advance.
     """
 
     name: str
@@ -63,19 +63,19 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusReader:
-    """Base of corpus readers: a frozen dataclass whose fields are a block in place of a path.
+    """Base class of corpus readers: a frozen dataclass that is configured in place of a path.
 
-    A config names it by import path, and it may live outside of this package:
+    A config refers to it by import path, and it may live outside this package:
     `config.data.corpus = {"type": "my_package.Reader", "folder": "texts"}`.
     """
 
     @property
     def version(self) -> str:
-        """Identifies the documents together with the fields.
+        """Version of the documents, which together with the fields identifies them.
 
-        Tokens are computed once and cached under the import path of the reader, its fields and its
-        version. A reader whose documents may change while its fields do not, such as one that reads
-        files, must change its version with them: a digest, or a revision.
+        Tokens are computed once and cached by the reader's import path, fields and version. If the
+        documents can change without a change of the fields, for example because the reader reads
+        files, the version must change with the documents: use a digest or a revision.
         """
         return ""
 
@@ -83,8 +83,10 @@ class CorpusReader:
         """Raises ConfigError, within seconds, if the documents cannot be read."""
 
     def documents(self) -> Iterator[str]:
-        """All documents, in the same order each time. White space at their ends is removed, and
-        empty ones are left out."""
+        """Returns all documents, always in the same order.
+
+        Callers strip leading and trailing white space and drop empty documents.
+        """
         raise NotImplementedError
 
 
@@ -94,14 +96,14 @@ def check_corpus(
     cache_dir: str = "",
     text_feature: str = "text",
 ) -> None:
-    """Refuses, within seconds, a corpus that is not there or is not text.
+    """Checks, within seconds, that a corpus exists and is text.
 
-    The first megabyte of a text file is decoded; what comes later is checked when it is read.
+    Only the first megabyte of a text file is decoded; the rest is checked when it is read.
 
     Raises:
-      ConfigError: no such file, nothing in it, not UTF-8, not a form of text, no such TFDS
-        dataset, or one that is not prepared and whose host does not answer; or a reader that cannot
-        be built or refuses its fields.
+      ConfigError: the file does not exist, is empty, is not UTF-8 or is not a text format; the
+        TFDS dataset does not exist, or is not prepared and its host does not answer; or the reader
+        cannot be built or rejects its fields.
     """
     if not isinstance(spec, str):
         _reader(spec, where)
@@ -128,13 +130,13 @@ def open_corpus(
     """Opens a split of a corpus.
 
     Args:
-      spec: 'pydocs', the embedded corpus; a path or glob of text files, packed as .gz or .xz or
-        not, whose documents are separated by blank lines, or of JSON lines (.jsonl), a document
-        each; the name of a TFDS dataset, or a directory in which one was prepared with
+      spec: 'pydocs', the embedded corpus; a path or glob of text files, optionally compressed
+        (.gz, .xz), with documents separated by blank lines, or of JSON lines (.jsonl) with one
+        document per line; the name of a TFDS dataset, or a directory with one prepared with
         file_format='array_record'; or a block with the type and the fields of a `CorpusReader`.
       split: 'train', 'validation' or 'all'. Files, readers, and TFDS datasets without a validation
         split hold out 2% of their documents by a hash of the text.
-      text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
+      text_feature: the column of JSON lines, or the TFDS feature, that contains the text.
       cache_dir: see `cache_directory`.
       where: the config field or flag, for error messages.
 
@@ -160,12 +162,14 @@ def _text_files(spec: str, where: str) -> list[pathlib.Path]:
     for path in paths:
         check_is_text(path, where)
         if not path.is_file():
-            raise ConfigError(f"{where}: '{path}' is no file; a corpus is read more than once")
+            raise ConfigError(
+                f"{where}: '{path}' is not a regular file; a corpus must be readable more than once"
+            )
     return paths
 
 
 def _head(path: pathlib.Path, where: str) -> tuple[bytes, bool]:
-    """The first megabyte, and whether that is all there is."""
+    """Returns the first megabyte, and whether that is the whole file."""
     with readable(path, where), open_file(path) as file:
         return file.read(_CHECKED_BYTES), not file.read(1)
 
@@ -180,7 +184,7 @@ def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
         if not whole:
             lines.pop()
         numbered = enumerate(lines, start=1)
-        # All of them, not only as far as the first that is not empty.
+        # The list forces a check of all lines, not only up to the first nonempty one.
         texts = list(_texts_of_lines(numbered, path, where, text_feature))
         empty = not any(map(str.strip, texts))
     else:
@@ -188,15 +192,15 @@ def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
         first = text.lstrip().partition("\n")[0]
         if form_of(path) != ".txt" and first[:1] == "{" and isinstance(json_row(first), dict):
             raise ConfigError(
-                f"{where}: '{path}' begins with an object of JSON; rename it to .jsonl if it holds"
-                " JSON lines, or to .txt if that is its text"
+                f"{where}: '{path}' begins with a JSON object; rename it to .jsonl if it contains"
+                " JSON lines, or to .txt if it is plain text"
             )
     if empty and whole:
         raise ConfigError(f"{where}: '{path}' is empty; give a file with text")
 
 
 def _documents(path: pathlib.Path, where: str, text_feature: str) -> Iterator[str]:
-    """The documents of a file, without the white space at their ends."""
+    """Yields the documents of a file, stripped of white space."""
     lines = read_lines(path, where)
     found = (
         _texts_of_lines(lines, path, where, text_feature)
@@ -213,12 +217,12 @@ def _texts_of_lines(
 
 
 def _setting(where: str) -> str:
-    """What says which column or feature holds the text of the corpus that `where` names."""
+    """Returns the field or flag that selects the text column of the corpus at `where`."""
     return "config.data.text_feature" if where.startswith("config.") else "--text_feature"
 
 
 def _blocks(lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Lines between blank ones, which hold nothing but white space."""
+    """Yields blocks of lines separated by blank lines (empty or white space only)."""
     block: list[str] = []
     for _, line in lines:
         if line.strip():
@@ -251,7 +255,7 @@ def _reader(spec: Mapping[str, Any], where: str) -> CorpusReader:
 
 def _read_corpus(spec: Mapping[str, Any], split: str, where: str) -> Corpus:
     reader = _reader(spec, where)
-    # With the defaults of fields that are not stated.
+    # Includes the defaults of unset fields.
     fields = json.dumps(dataclasses.asdict(reader), sort_keys=True, default=str)
     digest = hashlib.blake2b(digest_size=16)
     for part in (spec["type"], fields, reader.version):
@@ -261,7 +265,7 @@ def _read_corpus(spec: Mapping[str, Any], split: str, where: str) -> Corpus:
         for i, text in enumerate(reader.documents()):
             if not isinstance(text, str):
                 kind = type(text).__name__
-                raise ConfigError(f"{where}: document {i} of {spec['type']} is no text ({kind})")
+                raise ConfigError(f"{where}: document {i} of {spec['type']} is not a str ({kind})")
             yield text.strip()
 
     def documents() -> Iterator[str]:
@@ -281,7 +285,7 @@ def _text_corpus(spec: str, split: str, text_feature: str, where: str) -> Corpus
         digest.update(b"\0")
         if form_of(path) == ".jsonl":
             digest.update(f"jsonl {text_feature}\0".encode())
-        else:  # tokens may be kept of what earlier versions made of these bytes
+        else:  # earlier versions decoded these bytes differently, and may have cached the tokens
             head, _ = _head(path, where)
             digest.update(b"BOM\0" if head.startswith(codecs.BOM_UTF8) else b"")
             digest.update(b"CRLF\0" if b"\r\n" in head else b"")
@@ -294,10 +298,10 @@ def _text_corpus(spec: str, split: str, text_feature: str, where: str) -> Corpus
 
 
 def _tfds_builder(spec: str, where: str, cache: pathlib.Path) -> Any:
-    """The builder where TFDS keeps its data, or in our cache when it is not prepared there."""
+    """Returns a builder for TFDS's data directory, or for our cache if not prepared there."""
     import tensorflow_datasets as tfds  # slow to import
 
-    # It warns of every dataset that is not in its own catalogue.
+    # It warns about every dataset that is not in its catalog.
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         if spec == "pydocs":
@@ -311,18 +315,18 @@ def _tfds_builder(spec: str, where: str, cache: pathlib.Path) -> Any:
     except Exception as error:
         if _needs_tensorflow(error, spec):
             raise ConfigError(
-                f"{where}: TFDS makes '{spec}' with TensorFlow, which is not installed; prepare it"
-                " where it is, with file_format='array_record', and set TFDS_DATA_DIR (reading"
-                " needs no TensorFlow), or give files"
+                f"{where}: TFDS needs TensorFlow, which is not installed, to prepare '{spec}';"
+                " prepare it where that is installed, with file_format='array_record', and set"
+                " TFDS_DATA_DIR (reading does not need TensorFlow), or give files"
             ) from error
         raise ConfigError(
-            f"{where}: '{spec}' is no file and TFDS cannot open it ({first_line(error)}); give a"
+            f"{where}: '{spec}' is not a file and TFDS cannot open it ({first_line(error)}); give a"
             " path, a glob, a TFDS name such as 'lm1b', or 'pydocs'"
         ) from error
 
 
 def _needs_tensorflow(error: BaseException, spec: str) -> bool:
-    """Whether a dataset cannot be had because TensorFlow is missing."""
+    """Whether a dataset is unavailable because TensorFlow is missing."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, ImportError) and "tensorflow" in str(chain):
@@ -334,7 +338,7 @@ def _needs_tensorflow(error: BaseException, spec: str) -> bool:
         error, tfds.core.DatasetNotFoundError
     ):
         return False
-    # Without TensorFlow it does not find datasets whose code is there.
+    # Without TensorFlow, TFDS does not find datasets whose code is installed.
     name = re.split("[/:]", spec)[0]
     code = pathlib.Path(tfds.__file__).parent
     places = (f"url_checksums/{name}.txt", f"*/{name}.py", f"*/{name}/__init__.py")
@@ -342,8 +346,8 @@ def _needs_tensorflow(error: BaseException, spec: str) -> bool:
 
 
 def _check_reachable(builder: Any, spec: str, where: str) -> None:
-    """Asks the host of the first download for a connection: TFDS itself retries for minutes."""
-    urls = list(builder.url_infos or ())  # None where nothing is downloaded, as of docstrings
+    """Tries to connect to the host of the first download, since TFDS retries for minutes."""
+    urls = list(builder.url_infos or ())  # None if nothing is downloaded, as for docstrings
     if not urls or urllib.request.getproxies():
         return
     address = urllib.parse.urlsplit(urls[0])
@@ -357,7 +361,7 @@ def _check_reachable(builder: Any, spec: str, where: str) -> None:
         ):
             answers.append(True)
 
-    # In a thread: looking up a name has no time limit of its own.
+    # In a thread, because name lookup has no timeout of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_SECONDS_FOR_NETWORK)
@@ -369,10 +373,10 @@ def _check_reachable(builder: Any, spec: str, where: str) -> None:
 
 
 def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
-    """The TFDS builder of `spec`, 'pydocs' too, with its data on disk.
+    """Returns the TFDS builder of `spec`, which may be 'pydocs', with its data on disk.
 
     Raises:
-      ConfigError: TFDS does not know it, or cannot prepare it here.
+      ConfigError: TFDS does not know the dataset, or cannot prepare it here.
     """
     import tensorflow_datasets as tfds
 
@@ -387,7 +391,7 @@ def prepared_dataset(spec: str, cache_dir: str, where: str) -> Any:
         builder = _tfds_builder(spec, where, cache)
         _check_reachable(builder, spec, where)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is about to do
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints its plans
                 builder.download_and_prepare(file_format="array_record")
         except Exception as error:
             what = "it needs TensorFlow" if _needs_tensorflow(error, spec) else first_line(error)
@@ -416,7 +420,7 @@ def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str
                 yield source[i][feature].decode("utf-8").strip()
             except (AttributeError, UnicodeDecodeError) as error:
                 raise ConfigError(
-                    f"{_setting(where)}: feature '{feature}' of '{spec}' holds no UTF-8 text in"
+                    f"{_setting(where)}: feature '{feature}' of '{spec}' is not UTF-8 text in"
                     f" document {i} ({error})"
                 ) from error
 
@@ -429,7 +433,7 @@ def _tfds_corpus(spec: str, split: str, feature: str, cache_dir: str, where: str
 
 
 def _tfds_split(splits: Any, split: str) -> tuple[str, str]:
-    """(TFDS split, which part of it by hash) for our split."""
+    """Returns (TFDS split, part of it selected by hash) for one of our splits."""
     if split == "all":
         return "all", "all"
     if split == "validation":

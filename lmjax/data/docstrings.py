@@ -1,8 +1,8 @@
-"""Labelled rows made of the embedded corpus, for each task one, without download or licence.
+"""Labeled rows for each task, derived from the embedded corpus without downloads or licenses.
 
-The labels are what docstrings say by their place and layout. Rows come from the corpus's own
-splits: held-out docstrings were held out in pretraining, too. What there is depends on the
-installed versions.
+Labels follow from the position and layout of docstrings. Rows use the splits of the corpus, so
+docstrings that are held out here are also held out in pretraining. The rows depend on the
+installed package versions.
 """
 
 import collections
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 from lmjax.data.corpora import prepared_dataset
 
-CLASSES = 8  # packages to tell from each other: those with the most docstrings
+CLASSES = 8  # number of packages to classify: those with the most docstrings
 CHOICES = 4
-# What a package is called in code, beside its name.
+# Common abbreviations of package names in code.
 _ALIASES = ("np", "jnp", "plt", "mpl", "tf", "tfds", "ocp", "sp", "hf", "lax")
 _SECTION = re.compile(r"^(Parameters|Other Parameters|Returns|Attributes)\n-{3,}\n", re.M)
 _NEXT_SECTION = re.compile(r"\n\S[^\n]*\n-{3,}\n")
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])|\n\s*\n")
-_TOGETHER = 4  # parameters of a context
-_RELATED = 3  # parameters of a text with relations
-# How a default is stated.
+_TOGETHER = 4  # parameters per context
+_RELATED = 3  # parameters per text with relations
+# Phrases that state a default.
 _DEFAULT = re.compile(
     r"\bdefaults?(?: value)?(?: is| to)?\s*[:=]?\s*`{0,2}"
     r"(True|False|None|-?\d+(?:\.\d+)?(?:e-?\d+)?|'[^']*'|\"[^\"]*\")",
@@ -33,19 +33,19 @@ _DEFAULT = re.compile(
 )
 # A sentence of 4 to 30 words, not a signature or a section.
 _PROSE = re.compile(r"[A-Z][a-z'-]*( (?!-{3})\S+){3,29}")
-# How a parameter of a function is asked for.
+# Templates of questions about a parameter.
 _QUESTIONS = (
     "What does {name} do in {function}?",
     "What is the {name} of {function} for?",
     "How do I use {name} in {function}?",
     "Can you explain {name} to me, in {function}?",
 )
-_OFTEN = 5  # times that a verb begins a summary in either mood
-_SHORTEST = 4  # words; a sentence of less says little
+_OFTEN = 5  # minimum number of summaries that begin with a verb, in each mood
+_SHORTEST = 4  # minimum number of words; shorter sentences say little
 
 
 class Documentation(NamedTuple):
-    """A docstring: of which package and object, its text, and a function's signature."""
+    """A docstring with its package, the object's name, and the signature of functions."""
 
     package: str
     name: str
@@ -54,7 +54,7 @@ class Documentation(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A parameter in a numpydoc section; `description` is on one line, '' for none."""
+    """A parameter in a numpydoc section; `description` is a single line, or ''."""
 
     names: tuple[str, ...]
     type: str
@@ -63,7 +63,7 @@ class Entry(NamedTuple):
 
 @functools.lru_cache(maxsize=3)
 def documentation(split: str, cache_dir: str) -> tuple[Documentation, ...]:
-    """The docstrings of a split of the embedded corpus."""
+    """Returns the docstrings of a split of the embedded corpus."""
     source = prepared_dataset("pydocs", cache_dir, "config.data").as_data_source(split=split)
     rows = (source[i] for i in range(len(source)))
     return tuple(
@@ -72,27 +72,27 @@ def documentation(split: str, cache_dir: str) -> tuple[Documentation, ...]:
 
 
 def package_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """Which package a docstring documents: {'text', 'label'}.
+    """Yields docstrings labeled with their package: {'text', 'label'}.
 
-    The names of the packages are struck out, as they are written and as code abbreviates them.
+    Package names and their abbreviations are removed from the text.
     """
     counts = collections.Counter(d.package for d in documentation("train", cache_dir))
     packages = sorted(name for name, _ in counts.most_common(CLASSES))
-    told = re.compile(
+    names = re.compile(
         rf"(?<![a-z0-9])({'|'.join(map(re.escape, (*packages, *_ALIASES)))})"
         r"(?![a-z0-9])",
         re.I,
     )
     for document in documentation(split, cache_dir):
-        text = " ".join(told.sub(" ", document.text).split())
+        text = " ".join(names.sub(" ", document.text).split())
         if document.package in packages and text:
             yield {"text": text, "label": document.package}
 
 
 def parameter_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """Names and types of parameters in numpydoc sections: {'words', 'tags'}, BIO.
+    """Yields numpydoc sections with BIO tags of parameter names and types: {'words', 'tags'}.
 
-    The words run on without the lines and colons that would give names and types away.
+    Line breaks and colons, which would reveal names and types, are removed.
     """
     for document in documentation(split, cache_dir):
         for entries in _sections(document.text):
@@ -110,17 +110,18 @@ def parameter_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """What a parameter does: {'question', 'context', 'answers', 'starts', 'id', 'asked'}.
+    """Yields questions about parameters.
 
-    The context is a few parameters of a section, the answer the first sentence of the one's
-    description; `asked` is the subpackage, the function and the parameter.
+    Rows are {'question', 'context', 'answers', 'starts', 'id', 'asked'}. The context is a few
+    parameters of a section, and the answer is the first sentence of one parameter's description;
+    `asked` is (subpackage, function, parameter).
     """
     for number, document in enumerate(documentation(split, cache_dir)):
         parts, sections = document.name.split("."), list(_sections(document.text))
         for entries in (
             s[i : i + _TOGETHER] for s in sections for i in range(0, len(s), _TOGETHER)
         ):
-            if len(entries) < 2:  # there would be nothing to choose from
+            if len(entries) < 2:  # there is nothing to choose from
                 continue
             context, found = "", []
             for entry in entries:
@@ -142,10 +143,10 @@ def question_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def intent_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """Which subpackage a question about a parameter is for: {'text', 'label', ...}.
+    """Yields questions about a parameter, labeled with the subpackage: {'text', 'label', ...}.
 
-    The rest is the row of `question_rows` that is asked for. The subpackages are those with the
-    most questions.
+    The other fields are those of the underlying row of `question_rows`. The labels are the
+    subpackages with the most questions.
     """
     counts = collections.Counter(r["asked"][0] for r in question_rows("train", cache_dir))
     chosen = {name for name, _ in counts.most_common(CLASSES)}
@@ -157,11 +158,11 @@ def intent_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """Which description is a parameter's: {'context', 'choices', 'label'}.
+    """Yields multiple-choice rows about a parameter's description.
 
-    The context is its name and type; the choices are the first sentences of its description
-    and of those of parameters of other names in the same package. None has a word of the
-    context in it, which would give it away.
+    Rows are {'context', 'choices', 'label'}. The context is the parameter's name and type. The
+    choices are the first sentences of its own description and of those of other parameters in the
+    same package. Choices contain no word of the context, which would reveal the answer.
     """
     by_package: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
     for document in documentation(split, cache_dir):
@@ -185,11 +186,11 @@ def description_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def signature_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """What a function does, from its signature: {'prompt', 'target'}.
+    """Yields functions with their summaries: {'prompt', 'target'}.
 
-    The prompt is the package, the function's name, behind that of its class where it has one, and
-    the names of its parameters. The target is the first sentence of its docstring. Of functions
-    of one name that are summarised alike, the first alone.
+    The prompt is the package, the function's name (preceded by its class, if any) and the names of
+    its parameters. The target is the first sentence of the docstring. Duplicates with the same name
+    and summary are dropped.
     """
     seen: set[tuple[str, str]] = set()
     for document in documentation(split, cache_dir):
@@ -203,10 +204,10 @@ def signature_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def mood_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """Whether a function's summary describes or commands: {'text', 'label', 'other'}.
+    """Yields function summaries labeled with their mood: {'text', 'label', 'other'}.
 
-    'Returns the sum.' is descriptive, 'Return the sum.' imperative (PEP 257); `other` is the
-    text in the other mood. Its first word is a verb of which train has both forms.
+    'Returns the sum.' is descriptive, 'Return the sum.' is imperative (PEP 257); `other` is the
+    text in the other mood. The first word is a verb that occurs in both forms in train.
     """
     firsts = collections.Counter(
         row["target"].split()[0] for row in signature_rows("train", cache_dir)
@@ -228,9 +229,9 @@ def _words_of(text: str) -> set[str]:
 
 
 def summary_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
-    """The summary of a docstring, and what stands below it: {'text', 'pair'}.
+    """Yields the summary and the remaining text of docstrings: {'text', 'pair'}.
 
-    Of docstrings that are inherited, or alike in one of the two, the first alone.
+    Docstrings that share either part with an earlier one, such as inherited ones, are dropped.
     """
     seen: set[str] = set()
     for document in documentation(split, cache_dir):
@@ -244,13 +245,16 @@ def summary_rows(split: str, cache_dir: str) -> Iterator[dict[str, Any]]:
 
 
 def relation_rows(split: str, cache_dir: str, every_type: bool = False) -> Iterator[dict[str, Any]]:
-    """Whether a value is a parameter's, and what of it: {'text', 'head', 'tail', 'label'}.
+    """Yields relations between parameters and values: {'text', 'head', 'tail', 'label'}.
 
-    The text is a few parameters of a section, each with the first sentence of its description
-    and the one that states a default, run on without the lines and colons that would give them
-    away. The head is a name, the tail the type of a parameter, of one in each text or of all, or
-    a default. Each tail is once paired with its own parameter ('has_type', 'has_default') and once
-    with the name of another one of the text ('Other').
+    The text is a few parameters of a section, each with the first sentence of its description and
+    those that state a default, without the line breaks and colons that would reveal the relation.
+    The head is a parameter name and the tail a type or a default. Each tail is paired once with
+    its own parameter ('has_type', 'has_default') and once with another parameter of the text
+    ('Other').
+
+    Args:
+      every_type: use the types of all parameters of a text, not only one.
     """
     for document in documentation(split, cache_dir):
         sections = list(_sections(document.text))
@@ -270,8 +274,8 @@ def relation_rows(split: str, cache_dir: str, every_type: bool = False) -> Itera
                     types.append((own, [len(text), len(text) + len(entry.type)], "has_type"))
                 begin = len(text)
                 first, *others = (x for x in _SENTENCE_END.split(entry.description) if x)
-                told = [first, *(x for x in others if _DEFAULT.search(x))]
-                text += f"{entry.type} {' '.join(told)} "
+                kept = [first, *(x for x in others if _DEFAULT.search(x))]
+                text += f"{entry.type} {' '.join(kept)} "
                 if stated := _DEFAULT.search(text, begin):
                     values.append((own, list(stated.span(1)), "has_default"))
             if len(names) < 2:
@@ -290,14 +294,14 @@ def _hash(text: str) -> int:
 
 
 def _tag(words: list[str], tags: list[str], text: str, kind: str) -> None:
-    """Adds the words of `text`, a span of `kind` or outside of any."""
+    """Appends the words of `text`, tagged as a span of `kind`, or as outside if ''."""
     for i, word in enumerate(_WORDS.findall(text)):
         words.append(word)
         tags.append(f"{'I' if i else 'B'}-{kind}" if kind else "O")
 
 
 def _sections(text: str) -> Iterator[list[Entry]]:
-    """The entries of each numpydoc section of a docstring."""
+    """Yields the entries of each numpydoc section of a docstring."""
     for match in _SECTION.finditer(text):
         following = _NEXT_SECTION.search(text, match.end() - 1)
         lines = text[match.end() : following.start() if following else len(text)].split("\n")
@@ -308,7 +312,7 @@ def _sections(text: str) -> Iterator[list[Entry]]:
                 names = tuple(name.strip().lstrip("*") for name in head.split(","))
                 if not all(name.isidentifier() for name in names):
                     entries = []
-                    break  # prose, or a type alone
+                    break  # prose, or only a type
                 entries.append(Entry(names, " ".join(kind.split()), ""))
             elif line.strip() and entries:
                 last = entries[-1]

@@ -1,7 +1,7 @@
-"""Text files: found, unpacked, decoded and cut into lines, in one way for all that read them.
+"""Finding, decompressing, decoding and splitting text files, shared by all readers.
 
-A line ends at LF or CRLF and nowhere else, and a byte order mark at the beginning of a file is not
-part of its text. An error names the file and the line.
+Lines end only at LF or CRLF, and a byte order mark at the beginning of a file is not part of its
+text. Error messages name the file and the line.
 """
 
 import codecs
@@ -32,14 +32,14 @@ _ARCHIVES = (".zip", ".tar", ".tgz", ".txz", ".bz2", ".zst", ".lz4", ".7z", ".ra
 _GLOB = "*?["
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _BOM = b"\xef\xbb\xbf"
-_LISTED = 10_000  # files of a directory that a hint looks at
+_LISTED = 10_000  # maximum number of files of a directory to list for a hint
 
 
 class BadRowError(ValueError):
-    """A row that cannot be used; the message says why.
+    """An invalid row; the message gives the reason.
 
     Attributes:
-      within: which part of the row it is: the index of a token, or a name; '' = all of it.
+      within: the invalid part of the row: the index of a token, or a name; '' = the whole row.
     """
 
     def __init__(self, message: str, within: int | str = "") -> None:
@@ -48,7 +48,7 @@ class BadRowError(ValueError):
 
 
 def form_of(path: str | pathlib.Path) -> str:
-    """The ending of a file's name in lower case, without that of its packing, such as '.txt'."""
+    """Returns the lowercase file extension, ignoring that of compression, such as '.txt'."""
     return pathlib.Path(_unpacked(path)).suffix.lower()
 
 
@@ -57,12 +57,12 @@ def _unpacked(path: str | pathlib.Path) -> str:
 
 
 def name_of(path: pathlib.Path) -> str:
-    """The name of a file without its endings: 'hypernym' of 'hypernym.jsonl.gz'."""
+    """Returns the file name without extensions: 'hypernym' for 'hypernym.jsonl.gz'."""
     return pathlib.Path(_unpacked(path.name)).stem
 
 
 def is_path(spec: str) -> bool:
-    """Whether `spec` names files, and not a TFDS dataset."""
+    """Whether `spec` refers to files, not to a TFDS dataset."""
     if is_prepared_directory(spec):
         return False
     looks = any(c in spec for c in _GLOB) or spec[:1] in ("/", ".", "~")
@@ -71,48 +71,49 @@ def is_path(spec: str) -> bool:
 
 
 def is_prepared_directory(spec: str) -> bool:
-    """Whether TFDS prepared a dataset in the directory `spec`."""
+    """Whether `spec` is a directory with a dataset prepared by TFDS."""
     return pathlib.Path(spec).expanduser().joinpath("dataset_info.json").is_file()
 
 
 def is_text(path: pathlib.Path) -> bool:
-    """Whether `check_is_text` accepts a file, by its name."""
+    """Whether `check_is_text` accepts a file of this name."""
     return form_of(path) == ".jsonl" or form_of(path) not in (*_ROWS, *_ARCHIVES)
 
 
 def check_is_text(path: pathlib.Path, where: str) -> None:
-    """Refuses files of rows, and archives; JSON lines have a column that is read as text.
+    """Checks that a file is text: plain text, or JSON lines with a text column.
 
     Raises:
-      ConfigError: names the form and the remedy.
+      ConfigError: the file contains rows or is an archive.
     """
     if is_text(path):
         return
     form = form_of(path)
     if form in _ARCHIVES:
         raise ConfigError(
-            f"{where}: '{path}': a '{form}' archive is not unpacked here; unpack it, or pack each"
-            " file in it as .gz or .xz"
+            f"{where}: '{path}': '{form}' archives are not supported; extract it, or compress its"
+            " files individually as .gz or .xz"
         )
-    remedy = """write its texts to a .jsonl file, one {"text": "..."} a line"""
+    remedy = """write its texts to a .jsonl file, one {"text": "..."} per line"""
     if form in (".json", ".ndjson"):
         remedy = f"if each line is an object, rename it to .jsonl; if not, {remedy}"
-    raise ConfigError(f"{where}: '{path}': a '{form}' file holds rows, not plain text; {remedy}")
+    raise ConfigError(f"{where}: '{path}': a '{form}' file contains rows, not plain text; {remedy}")
 
 
 def find_files(
     spec: str, where: str, reads: Reads, directories: bool = False
 ) -> list[pathlib.Path]:
-    """The files of a path or glob, sorted by name.
+    """Returns the files that match a path or glob, sorted by name.
 
     Args:
-      where: the config field or flag that holds `spec`, for messages.
-      reads: whether the caller reads files of this form.
-      directories: accepts a directory, and takes the files in it that the caller reads.
+      spec: path or glob.
+      where: the config field or flag of `spec`, for error messages.
+      reads: whether the caller can read a file, judged by its name.
+      directories: whether a directory is accepted and stands for its readable files.
 
     Raises:
-      ConfigError: there is no such file, or `spec` is a directory; the message names globs that
-        match what is there.
+      ConfigError: no file matches, or `spec` is a directory; the message suggests globs that match
+        existing files.
     """
     spec = os.path.expanduser(spec)
     if os.path.isdir(spec):
@@ -134,7 +135,7 @@ def _matches(pattern: str) -> list[pathlib.Path]:
 
 
 def _globs(directory: str, reads: Reads) -> str:
-    """What to give instead of a directory."""
+    """Suggests globs to use in place of a directory."""
     others: set[str] = set()
     for inner in ("*", os.path.join("*", "*")):
         pattern = os.path.join(glob.escape(directory), inner)
@@ -147,7 +148,7 @@ def _globs(directory: str, reads: Reads) -> str:
                 endings[ending] += reads(path)
                 others.add(ending)
         if len(others) > 1:
-            del endings[""]  # a glob that matches them matches the others, too
+            del endings[""]  # a glob that matches these also matches the others
         if +endings:
             found = [
                 f"'{pattern}{glob.escape(ending)}' ({n:,} file{'s' if n > 1 else ''})"
@@ -155,11 +156,11 @@ def _globs(directory: str, reads: Reads) -> str:
             ]
             return f"give a glob such as {' or '.join(found)}"
     named = f", but {', '.join(sorted(filter(None, others))[:6])}" if others else ""
-    return f"it has no file that can be read here{named}; give a path or a glob"
+    return f"it has no readable file{named}; give a path or a glob"
 
 
 def _instead(spec: str, reads: Reads) -> str:
-    """What to give instead of a path or glob that matches nothing."""
+    """Suggests a replacement for a path or glob that matches nothing."""
     directory, name = os.path.split(spec)
     found = [directory or "."] if os.path.isdir(directory or ".") else glob.glob(directory)
     if any(c in name for c in _GLOB) and len(found) == 1 and os.path.isdir(found[0]):
@@ -167,12 +168,12 @@ def _instead(spec: str, reads: Reads) -> str:
     with contextlib.suppress(OSError):
         close = difflib.get_close_matches(name, os.listdir(directory or "."), n=1)
         if close:
-            return f"is '{os.path.join(directory, close[0])}' meant?"
+            return f"did you mean '{os.path.join(directory, close[0])}'?"
     return "give a path or a glob"
 
 
 def open_file(path: pathlib.Path) -> BinaryIO:
-    """The bytes of a file, unpacked where its name ends in .gz or .xz."""
+    """Opens a file in binary mode, decompressing .gz and .xz."""
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".xz":
@@ -182,7 +183,7 @@ def open_file(path: pathlib.Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def readable(path: pathlib.Path, where: str) -> Iterator[None]:
-    """Raises ConfigError for what a file raises that is missing or damaged."""
+    """Converts errors of missing or damaged files to ConfigError."""
     try:
         yield
     except _DAMAGE as error:
@@ -192,18 +193,18 @@ def readable(path: pathlib.Path, where: str) -> Iterator[None]:
 def _unreadable(path: pathlib.Path, where: str, error: Exception, line: int = 0) -> ConfigError:
     what = error.strerror if isinstance(error, OSError) and error.strerror else error
     place = f" after line {line:,}" if line else ""
-    return ConfigError(f"{where}: cannot read '{path}'{place} ({what}); is it whole?")
+    return ConfigError(f"{where}: cannot read '{path}'{place} ({what}); is it complete?")
 
 
 def read_lines(path: pathlib.Path, where: str, ends: bool = False) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers from 1, as they are read.
+    """Yields the lines of a file with their numbers, counted from 1.
 
     Args:
-      where: the config field or flag that named the file, for messages.
-      ends: keeps what ends each line.
+      where: the config field or flag of the file, for error messages.
+      ends: whether to keep line endings.
 
     Raises:
-      ConfigError: the file is missing or damaged, is not UTF-8, or its lines end at CR alone.
+      ConfigError: the file is missing or damaged, is not UTF-8, or has CR line endings.
     """
     number = 0
     try:
@@ -217,7 +218,7 @@ def read_lines(path: pathlib.Path, where: str, ends: bool = False) -> Iterator[t
 def lines_of(
     file: Iterable[bytes], name: str, where: str, ends: bool = False
 ) -> Iterator[tuple[int, str]]:
-    """As `read_lines`, of a file that is open; `name` is for messages."""
+    """Like `read_lines`, for an open file; `name` is used in error messages."""
     offset = 0
     for number, line in enumerate(file, start=1):
         text = decoded(line, name, offset, where)
@@ -229,22 +230,22 @@ def lines_of(
 
 
 def check_line_ends(text: str, name: str, where: str) -> None:
-    """Raises ConfigError for text of several lines that end at CR alone."""
+    """Raises ConfigError if a text has several lines that end in CR."""
     if "\n" not in text and "\r" in text.removesuffix("\r"):
         raise ConfigError(
-            f"{where}: the lines of '{name}' end at CR alone; convert it, for example with"
+            f"{where}: '{name}' has CR line endings; convert it, for example with"
             r" tr '\r' '\n'"
         )
 
 
 def decoded(data: bytes, name: str, offset: int, where: str, whole: bool = True) -> str:
-    """The text of bytes that begin at `offset` of a file; without a byte order mark at 0.
+    """Decodes bytes that begin at `offset` of a file, dropping a byte order mark at offset 0.
 
     Args:
-      whole: False where the last character may be cut.
+      whole: False if the last character may be truncated.
 
     Raises:
-      ConfigError: they are not UTF-8.
+      ConfigError: the bytes are not UTF-8.
     """
     skipped = len(_BOM) if not offset and data.startswith(_BOM) else 0
     try:
@@ -257,10 +258,10 @@ def decoded(data: bytes, name: str, offset: int, where: str, whole: bool = True)
 
 
 def json_value(text: str) -> Any:
-    """A value of JSON; an object that names a value twice is a BadRowError in its place.
+    """Parses JSON; objects with duplicate keys are replaced by a BadRowError.
 
     Raises:
-      ValueError: it is no JSON; the message says where.
+      ValueError: the text is not JSON; the message gives the position.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -284,28 +285,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | BadRowError:
 
 
 def json_row(line: str) -> dict[str, Any] | BadRowError:
-    """The object in a line of JSON lines, or why there is none."""
+    """Parses a line of JSON lines: an object, or a BadRowError with the reason."""
     try:
         values = json_value(line)
     except ValueError as error:
-        return BadRowError(f"no JSON ({error})")
-    return values if isinstance(values, dict | BadRowError) else BadRowError("no JSON object")
+        return BadRowError(f"not JSON ({error})")
+    return values if isinstance(values, dict | BadRowError) else BadRowError("not a JSON object")
 
 
 def fault_of(value: Any) -> str:
-    """Why neither a text nor a number can be made of a value or of what it holds; '' = they can."""
+    """Returns why a value, or a nested one, is not a valid text or number; '' if it is valid."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, BadRowError):
             return str(value)
         if isinstance(value, float) and not math.isfinite(value):
-            return f"no number ({value})"
+            return f"not a finite number ({value})"
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                return f"half of a surrogate pair ({value[error.start]!r})"
+                return f"an unpaired surrogate ({value[error.start]!r})"
         if isinstance(value, dict):
             waiting += [*value, *value.values()]
         elif isinstance(value, list | tuple):
@@ -316,14 +317,16 @@ def fault_of(value: Any) -> str:
 def json_texts(
     lines: Iterable[tuple[int, str]], name: str, where: str, column: str, setting: str = ""
 ) -> Iterator[str]:
-    """The texts in a column of JSON lines; blank lines are none.
+    """Yields the texts in a column of JSON lines, skipping blank lines.
 
     Args:
-      name: of the file, for messages.
-      setting: the config field or flag that says which column it is, '' = none does.
+      name: name of the file, for error messages.
+      where: the config field or flag of the file, for error messages.
+      column: name of the column.
+      setting: the config field or flag that selects the column; '' if there is none.
 
     Raises:
-      ConfigError: names the line that has no such text.
+      ConfigError: a line has no such text; the message names the line.
     """
     for number, line in lines:
         if not line.strip():
@@ -333,7 +336,7 @@ def json_texts(
             raise ConfigError(f"{where}: {name}:{number}: {row}")
         text = row.get(column)
         if not isinstance(text, str):
-            remedy = f"; {setting} names another column" if setting else ""
+            remedy = f"; set {setting} to another column" if setting else ""
             raise ConfigError(
                 f"{where}: {name}:{number}: no text in column '{column}' (the line has:"
                 f" {', '.join(row)}){remedy}"
@@ -344,7 +347,7 @@ def json_texts(
 
 
 def read_texts(spec: str, where: str, column: str = "text") -> Iterator[str]:
-    """The texts of files: one a line, or those in a column of JSON lines.
+    """Yields the texts of files: one per line, or those in a column of JSON lines.
 
     Raises:
       ConfigError: see `find_files`, `read_lines` and `json_texts`.

@@ -1,7 +1,6 @@
-"""What rows files hold: JSON, CSV, TSV, CoNLL columns, SemEval-2010's marked sentences.
+"""Readers of row files: JSON, CSV, TSV, CoNLL columns and SemEval-2010's marked sentences.
 
-A row that cannot be read is a BadRowError in its place; a fault of the whole file raises
-ConfigError.
+An invalid row is replaced by a BadRowError; an error of the whole file raises ConfigError.
 """
 
 import collections
@@ -35,45 +34,45 @@ _NEW_DOCUMENT = re.compile(r"#\s*newdoc\b(?:\s+id\s*=\s*(\S.*))?")
 
 
 class Sentence(Row):
-    """The columns of a sentence in CoNLL form: {'0': [...], '1': [...], ..., '-1': [...]}.
+    """The columns of a sentence in CoNLL format: {'0': [...], '1': [...], ..., '-1': [...]}.
 
     Attributes:
-      lines: the line of each token.
-      document: names the document that it belongs to, '' where the file marks none.
+      lines: line number of each token.
+      document: name of the sentence's document; '' if the file does not mark documents.
     """
 
     def __init__(self, tokens: Mapping[int, Sequence[str]], document: str) -> None:
-        """Takes the cells of each token by its line."""
+        """Takes the cells of each token, by line number."""
         columns = [list(column) for column in zip(*tokens.values(), strict=True)]
         super().__init__({str(i): column for i, column in enumerate(columns)})
-        # Counted from the end, too: the last column is '-1'.
+        # Columns are also counted from the end: the last one is '-1'.
         self.update({str(i - len(columns)): column for i, column in enumerate(columns)})
         self.lines = tuple(tokens)
         self.document = document
 
 
 def holds_rows(path: pathlib.Path) -> bool:
-    """Whether `file_rows` reads a file, by its name."""
+    """Whether `file_rows` can read a file of this name."""
     return form_of(path) in (*TABLES, *COLUMNS, ".txt")
 
 
 def file_rows(
     path: pathlib.Path, header: bool, where: str
 ) -> Iterator[tuple[str, Row | BadRowError]]:
-    """(place, columns) of each row of a file, as they are read.
+    """Yields (place, columns) of each row of a file.
 
     Args:
-      header: whether the first line of .csv and .tsv names the columns.
-      where: the config field or flag that named the file, for messages.
+      header: whether the first line of .csv and .tsv files contains the column names.
+      where: the config field or flag of the file, for error messages.
 
     Raises:
-      ConfigError: the file has another form, cannot be read, or has a header that cannot be used.
+      ConfigError: the file has an unknown format, cannot be read, or has an invalid header.
     """
     form = form_of(path)
     if not holds_rows(path):
         raise ConfigError(
-            f"{where}: '{path}': what is in a '{form}' file? Known are"
-            f" {', '.join((*TABLES, *COLUMNS))}, and .txt with CoNLL columns or SemEval-2010's"
+            f"{where}: '{path}': unknown format '{form}'; use one of"
+            f" {', '.join((*TABLES, *COLUMNS))}, or .txt with CoNLL columns or SemEval-2010's"
             " marked sentences"
         )
     lines = read_lines(path, where, ends=form in (".json", ".csv"))
@@ -85,7 +84,7 @@ def file_rows(
         found: _Numbered = ((n, json_row(line)) for n, line in lines if line.strip())
     elif form == ".csv":
         found = _table(_csv_records(lines), path, header, where)
-    elif form == ".tsv":  # GLUE's: quotes are characters like others
+    elif form == ".tsv":  # as in GLUE: quotes have no special meaning
         cells = ((n, line.split("\t")) for n, line in lines if line)
         found = _table(cells, path, header, where)
     else:
@@ -94,13 +93,13 @@ def file_rows(
 
 
 def _json_list(text: str, path: pathlib.Path, where: str) -> list[Row | BadRowError]:
-    """The rows of a list of objects, bare or under 'data' (SQuAD's)."""
+    """Returns the rows of a list of objects, at top level or under 'data' (SQuAD)."""
     try:
         values = json_value(text)
     except ValueError as error:
-        raise ConfigError(f"{where}: '{path}' is no JSON ({error})") from error
+        raise ConfigError(f"{where}: '{path}' is not JSON ({error})") from error
     if isinstance(values, BadRowError):
-        raise ConfigError(f"{where}: '{path}': {values}; rename one")
+        raise ConfigError(f"{where}: '{path}': {values}; rename one of them")
     rows = values.get("data") if isinstance(values, dict) else values
     if not isinstance(rows, list):
         others = [
@@ -108,24 +107,24 @@ def _json_list(text: str, path: pathlib.Path, where: str) -> list[Row | BadRowEr
             for name, value in (values.items() if isinstance(values, dict) else ())
             if isinstance(value, list) and value and isinstance(value[0], dict)
         ]
-        remedy = "write it to a .jsonl file, an object a line"
+        remedy = "write it to a .jsonl file, one object per line"
         if others:
             remedy = (
                 f"there are lists under {', '.join(map(repr, others))}: write one to a .jsonl file,"
                 f" for example with jq -c '.[{json.dumps(others[0])}][]' {path.name} > rows.jsonl"
             )
         raise ConfigError(
-            f"{where}: '{path}' holds no list of rows, bare or under 'data'; {remedy}"
+            f"{where}: '{path}' has no list of rows at top level or under 'data'; {remedy}"
         )
     good = dict | BadRowError
-    return [row if isinstance(row, good) else BadRowError("no JSON object") for row in rows]
+    return [row if isinstance(row, good) else BadRowError("not a JSON object") for row in rows]
 
 
 class _Rereadable:
-    """Numbered lines, of which some can be read again.
+    """An iterator over numbered lines to which lines can be put back.
 
     Attributes:
-      taken: those that were read since it was last cleared.
+      taken: lines read since it was last cleared.
     """
 
     def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
@@ -147,10 +146,10 @@ class _Rereadable:
 def _csv_records(
     lines: Iterator[tuple[int, str]],
 ) -> Iterator[tuple[int, list[str] | BadRowError]]:
-    """The cells of each record of CSV (RFC 4180), with the number of its first line.
+    """Yields the cells of each CSV record (RFC 4180), with the number of its first line.
 
-    A record with a quote that is not closed as it should be is one bad row, at the line where the
-    quote opens; reading goes on with the next line, so that no row is lost in a cell.
+    A record with an unterminated quote is one bad row, at the line where the quote opens. Reading
+    continues with the next line, so that the cell does not swallow the following rows.
     """
     csv.field_size_limit(sys.maxsize)
     source = _Rereadable(lines)
@@ -163,11 +162,11 @@ def _csv_records(
             return
         except csv.Error as error:
             if "new-line" in str(error):
-                yield source.taken[-1][0], BadRowError("a CR outside of quotes")
+                yield source.taken[-1][0], BadRowError("a CR outside quotes")
                 continue
             opened = _opening([line for _, line in source.taken])
             source.put_back(source.taken[opened + 1 :])
-            why = "a cell whose quote is not closed, or not doubled within it"
+            why = "a quoted cell that is not closed, or contains a quote that is not doubled"
             yield source.taken[opened][0], BadRowError(why)
             continue
         if cells:
@@ -175,7 +174,7 @@ def _csv_records(
 
 
 def _opening(lines: Sequence[str]) -> int:
-    """The index of the line on which the last quoted cell of a faulty record begins."""
+    """Returns the index of the line on which the last quoted cell of a bad record begins."""
     state, opened = "begin", 0
     for i, line in enumerate(lines):
         for character in line:
@@ -211,13 +210,13 @@ def _table(
             if len(cells) == len(names):
                 yield number, dict(zip(names, cells, strict=True))
             else:
-                why = f"not as many cells as columns ({len(cells)}, {len(names)})"
+                why = f"number of cells differs from columns ({len(cells)}, {len(names)})"
                 yield number, BadRowError(why)
 
 
 def _header(cells: list[str] | BadRowError, place: str) -> list[str]:
     if isinstance(cells, BadRowError):
-        raise ConfigError(f"{place}: {cells}; mend the header")
+        raise ConfigError(f"{place}: {cells}; fix the header")
     name, count = collections.Counter(cells).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{place}: {count} columns are named '{name}'; rename them")
@@ -225,7 +224,7 @@ def _header(cells: list[str] | BadRowError, place: str) -> list[str]:
 
 
 def _sentences(lines: Iterator[tuple[int, str]], path: pathlib.Path, universal: bool) -> _Numbered:
-    """CoNLL columns or SemEval-2010's sentences, whichever the first line is."""
+    """Reads CoNLL columns or SemEval-2010 sentences, as detected from the first line."""
     for number, line in lines:
         if line.strip():
             every = itertools.chain([(number, line)], lines)
@@ -233,11 +232,11 @@ def _sentences(lines: Iterator[tuple[int, str]], path: pathlib.Path, universal: 
 
 
 def _conll(lines: Iterable[tuple[int, str]], path: pathlib.Path, universal: bool) -> _Numbered:
-    """A token a line, an empty line (or one of blanks and tabs) between sentences.
+    """Reads one token per line, with blank lines between sentences.
 
-    Columns are separated by tabs; but for CoNLL-U, by blanks where a line has no tab. Lines that
-    mark documents are left out ('-DOCSTART-', '#begin document'); of CoNLL-U files also comments,
-    words that stand for several ('1-2') and words that are not in the text ('1.1').
+    Columns are separated by tabs or, except in CoNLL-U, by spaces if a line has no tab. Lines that
+    mark documents are skipped ('-DOCSTART-', '#begin document'). In CoNLL-U files, comments,
+    multiword tokens ('1-2') and empty nodes ('1.1') are skipped too.
     """
     tokens: dict[int, list[str]] = {}  # by line
     bad: tuple[int, BadRowError] | None = None
@@ -253,7 +252,7 @@ def _conll(lines: Iterable[tuple[int, str]], path: pathlib.Path, universal: bool
             if not universal or re.fullmatch("[0-9]+", cells[0]):
                 tokens[number] = cells
             elif not re.fullmatch("[0-9]+[-.][0-9]+", cells[0]):
-                why = "no number of a word before the first tab of a line (CoNLL-U)"
+                why = "no word number before the first tab of a line (CoNLL-U)"
                 bad = bad or (number, BadRowError(why))
             continue
         if bad:
@@ -266,7 +265,7 @@ def _conll(lines: Iterable[tuple[int, str]], path: pathlib.Path, universal: bool
             if other is None:
                 yield next(iter(tokens)), Sentence(tokens, document)
             else:
-                why = f"lines of a sentence differ in columns ({widths[other]}, not {width})"
+                why = f"lines of a sentence differ in their columns ({widths[other]}, not {width})"
                 yield other, BadRowError(why)
         tokens, bad = {}, None
         if mark:
@@ -275,12 +274,12 @@ def _conll(lines: Iterable[tuple[int, str]], path: pathlib.Path, universal: bool
 
 
 def _marked(lines: Iterable[tuple[int, str]]) -> _Numbered:
-    """SemEval-2010 task 8: a number and a sentence with two entities in tags; its relation.
+    """Reads SemEval-2010 task 8: numbered sentences with two tagged entities, and relations.
 
-    Comments are left out. Columns: 'id', 'text' without the tags, 'head' and 'tail' (first and
-    behind the last character of e1 and e2), 'label' where a relation stands below.
+    Comments are skipped. Columns: 'id', 'text' without the tags, 'head' and 'tail' (begin and end
+    of the characters of e1 and e2), and 'label' if a relation follows the sentence.
     """
-    waiting: tuple[int, Row | BadRowError] | None = None  # for its relation
+    waiting: tuple[int, Row | BadRowError] | None = None  # until its relation is read
     for number, line in lines:
         line = line.strip(" \t")
         if not line or line.startswith("Comment"):
@@ -295,7 +294,7 @@ def _marked(lines: Iterable[tuple[int, str]]) -> _Numbered:
             yield place, row | {"label": line} if isinstance(row, dict) else row
             waiting = None
         else:
-            yield number, BadRowError("neither a numbered sentence nor the relation below one")
+            yield number, BadRowError("neither a numbered sentence nor the relation after one")
     if waiting:
         yield waiting
 
@@ -310,5 +309,5 @@ def _marked_sentence(number: str, text: str) -> Row | BadRowError:
         end = tag.end()
     row["text"] += text[end:]
     if any(len(row.get(which, ())) != 2 for which in ("head", "tail")):
-        return BadRowError("not one <e1>...</e1> and one <e2>...</e2>")
+        return BadRowError("not exactly one <e1>...</e1> and one <e2>...</e2>")
     return row

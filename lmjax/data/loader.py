@@ -1,4 +1,4 @@
-"""Batches, from a source of rows, on grain."""
+"""Batches of rows of a source, implemented with grain."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from lmjax.errors import ConfigError
 
 
 class Loader(Position):
-    """An endless iterator over this process's rows of every global batch.
+    """An infinite iterator over this process's rows of each global batch.
 
-    The global batch i is a pure function of (store, examples, batch_size, seed, split, i),
-    whatever the number of processes and wherever the run was resumed; process p has its
-    rows [p * batch_size / process_count, (p + 1) * batch_size / process_count). Every epoch
-    is shuffled anew over the whole corpus, except the contiguous streams of
-    `SegmentStream`; a batch may hold the end of one epoch and the start of the next.
+    Global batch i is a pure function of (store, examples, batch_size, seed, split, i). It does not
+    depend on the number of processes or on where the run was resumed. Process p has its rows
+    [p * batch_size / process_count, (p + 1) * batch_size / process_count). Every epoch is
+    reshuffled over the whole corpus, except for the contiguous streams of `SegmentStream`; a batch
+    may contain the end of one epoch and the start of the next.
 
-    A batch is a dict of int32 arrays, leading axis batch_size / process_count; which
-    arrays depends on the form of the examples.
+    A batch is a dict of int32 arrays with leading axis batch_size / process_count; the arrays
+    depend on the type of the examples.
     """
 
     def __init__(
@@ -41,25 +41,22 @@ class Loader(Position):
         Args:
           batch_size: rows of a global batch.
           seed: in [0, 2**32).
-          split: 'train', 'validation', ...: the same seed draws differently for each.
-          shuffle: whether rows are shuffled. Without it batches go through the source in
-            order; with one seed they are the same in every run, which is what evaluation
-            wants.
+          split: 'train', 'validation', ...; each split gets different draws for the same seed.
+          shuffle: whether rows are shuffled. Without shuffling, batches read the source in order;
+            with the same seed they are the same in every run, as needed for evaluation.
 
         Raises:
-          ConfigError: a field out of range, or a corpus that gives less than one batch.
+          ConfigError: a field is out of range, or the corpus yields less than one batch.
         """
         if batch_size < 1:
-            raise ConfigError(
-                f"config.training.batch_size: {batch_size} is not positive; give >= 1"
-            )
+            raise ConfigError(f"config.training.batch_size: {batch_size} is not positive; use >= 1")
         if batch_size % process_count:
             raise ConfigError(
-                f"config.training.batch_size: {batch_size} rows cannot be shared by "
-                f"{process_count} processes; give a multiple"
+                f"config.training.batch_size: {batch_size} rows cannot be divided among "
+                f"{process_count} processes; use a multiple"
             )
         if not 0 <= seed < 2**32:
-            raise ConfigError(f"config.seed: {seed} is out of range; give 0 to 2**32 - 1")
+            raise ConfigError(f"config.seed: {seed} is out of range; use 0 to 2**32 - 1")
         source = examples.source(store, vocabulary, seed=seed, split=split, rows=batch_size)
         rows: grain.MapDataset = _Rows(source)
         if shuffle and not source.ordered:
@@ -73,11 +70,11 @@ class Loader(Position):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole global batches of an epoch, at least 1."""
+        """Number of complete global batches per epoch, at least 1."""
         return self._batches_per_epoch
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
-        """Returns batch `index` without moving the iterator."""
+        """Returns batch `index` without advancing the iterator."""
         return self._batches[index]
 
     def __iter__(self) -> "Loader":
@@ -97,14 +94,14 @@ class Loader(Position):
         super().set_state(state)
 
     def close(self) -> None:
-        """Stops the prefetching threads; the next batch starts them again."""
+        """Stops the prefetching threads; reading the next batch restarts them."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
 
 
 class _Rows(grain.MapDataset):
-    """A source as grain's dataset, told the true index: grain's own wrapper takes it modulo."""
+    """Wraps a source as a grain dataset with the true index; grain's wrapper takes it modulo."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -118,7 +115,7 @@ class _Rows(grain.MapDataset):
 
 
 class _Share(grain.MapDataset):
-    """Of every `batch_size` rows, the `count` from `first` on."""
+    """Selects `count` rows from `first` on out of every `batch_size` rows."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, first: int, count: int) -> None:
         super().__init__(parent)

@@ -1,4 +1,4 @@
-"""Text that is nothing but text: what a tokenizer reads, special tokens spelt out or not."""
+"""Plain text for tokenizers, in which special tokens cannot be spelled out."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from lmjax.errors import ConfigError, first_line
 
 
 def respelt(inner: tokenizers.Tokenizer, special: Collection[str]) -> tokenizers.Tokenizer:
-    """A copy with the same ids in which no text can spell these tokens."""
+    """Returns a copy with the same ids whose text input cannot spell these special tokens."""
     secret = secrets.token_hex(16)
     spelling = {token: f"{token}{secret}" for token in special}
     values = json.loads(inner.to_str())
@@ -32,13 +32,13 @@ def respelt(inner: tokenizers.Tokenizer, special: Collection[str]) -> tokenizers
         ]
     for token in values["added_tokens"]:
         token["content"] = spelling.get(token["content"], token["content"])
-    values["post_processor"] = None  # it names them, and adds nothing here
+    values["post_processor"] = None  # it refers to them, and is not used here
     return tokenizers.Tokenizer.from_str(json.dumps(values))
 
 
 @contextlib.contextmanager
 def named(texts: Sequence[str]) -> Iterator[None]:
-    """Names the text that a tokenizer does not take."""
+    """Converts errors of the tokenizer to a ConfigError that names the text."""
     try:
         yield
     except BaseException as error:
@@ -50,23 +50,23 @@ def named(texts: Sequence[str]) -> Iterator[None]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the library raised it; a panic of Rust's is no `Exception`."""
+    """Whether the tokenizers library raised it; Rust panics are not an `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def check_text(text: Any, where: str) -> None:
-    """Refuses what no tokenizer reads.
+    """Checks that a tokenizer can read `text`.
 
     Raises:
-      ConfigError: no string, or one with half of a surrogate pair, which has no UTF-8.
+      ConfigError: it is not a string, or has an unpaired surrogate, which UTF-8 cannot encode.
     """
     if not isinstance(text, str):
-        raise ConfigError(f"{where}: a text is expected, not {type(text).__name__}")
+        raise ConfigError(f"{where}: expected a str, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         around = text[max(0, error.start - 20) : error.start + 20]
         raise ConfigError(
-            f"{where}: half of a surrogate pair (U+{ord(text[error.start]):04X}) at character"
-            f" {error.start:,}, {around!r}; mend it, or put U+FFFD in its place"
+            f"{where}: an unpaired surrogate (U+{ord(text[error.start]):04X}) at character"
+            f" {error.start:,}, {around!r}; fix it, or replace it with U+FFFD"
         ) from None

@@ -1,14 +1,14 @@
-"""Where a run is in its data."""
+"""The position of a run in its data."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class Position:
-    """Counts batches, and knows which are to be passed over.
+    """Counts batches and keeps track of batches to skip.
 
-    What gives batches by their number derives from it, so that a run continues with the next
-    one: `advance` in `__next__` says which that is.
+    Base class of iterators over numbered batches, so that a resumed run continues with the next
+    batch. `__next__` must call `advance`.
     """
 
     def __init__(self) -> None:
@@ -17,23 +17,23 @@ class Position:
 
     @property
     def index(self) -> int:
-        """Which batch came last."""
+        """Index of the last batch."""
         return self._next - 1
 
     def advance(self) -> bool:
-        """Goes on by one batch; False where that one is to be passed over."""
+        """Advances by one batch; returns False if that batch is to be skipped."""
         self._next += 1
         return self.index not in self._skipped
 
     def skip(self, batches: Iterable[int]) -> None:
-        """Passes these batches over when their turn comes."""
+        """Marks these batches to be skipped."""
         self._skipped.update(batches)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position, fit for JSON; it holds for any number of processes."""
+        """Returns the position as JSON values, valid for any number of processes."""
         return {"next_batch": self._next, "skipped": sorted(self._skipped)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position that `get_state` returned; what is to be skipped stays so."""
+        """Moves to a position from `get_state`; batches marked to be skipped stay marked."""
         self._next = state["next_batch"]
         self._skipped.update(state["skipped"])

@@ -1,7 +1,7 @@
 """The embedded corpus: docstrings of the standard library and of installed packages.
 
-It needs no download and ships no text: every Python has it. What it holds depends on the
-versions that are installed, which the name of the built dataset therefore spells out.
+It needs no download and ships no text, since every Python installation has it. The contents depend
+on the installed versions, which the name of the built dataset therefore encodes.
 """
 
 import ast
@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from lmjax.progress import track
 
-# Packages beyond the standard library, by import name; those not installed are left out.
+# Import names of packages besides the standard library; missing packages are skipped.
 PACKAGES = (
     "absl",
     "array_record",
@@ -48,21 +48,21 @@ PACKAGES = (
     "treescope",
 )
 _SKIPPED_DIRECTORIES = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages"}
-_SHORTEST = 10  # words; less says little
+_SHORTEST = 10  # minimum number of words; shorter docstrings say little
 _SPLITS = {"train": range(0, 96), "validation": range(96, 98), "test": range(98, 100)}
 
 
 def split_of(name: str) -> str:
-    """The split of a qualified name: 96% train, 2% validation, 2% test, by a hash of it."""
+    """Returns the split of a qualified name by its hash: 96% train, 2% validation, 2% test."""
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
     return next(split for split, buckets in _SPLITS.items() if bucket in buckets)
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-    """Docstrings, each with its package, qualified name and, of a function, its signature.
+    """Docstrings, each with its package, qualified name and, for functions, signature.
 
-    Built without TensorFlow. The config's name is a hash of the Python version and of the
-    versions of the packages: other versions make another dataset, never a stale one.
+    The dataset is built without TensorFlow. The config's name is a hash of the versions of Python
+    and the packages, so that different versions build a new dataset instead of using a stale one.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -70,12 +70,12 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     def __init__(
         self, *, packages: Sequence[str] = PACKAGES, stdlib: bool = True, **kwargs: Any
     ) -> None:
-        """Chooses what to read.
+        """Selects the sources.
 
         Args:
-          packages: import names; those that are not installed are left out.
-          stdlib: whether the standard library is read.
-          **kwargs: of tfds.core.GeneratorBasedBuilder, such as data_dir.
+          packages: import names; missing packages are skipped.
+          stdlib: whether to read the standard library.
+          **kwargs: arguments of tfds.core.GeneratorBasedBuilder, such as data_dir.
         """
         self._roots = dict(_roots(packages, stdlib))
         tag = fingerprint(self._roots)
@@ -86,7 +86,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            disable_shuffling=True,  # the order of the sources is the order of documents
+            disable_shuffling=True,  # documents keep the order of the sources
             features=tfds.features.FeaturesDict(
                 {
                     "text": tfds.features.Text(),
@@ -116,7 +116,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
 
 def fingerprint(roots: dict[str, pathlib.Path]) -> str:
-    """12 hex digits that change with Python's version and with any package's."""
+    """Returns 12 hex digits that depend on the versions of Python and the packages."""
     installed = importlib.metadata.packages_distributions()
     lines = [sys.version, f"{_SHORTEST}"]
     for package in roots:
@@ -129,9 +129,9 @@ class Docstring(NamedTuple):
     """A docstring and what it documents.
 
     Attributes:
-      name: qualified.
-      signature: of a function: the names of its parameters in parentheses, without self and
-        cls; '' of a class or module.
+      name: qualified name.
+      signature: parameter names of a function in parentheses, without self and cls; '' for classes
+        and modules.
     """
 
     package: str
@@ -141,9 +141,9 @@ class Docstring(NamedTuple):
 
 
 def collect(roots: dict[str, pathlib.Path]) -> Iterator[Docstring]:
-    """Everything that has a docstring, in a fixed order.
+    """Yields all docstrings in a fixed order.
 
-    Sources are parsed, never imported: nothing of them runs.
+    Sources are parsed, never imported, so none of their code runs.
 
     Args:
       roots: package or module -> its directory or file.
@@ -157,7 +157,7 @@ def collect(roots: dict[str, pathlib.Path]) -> Iterator[Docstring]:
     for package, root, file in track(files, "reading docstrings", len(files)):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the sources: invalid escapes and the like
+                warnings.simplefilter("ignore")  # about the sources, such as invalid escapes
                 tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, OSError, RecursionError):
             continue  # templates and sources of other Python versions

@@ -1,7 +1,6 @@
-"""Rows of labelled data from files, TFDS or the docstrings; what is wrong with one is told.
+"""Rows of labeled data from files, TFDS or docstrings, with reports of invalid rows.
 
-A row is a dict of what its columns hold. Where it came from stays with it, so that a message
-can name the line.
+A row is a dict of column values. It keeps its place of origin, so that messages can name the line.
 """
 
 import collections
@@ -25,28 +24,28 @@ SPLITS = ("train", "validation", "test")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HELD_OUT_PERCENT = 10
-_REMEDY = "config.data.on_bad_rows='skip' leaves them out"
-_NAMED = 3  # bad rows that a message quotes
+_REMEDY = "set config.data.on_bad_rows='skip' to drop them"
+_NAMED = 3  # maximum number of bad rows quoted in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-    """Labelled data.
+    """Config of labeled data.
 
     Attributes:
-      train: rows to learn from: a path or glob of .jsonl, .json, .csv, .tsv or CoNLL columns
-        (.conll, .conllu, .bio, .iob), packed as .gz or .xz or not; a TFDS name; 'pydocs',
-        rows made of docstrings, without any download.
-      validation: rows to look at after every epoch; '' holds out a tenth of `train`, by a
-        hash of the row, or of the document where CoNLL columns mark several. A TFDS name may say
-        its split: 'glue/mnli:validation_matched'.
-      test: rows that the reported score is of; '' reports on `validation`. Several sets with
-        scores of their own: a block of paths by name, or 'name=path,name=path'.
-      header: whether the first line of .csv and .tsv names the columns; without it they are
-        '0', '1', ..., as columns of CoNLL files always are.
-      on_bad_rows: 'refuse' stops at rows that cannot be used, and names them; 'skip' leaves
-        them out, counts them and says so in the report.
-      train_rows: how many of the training rows are used, drawn by the seed; 0 = all.
+      train: training rows: a path or glob of .jsonl, .json, .csv, .tsv or CoNLL columns (.conll,
+        .conllu, .bio, .iob), optionally compressed (.gz, .xz); a TFDS name; or 'pydocs', rows
+        derived from docstrings, without downloads.
+      validation: rows to evaluate after every epoch. '' holds out a tenth of `train`, by a hash of
+        the row, or of the document if CoNLL columns mark several. A TFDS name may include a split:
+        'glue/mnli:validation_matched'.
+      test: rows for the reported score; '' uses `validation`. For several sets with separate
+        scores: a block of paths by name, or 'name=path,name=path'.
+      header: whether the first line of .csv and .tsv files contains the column names. Otherwise
+        columns are named '0', '1', ..., as is always the case for CoNLL files.
+      on_bad_rows: 'refuse' raises an error that names invalid rows; 'skip' drops them and reports
+        their number.
+      train_rows: number of training rows to use, drawn with the seed; 0 = all.
       cache_dir: see `lmjax.data.cache`.
     """
 
@@ -61,20 +60,20 @@ class RowsConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.train:
-            raise ConfigError("train: empty; give a path, a TFDS name or 'pydocs'")
+            raise ConfigError("train: empty; set a path, a TFDS name or 'pydocs'")
         if self.on_bad_rows not in ("refuse", "skip"):
             raise ConfigError(f"on_bad_rows: '{self.on_bad_rows}' is not one of refuse, skip")
 
 
 @dataclasses.dataclass
 class Notes:
-    """What was not as it should be, counted by kind, with the first few named."""
+    """Counts of problems by kind, with the places of the first few."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     named: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, kind: str, where: str = "", count: int = 1) -> None:
-        """Counts something, found at `where`."""
+        """Counts problems of a kind, found at `where`."""
         if count:
             self.counts[kind] += count
         if where and len(self.named) < _NAMED:
@@ -88,20 +87,21 @@ def read_split(
     embedded: Callable[[str, str], Iterator[Row]],
     notes: Notes,
 ) -> list[Row]:
-    """The usable rows of a split, in the order of the source.
+    """Returns the valid rows of a split, in the order of the source.
 
     Args:
       split: 'train', 'validation' or 'test'.
-      parse: from what the columns hold to what a task reads, one row or several; raises
-        BadRowError, or returns it among several.
-      embedded: (split, cache_dir) -> rows made of docstrings, already parsed.
-      notes: takes what is skipped.
+      parse: converts column values to one or several rows of a task; raises BadRowError, or
+        returns it in a list.
+      embedded: (split, cache_dir) -> parsed rows derived from docstrings.
+      notes: records skipped rows.
 
     Returns:
-      Rows with their place under 'where'; [] where the config names nothing for `split`.
+      Rows with their place under 'where'; [] if the config has no source for `split`.
 
     Raises:
-      ConfigError: nothing there, nothing usable in it, or bad rows that are not to be skipped.
+      ConfigError: there is no such source, it has no valid rows, or it has bad rows and the config
+        does not skip them.
     """
     spec, part, where = _source_of(config, split)
     if not spec:
@@ -110,7 +110,7 @@ def read_split(
         rows = list(embedded(split, config.cache_dir))
         found = [{**row, "where": f"pydocs {split} {i}"} for i, row in enumerate(rows)]
         if not found:
-            raise ConfigError(f"{where}: no docstring here gives a row of this task")
+            raise ConfigError(f"{where}: no docstring gives a row of this task; set a path")
         return found
     raw = raw_rows(spec, split, config, where)
     if not part:
@@ -120,8 +120,8 @@ def read_split(
     own = [row for row, held in zip(every, held_out, strict=True) if held == (part != "train")]
     if every and not own:
         raise ConfigError(
-            f"{where}: none of the {len(every)} rows of '{spec}' falls to {part}; name a file with"
-            " rows for it as config.data.validation"
+            f"{where}: none of the {len(every)} rows of '{spec}' is in the {part} split; set"
+            " config.data.validation to a file with rows for it"
         )
     others = len(every) - len(own)
     return parse_rows(own, parse, config.on_bad_rows, spec, where, notes, others=others)
@@ -137,12 +137,13 @@ def parse_rows(
     remedy: str = _REMEDY,
     others: int = 0,
 ) -> list[Row]:
-    """The usable ones of `raw_rows`, as `read_split` gives them.
+    """Parses the result of `raw_rows` and returns the valid rows, like `read_split`.
 
     Args:
-      spec: what was read, for messages.
-      where: the config field or flag that named it.
-      others: how many rows more there are, which fall to another part.
+      spec: source of the rows, for error messages.
+      where: the config field or flag of the source.
+      remedy: alternative to fixing bad rows, for error messages.
+      others: number of further rows in the source that belong to another split.
 
     Raises:
       ConfigError: see `read_split`.
@@ -159,11 +160,11 @@ def parse_rows(
                 rows.append(row | {"where": place} | ({"document": document} if document else {}))
     total = len(bad) + len(rows) + others
     if not total:
-        raise ConfigError(f"{where}: '{spec}' holds no rows; give a file with some")
+        raise ConfigError(f"{where}: '{spec}' has no rows; give a file with rows")
     settle(bad, rule, where, total, notes, remedy)
     if not rows:
         raise ConfigError(
-            f"{where}: none of the {len(bad)} rows of '{spec}' can be used: {bad[0][0]}:"
+            f"{where}: none of the {len(bad)} rows of '{spec}' is valid: {bad[0][0]}:"
             f" {_one_line(bad[0][1])}"
         )
     return rows
@@ -182,17 +183,17 @@ def _parsed(
 
 
 def sound(row: Row | BadRowError) -> Row | BadRowError:
-    """A parsed row, or why neither text nor a number can be made of something in it."""
+    """Returns a parsed row, or a BadRowError if a value is not a valid text or number."""
     fault = fault_of(row) if isinstance(row, dict) else ""
     return BadRowError(fault) if fault else row
 
 
 def place_of(error: BadRowError, where: str, values: Any = None) -> str:
-    """The place of what is wrong with a row.
+    """Returns the place of the error in a row.
 
     Args:
       where: the place of the row.
-      values: its columns, where they are at hand.
+      values: the columns of the row, if available.
     """
     if error.within == "":
         return where
@@ -211,13 +212,13 @@ def settle(
     notes: Notes,
     remedy: str = _REMEDY,
 ) -> None:
-    """Refuses or counts bad rows, as the config says.
+    """Raises ConfigError for bad rows, or counts them if `rule` is 'skip'.
 
     Args:
-      bad: (where, why) of each.
-      where: the config field that named the file.
-      total: how many rows there were.
-      remedy: what can be done but mending them.
+      bad: (place, reason) of each bad row.
+      where: the config field of the file.
+      total: total number of rows.
+      remedy: alternative to fixing the rows.
     """
     if not bad:
         return
@@ -226,20 +227,19 @@ def settle(
         named = "; ".join(f"{place}: {why}" for place, why in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise ConfigError(
-            f"{where}: {len(bad)} of {total} rows cannot be used: {named}{more}; mend them, or"
-            f" {remedy}"
+            f"{where}: {len(bad)} of {total} rows are invalid: {named}{more}; fix them, or {remedy}"
         )
     for place, why in bad:
         notes.add(f"skipped: {why.split(' (')[0]}", place)
 
 
 def _one_line(text: str) -> str:
-    """A message that may quote a row."""
+    """Escapes control characters in a message that may quote a row."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def draw(rows: list[Row], count: int, seed: int) -> list[Row]:
-    """`count` of the rows, drawn without replacement, in their order; 0 = all."""
+    """Draws `count` rows without replacement, keeping their order; 0 = all."""
     if not 0 < count < len(rows):
         return rows
     chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
@@ -247,13 +247,15 @@ def draw(rows: list[Row], count: int, seed: int) -> list[Row]:
 
 
 def column(values: Mapping[str, Any], name: str, field: str, block: str = "config.task.") -> Any:
-    """What a row has in a column.
+    """Returns the value of a row in a column.
 
     Args:
-      name: of the column, as the `field` of `block` says.
+      values: the row.
+      name: name of the column.
+      field: config field, in `block`, that sets the name.
 
     Raises:
-      BadRowError: there is no such column, or neither text nor number can be made of its value.
+      BadRowError: there is no such column, or its value is not a valid text or number.
     """
     if name not in values or values[name] is None:
         known = ", ".join(k for k in values if k is not None)
@@ -264,7 +266,7 @@ def column(values: Mapping[str, Any], name: str, field: str, block: str = "confi
 
 
 def _source_of(config: RowsConfig, split: str) -> tuple[str, str, str]:
-    """(what to read, which part of it, the config field)."""
+    """Returns (source, part of it or '' for all, config field)."""
     if split == "train":
         shared = not config.validation and config.train != "pydocs"
         return config.train, "train" if shared else "", "config.data.train"
@@ -274,13 +276,13 @@ def _source_of(config: RowsConfig, split: str) -> tuple[str, str, str]:
 
 
 def _held_out(rows: Sequence[Row | BadRowError]) -> list[bool]:
-    """Which rows are held out: a tenth by hash, of documents where there are several."""
+    """Returns which rows are held out: a tenth by hash, or of documents if there are several."""
     documents: dict[str, list[Row]] = {}
     for row in rows:
         if isinstance(row, Sentence) and row.document:
             documents.setdefault(row.document, []).append(row)
     hashes = {name: _hash(inside) for name, inside in documents.items()}
-    # By what they hold: of two copies of a document none is held out alone.
+    # Hashes depend on contents only, so copies of a document are always in the same split.
     ordered = sorted(set(hashes.values()), key=lambda value: (value % 100, value))
     tenth = sum(value % 100 < _HELD_OUT_PERCENT for value in ordered)
     chosen = set(ordered[: min(max(1, tenth), len(ordered) - 1)])
@@ -303,15 +305,15 @@ def _hash(values: Any) -> int:
 def raw_rows(
     spec: str, split: str, config: RowsConfig, where: str
 ) -> Iterator[tuple[str, Row | BadRowError]]:
-    """(place, columns) of each row of files or of a TFDS dataset, as they are read.
+    """Yields (place, columns) of each row of files or of a TFDS dataset.
 
     Args:
       spec: a path, a glob or a TFDS name.
-      split: of a TFDS dataset, where `spec` does not say which.
-      where: the config field or flag that holds `spec`, for messages.
+      split: split of a TFDS dataset, if `spec` does not include it.
+      where: the config field or flag of `spec`, for error messages.
 
     Raises:
-      ConfigError: not one row is at fault but the file.
+      ConfigError: an error of the whole file, not of a single row.
     """
     if not is_path(spec):
         yield from _tfds_rows(spec, split, config.cache_dir, where)
@@ -333,7 +335,7 @@ def _tfds_rows(spec: str, split: str, cache_dir: str, where: str) -> Iterator[tu
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """Bytes as text, classes by their names, arrays as lists."""
+    """Converts bytes to text, classes to names and arrays to lists."""
     if isinstance(value, dict):
         return {k: _plain(v, feature[k]) for k, v in value.items()}
     if isinstance(value, bytes):
@@ -341,7 +343,7 @@ def _plain(value: Any, feature: Any) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             return BadRowError(f"not UTF-8 at byte {error.start:,}")
-    of_items = getattr(feature, "feature", feature)  # that of a sequence's items
+    of_items = getattr(feature, "feature", feature)  # the feature of a sequence's items
     if isinstance(value, np.ndarray | list):
         return [_plain(v, of_items) for v in value]
     if hasattr(of_items, "int2str") and int(value) >= 0:

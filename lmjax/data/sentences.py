@@ -1,20 +1,19 @@
-"""Where sentences begin: segment pairs are made of sentences, one after the other."""
+"""Sentence splitting; segment pairs consist of consecutive sentences."""
 
 import re
 
-# After a line, or after . ! or ? (and closing quotes or brackets) before white space and what
-# may begin a sentence. Abbreviations are split too: a pair loses nothing by a sentence that
-# is cut in two.
+# After a line, or after . ! or ? (and closing quotes or brackets) followed by white space and a
+# possible start of a sentence. Abbreviations are split too, which does no harm to segment pairs.
 _BOUNDARY = re.compile(r"(?=\n)|(?<=[.!?])[\"')\]]*(?=[ \t]+[\"'(\[]?[A-Z0-9])")
 
-VERSION = 1  # of the rule; stored token ids depend on it
+VERSION = 1  # version of the rule, on which stored token ids depend
 
 
 def split_sentences(document: str) -> list[str]:
-    """The sentences of a document, in order.
+    """Returns the sentences of a document, in order.
 
-    White space between two sentences goes with the second, so that joining them gives the
-    document (without the white space at its ends) and a byte-level tokenizer loses nothing.
+    White space between two sentences belongs to the second. Joining the sentences gives the
+    stripped document, so a byte-level tokenizer loses nothing.
     """
     document = document.strip()
     sentences, begin = [], 0

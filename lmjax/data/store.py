@@ -1,4 +1,4 @@
-"""Token ids on disk: computed once, kept under a content hash, memory-mapped."""
+"""Token ids on disk: computed once, cached by a content hash, and memory-mapped."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.errors import ConfigError
 from lmjax.progress import track
 
-_VERSION = 2  # of the file format, and of what text is to a tokenizer
+_VERSION = 2  # version of the file format and of the text that tokenizers read
 _MANIFEST = "manifest.json"
 _ARRAYS = ("tokens", "sentence_offsets", "document_offsets", "counts")
 _DOCUMENTS_A_CHUNK = 512
@@ -30,15 +30,16 @@ _DOCUMENTS_A_CHUNK = 512
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which text, in which tokens.
+    """Config of text and its tokenizer.
 
     Attributes:
       corpus: 'pydocs', a path or glob of text files or JSON lines, a TFDS name, or a block with the
         type and the fields of a `CorpusReader`; see `open_corpus`.
-      validation_corpus: the same, read whole as held-out text; '' takes the corpus's own.
-      text_feature: the column of JSON lines, or the TFDS feature, that holds the text.
-      tokenizer: trained on the training split, or loaded.
-      cache_dir: where prepared data is kept; '' = $LMJAX_CACHE or ~/.cache/lmjax.
+      validation_corpus: a corpus, in the same format, used entirely as held-out text; '' uses the
+        validation split of `corpus`.
+      text_feature: the column of JSON lines, or the TFDS feature, that contains the text.
+      tokenizer: a tokenizer to train on the training split, or to load.
+      cache_dir: directory of prepared data; '' = $LMJAX_CACHE or ~/.cache/lmjax.
     """
 
     corpus: str | Mapping[str, Any] = "pydocs"
@@ -57,9 +58,9 @@ class TokenStore:
       sentence_offsets: int64 [sentences + 1] into tokens.
       document_offsets: int64 [documents + 1] into sentences.
       document_token_offsets: int64 [documents + 1] into tokens.
-      counts: int64 [vocabulary], how often each id occurs.
-      bytes, words: of the text: UTF-8 bytes, and words between white space.
-      fingerprint: of the text, the tokenizer and the rule that makes sentences.
+      counts: int64 [vocabulary], number of occurrences of each id.
+      bytes, words: number of UTF-8 bytes and of white-space-separated words in the text.
+      fingerprint: hash of the text, the tokenizer and the sentence splitting rule.
     """
 
     tokens: np.ndarray
@@ -85,7 +86,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: pathlib.Path) -> Self | None:
-        """The store in `directory`, or None where it is missing or not whole."""
+        """Opens the store in `directory`; returns None if it is missing or incomplete."""
         try:
             manifest = json.loads((directory / _MANIFEST).read_text())
             for name in _ARRAYS:
@@ -114,7 +115,7 @@ class TokenStore:
 
 
 def check_data(config: DataConfig) -> None:
-    """Refuses, within seconds, text or a tokenizer that is not there.
+    """Checks, within seconds, that the text and the tokenizer exist.
 
     Raises:
       ConfigError: see `check_corpus` and `load_tokenizer`.
@@ -130,10 +131,10 @@ def check_data(config: DataConfig) -> None:
 def prepare(
     config: DataConfig, splits: Sequence[str] = ("train", "validation")
 ) -> tuple[Tokenizer, dict[str, TokenStore]]:
-    """The tokenizer and the token ids of each split, from the cache or computed now.
+    """Returns the tokenizer and the token ids of each split, cached or newly computed.
 
     Raises:
-      ConfigError: the corpus cannot be had, or a split of it is empty.
+      ConfigError: the corpus is not available, or one of its splits is empty.
     """
     corpora = {split: _open(config, split) for split in splits}
     train = corpora.get("train") or _open(config, "train")
@@ -162,7 +163,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     path = cache_directory(config.cache_dir) / "tokenizers" / f"{key}.json"
 
     def read() -> Tokenizer | None:
-        with contextlib.suppress(ConfigError):  # not there yet, or not whole
+        with contextlib.suppress(ConfigError):  # missing or incomplete
             return load_tokenizer(str(path))
         return None
 
@@ -182,7 +183,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
-    """A new name beside `path`. What is made there has the permissions that the umask gives."""
+    """Returns a new sibling path of `path`; files there get the permissions of the umask."""
     return path.with_name(f"{path.name}-{secrets.token_hex(8)}")
 
 
@@ -191,7 +192,7 @@ def _not_empty(texts: Iterable[str], corpus: Corpus) -> Iterator[str]:
     first = next(texts, None)
     if first is None:
         raise ConfigError(
-            f"config.data.corpus: '{corpus.name}' has no documents; give one with text"
+            f"config.data.corpus: '{corpus.name}' has no documents; give a corpus with text"
         )
     return itertools.chain([first], texts)
 
@@ -216,10 +217,10 @@ def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str)
 def _write(
     directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str, what: str
 ) -> None:
-    """Writes the store beside its place and moves it there whole.
+    """Writes the store to a temporary directory and moves it into place atomically.
 
-    A killed process leaves a directory under another name, which nothing ever opens; where
-    there are no locks, two processes write two and the second finds the place taken.
+    A killed process leaves a directory with a temporary name, which is never opened. Without
+    locks, two processes may each write a store, and the second finds that the first is in place.
     """
     temporary = _beside(directory)
     temporary.mkdir()
@@ -230,10 +231,10 @@ def _write(
             json.dump(manifest, file, indent=2)
             _sync(file)
         if TokenStore.open(directory) is None:
-            shutil.rmtree(directory, ignore_errors=True)  # what is there is not whole
+            shutil.rmtree(directory, ignore_errors=True)  # what exists is incomplete
             os.replace(temporary, directory)
     except OSError:
-        if TokenStore.open(directory) is None:  # else another process was first
+        if TokenStore.open(directory) is None:  # otherwise another process was first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -261,7 +262,7 @@ def _write_arrays(
             files["tokens"].write(flat.astype(dtype).tobytes())
             ends = n_tokens + np.cumsum(lengths[kept])
             files["sentence_offsets"].write(ends.tobytes())
-            # Documents without a token are dropped.
+            # Documents without tokens are dropped.
             in_document = np.bincount(of_document[kept], minlength=len(split))
             document_ends = n_sentences + np.cumsum(in_document)[in_document > 0]
             files["document_offsets"].write(document_ends.astype(np.int64).tobytes())
@@ -285,7 +286,7 @@ def _files(directory: pathlib.Path, names: Sequence[str]) -> Iterator[dict[str, 
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents, long enough to keep all cores busy with each."""
+    """Yields lists of documents that are long enough to keep all cores busy."""
     documents = iter(documents)
     while chunk := list(itertools.islice(documents, _DOCUMENTS_A_CHUNK)):
         yield chunk

@@ -1,7 +1,7 @@
-"""Training of tokenizers: the same documents in the same order give the same ids.
+"""Deterministic tokenizer training: the same documents in the same order give the same ids.
 
-The trainers of Hugging Face's `tokenizers` walk hash maps of random order. Byte-level BPE
-does not depend on it; WordPiece and unigram do, and are put in order here.
+The trainers of Hugging Face's `tokenizers` iterate over hash maps in random order. Byte-level BPE
+does not depend on the order; WordPiece and unigram do, and are made deterministic here.
 """
 
 import collections
@@ -17,14 +17,14 @@ from lmjax.data.plain_text import check_text
 from lmjax.data.tokenizers import ROLES, Tokenizer, TokenizerConfig, wordpiece
 from lmjax.errors import ConfigError
 
-TRAINING_VERSION = 3  # trained tokenizers are kept under it
+TRAINING_VERSION = 3  # part of the cache key of trained tokenizers
 _SPECIALS = [names[0] for names in ROLES.values()]  # ids 0 to 5
-# Two private planes of Unicode: first characters of words, and the others.
+# Private planes of Unicode that encode the first and the other characters of words.
 _FIRST, _OTHER = 0xF0000, 0x100000
 _MOST_CHARACTERS = 1000
 _REPEATED_AT_ONCE = 10_000
-# Training takes time quadratic in the length of a word. White space is what all three kinds
-# hold to be white space: some of them drop form feeds and other control characters.
+# Training time is quadratic in the length of a word. Only characters that all three kinds treat
+# as white space count as such: some kinds drop form feeds and other control characters.
 _LONGEST_WORD = 10_000
 _SPACELESS = r"[\S\x0b\x0c\x1c-\x1f\x85]"
 _LONG_WORD = re.compile(rf"(?<!{_SPACELESS}){_SPACELESS}{{{_LONGEST_WORD + 1},}}")
@@ -33,18 +33,18 @@ _LONG_WORD = re.compile(rf"(?<!{_SPACELESS}){_SPACELESS}{{{_LONGEST_WORD + 1},}}
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Trains a tokenizer whose ids 0 to 5 are [PAD] [UNK] [CLS] [SEP] [MASK] [EOD].
 
-    Of a word of more than 10,000 characters the first 10,000 are read; stderr says how many are
-    not.
+    Words of more than 10,000 characters are truncated to 10,000; the number of dropped characters
+    is reported on stderr.
 
     Raises:
-      ConfigError: the corpus has more characters than `vocab_size` has room for, or a text that
-        is none.
+      ConfigError: the corpus has more distinct characters than fit in `vocab_size`, or a text is
+        not a valid string.
     """
     return Tokenizer(_TRAIN[config.kind](_readable(texts), config))
 
 
 def _readable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, checked, without the ends of words that are too long."""
+    """Checks texts and truncates words that are too long."""
     words = left_out = 0
     for place, text in enumerate(texts):
         check_text(text, f"text {place}")
@@ -54,7 +54,7 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
         yield shorter
     if words:
         print(
-            f"tokenizer training left out {left_out:,} characters: the ends of words of more than"
+            f"tokenizer training dropped {left_out:,} characters at the ends of words of more than"
             f" {_LONGEST_WORD:,} characters (words: {words:,})",
             file=sys.stderr,
             flush=True,
@@ -62,17 +62,17 @@ def _readable(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _wordpiece(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokenizer:
-    """BPE's merges over words whose later characters are other letters than their first.
+    """Trains BPE merges on words whose first character is distinct from their other ones.
 
-    That is what the library's own WordPiece trainer does, with '##' before those letters;
-    it numbers them as it meets them in a hash map, and ids decide between equal merges.
+    The library's WordPiece trainer does the same with '##' before the other characters, but it
+    numbers characters in hash map order, and the ids break ties between merges.
     """
     words = _words(texts, config.lowercase)
     characters: collections.Counter[str] = collections.Counter()
     for word, count in words.items():
         for character in word:
             characters[character] += count
-    # Of rare scripts, one- and two-letter leftovers would fill the vocabulary.
+    # Otherwise one- and two-letter pieces of rare scripts would fill the vocabulary.
     room = min(_MOST_CHARACTERS, config.vocab_size // 4)
     kept = sorted(characters, key=lambda c: (-characters[c], c))[:room]
     place = {character: i for i, character in enumerate(kept)}
@@ -107,7 +107,7 @@ def _wordpiece(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Toke
 
 
 def _words(texts: Iterable[str], lowercase: bool) -> dict[str, int]:
-    """How often each word occurs, as WordPiece sees words."""
+    """Counts words as WordPiece splits them."""
     basic = wordpiece({"[UNK]": 0}, lowercase)
     normalizer, pre_tokenizer = basic.normalizer, basic.pre_tokenizer
     words: collections.Counter[str] = collections.Counter()
@@ -161,11 +161,11 @@ def _unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokeni
         if "not large enough" not in str(error):
             raise
         raise ConfigError(
-            f"config.data.tokenizer.vocab_size: {config.vocab_size} has no room for the corpus's"
-            " characters; give more, or kind 'bpe'"
+            f"config.data.tokenizer.vocab_size: {config.vocab_size} is too small for the corpus's"
+            " characters; increase it, or use kind 'bpe'"
         ) from error
     pieces = json.loads(inner.to_str())["model"]["vocab"]
-    # Anew, since the trained one keeps the ids that special tokens had in the old order.
+    # A new tokenizer, since the trained one keeps the special token ids of the old order.
     made = tokenizers.Tokenizer(models.Unigram(_in_order(pieces), unk_id=_SPECIALS.index("[UNK]")))
     made.normalizer, made.pre_tokenizer = inner.normalizer, inner.pre_tokenizer
     made.decoder = inner.decoder
@@ -174,11 +174,10 @@ def _unigram(texts: Iterable[str], config: TokenizerConfig) -> tokenizers.Tokeni
 
 
 def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Pieces by score, without what the order of a hash map left in the scores.
+    """Sorts pieces by score, after removing the effects of hash map order on the scores.
 
-    Sums differ in their eleventh digit, so scores are rounded. Characters that training
-    dropped were put back at the lowest score plus 0.0001 for each, in any order: they get
-    the lowest.
+    Sums differ in the eleventh digit, so scores are rounded. Training adds dropped characters
+    back, in arbitrary order, at the lowest score plus 0.0001 each; they get the lowest score here.
     """
     special = [(piece, 0.0) for piece in _SPECIALS]
     normal = [(piece, score) for piece, score in pieces if piece not in _SPECIALS]

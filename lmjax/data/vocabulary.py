@@ -1,4 +1,4 @@
-"""What there is to know of token ids: all that objectives and examples need of a tokenizer."""
+"""Properties of token ids: the part of a tokenizer that objectives and examples use."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Token ids by role, and what holds of each id.
+    """Ids of special tokens, and properties of all ids.
 
     Attributes:
-      size: number of tokens.
+      size: number of token ids.
       pad, unk, cls, sep, mask: ids of the special tokens.
       eod: id of the document boundary, GPT's first and last token of a document.
-      special: [size] bool, never masked and never a target of masking.
-      starts_word: [size] bool, the piece begins a word; punctuation counts as a start.
-      log_frequency: [size] float32, log unigram probability on the training tokens,
-        add-one smoothed.
+      special: [size] bool, tokens that are never masked.
+      starts_word: [size] bool, whether the piece begins a word; punctuation does.
+      log_frequency: [size] float32, log unigram probability on the training tokens with add-one
+        smoothing.
     """
 
     size: int

@@ -44,17 +44,17 @@ class BertConfig(ModelConfig):
     """BERT's settings.
 
     Attributes:
-      trunk: the Transformer.
-      max_length: rows of the position table; no sequence may be longer.
-      segment_types: rows of the table of token types.
-      tie_embeddings: the masked-LM head decodes with the token table.
-      vocab_size: rows of the token table; 0 = as many as the tokenizer has.
+      trunk: config of the Transformer.
+      max_length: rows of the position table, the maximum sequence length.
+      segment_types: rows of the token type table.
+      tie_embeddings: whether the masked-LM head decodes with the token table.
+      vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
 
     published_type: ClassVar[str] = "bert"
     published_prefix: ClassVar[str] = "Bert"
     published_refused: ClassVar[Mapping[str, str]] = {
-        "BertLMHeadModel": "a causal BERT is not built here"
+        "BertLMHeadModel": "causal BERT is not supported"
     }
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
         "next_sentence": ("bert.pooler.dense", "cls.seq_relationship"),
@@ -73,7 +73,7 @@ class BertConfig(ModelConfig):
         return BertForPreTraining(self, sentence_head)
 
     def pretrained_head(self, params: Mapping[str, Any]) -> Any:
-        """The pooler, which sentence prediction has trained."""
+        """Returns the pooler, which sentence prediction has trained."""
         return params.get("pooler", {}).get("dense")
 
     @classmethod
@@ -115,7 +115,7 @@ class BertConfig(ModelConfig):
 
 
 class BertEncoder(Network):
-    """Embeddings and trunk: ids [batch, length] -> [batch, length, hidden_size]."""
+    """Embeddings and trunk: token ids [batch, length] -> [batch, length, hidden_size]."""
 
     config: BertConfig
 
@@ -132,7 +132,7 @@ class BertEncoder(Network):
         self.stack = Stack(c.trunk)
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """The last hidden states [batch, length, hidden_size]."""
+        """Returns the last hidden states [batch, length, hidden_size]."""
         x = self.embeddings(inputs.tokens, inputs.token_types, inputs.positions, seeds)
         return self.stack(x, inputs.mask, seeds)[0]
 
@@ -160,7 +160,7 @@ class BertPooler(nn.Module):
 
 
 class BertWithPooler(Network):
-    """The encoder and its pooler without any head, as published encoders come."""
+    """The encoder and its pooler without a head, as in published encoders."""
 
     config: BertConfig
 
@@ -171,7 +171,7 @@ class BertWithPooler(Network):
     def __call__(
         self, inputs: TextInputs, seeds: Seeds | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
+        """Returns states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
         hidden = self.encoder(inputs, seeds)
         return hidden, self.pooler(hidden)
 
@@ -188,10 +188,10 @@ class BertWithPooler(Network):
 
 
 class BertForPreTraining(MaskedNetwork):
-    """The encoder with both heads of pretraining.
+    """The encoder with both pretraining heads.
 
     Attributes:
-      sentence_head: pooler and the two-way sentence classifier (NSP, or SOP in its place).
+      sentence_head: whether there is a pooler and a two-way sentence classifier (NSP or SOP).
     """
 
     config: BertConfig
@@ -211,11 +211,11 @@ class BertForPreTraining(MaskedNetwork):
     def __call__(
         self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Scores the vocabulary at `target_positions` [batch, num_predict] only.
+        """Computes logits only at `target_positions` [batch, num_predict].
 
         Returns:
-          masked-LM logits [batch, num_predict, vocab_size] and sentence logits [batch, 2],
-          or None without a sentence head.
+          Masked-LM logits [batch, num_predict, vocab_size], and sentence logits [batch, 2] or
+          None without a sentence head.
         """
         hidden = self.encoder(inputs, seeds)
         targets = self.transform(gather_positions(hidden, target_positions))
@@ -247,7 +247,7 @@ class BertForPreTraining(MaskedNetwork):
         if tied:
             yield same("cls.predictions.bias", "output_bias", ("cls.predictions.decoder.bias",))
         else:
-            # transformers keeps two biases then, and adds the decoder's.
+            # Without tying, transformers stores two biases and adds the decoder's.
             yield table("cls.predictions.decoder", "decoder")
             bias = same("cls.predictions.decoder.bias", "output_bias")
             yield dataclasses.replace(bias, copies=("cls.predictions.bias",))

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al. 2020): a small generator and a discriminator, embeddings shared."""
+"""ELECTRA (Clark et al. 2020): a small generator and a discriminator with shared embeddings."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -45,7 +45,7 @@ from lmjax.nn.layers import ACTIVATIONS, Dense
 from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
-GENERATOR = 64  # the salt that sets the generator's dropout apart from the discriminator's
+GENERATOR = 64  # salt that separates the generator's dropout from the discriminator's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +53,20 @@ class ElectraConfig(ModelConfig):
     """ELECTRA's settings.
 
     Attributes:
-      trunk: the discriminator's Transformer.
-      embedding_size: E, of the tables that both networks share; 0 = the hidden size.
-      generator_size: the generator's width as a multiple of the discriminator's; its
-        depth is the same.
-      share_embeddings: both networks read the same tables; else each has its own (§3.2).
+      trunk: config of the discriminator's Transformer.
+      embedding_size: E, the embedding size of both networks; 0 = the hidden size.
+      generator_size: the generator's width as a multiple of the discriminator's; both have the
+        same depth.
+      share_embeddings: whether both networks use the same embedding tables (§3.2).
       max_length, segment_types: rows of the position and segment tables.
-      tie_embeddings: the generator decodes with the token table.
-      vocab_size: rows of the token table; 0 = as many as the tokenizer has.
+      tie_embeddings: whether the generator decodes with the token table.
+      vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
 
     published_type: ClassVar[str] = "electra"
     published_prefix: ClassVar[str] = "Electra"
     published_refused: ClassVar[Mapping[str, str]] = {
-        "ElectraForCausalLM": "a causal ELECTRA is not built here"
+        "ElectraForCausalLM": "causal ELECTRA is not supported"
     }
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
         "sequence_classification": ("classifier.dense", "classifier.out_proj"),
@@ -87,7 +87,7 @@ class ElectraConfig(ModelConfig):
         except ConfigError as error:
             raise ConfigError(
                 f"generator_size: {self.generator_size} times trunk.hidden_size="
-                f"{self.trunk.hidden_size} makes no generator; its {error}"
+                f"{self.trunk.hidden_size} gives no valid generator; its {error}"
             ) from error
 
     @property
@@ -96,7 +96,7 @@ class ElectraConfig(ModelConfig):
 
     @property
     def generator_trunk(self) -> TransformerConfig:
-        """Hidden size scaled, heads of the same size (at least one), I = 4 H, same depth."""
+        """Scaled hidden size, heads of the same size (at least one), I = 4 H and the same depth."""
         t = self.trunk
         if self.generator_size == 1.0:
             return t
@@ -114,7 +114,7 @@ class ElectraConfig(ModelConfig):
         return ElectraEncoder(self, self.trunk)
 
     def sequence_head(self, task: Task, classes: int, dropout: float) -> SequenceHead:
-        """The authors have no dense layer here; `transformers` has one with gelu."""
+        """Follows `transformers`, with a dense gelu layer; the authors' head has no such layer."""
         before = task == "sequence_classification"
         return SequenceHead(
             self.trunk, classes, self.text_token, "gelu", dropout, dropout_before=before
@@ -126,7 +126,7 @@ class ElectraConfig(ModelConfig):
             cls(
                 bert_trunk(fields),
                 embedding_size=fields.get("embedding_size", int),
-                generator_size=1.0,  # either network comes with its own config
+                generator_size=1.0,  # each published network has its own config
                 max_length=fields.get("max_position_embeddings", int),
                 segment_types=fields.get("type_vocab_size", int),
                 tie_embeddings=fields.get("tie_word_embeddings", bool, True),
@@ -163,16 +163,16 @@ class ElectraConfig(ModelConfig):
 
 
 def _check_generator_activation(trunk: TransformerConfig, where: str) -> None:
-    """Refuses a generator whose head would not be the same function on both sides."""
+    """Refuses a generator whose head would differ between lmjax and `transformers`."""
     if trunk.activation != "gelu":
         raise ConfigError(
-            f"{where}: 'hidden_act' is not 'gelu': the generator's head of transformers is gelu"
-            " whatever it says, the authors' (and ours) follows it; no network is both"
+            f"{where}: 'hidden_act' is not 'gelu'; the generator's head always uses gelu in"
+            " transformers, but follows 'hidden_act' here and in the authors' code"
         )
 
 
 def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
-    """The tables and the norm that both networks share in pretraining."""
+    """The embedding tables and norm that both networks share in pretraining."""
     return TextEmbeddings(
         config.trunk,
         vocab_size=config.vocab_size,
@@ -184,11 +184,11 @@ def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
 
 
 class ElectraEncoder(Network):
-    """Ids [batch, length] -> [batch, length, H], with a projection where E is not H.
+    """Token ids [batch, length] -> [batch, length, H], with a projection if E differs from H.
 
     Attributes:
-      trunk: the discriminator's or the generator's.
-      shared: embeddings that belong to another module; None: its own.
+      trunk: config of the discriminator's or the generator's trunk.
+      shared: embeddings that belong to another module; None = the encoder has its own.
     """
 
     config: ElectraConfig
@@ -199,7 +199,7 @@ class ElectraEncoder(Network):
         if self.shared is None:
             self.embeddings = electra_embeddings(self.config)
         if self.config.embedding_features != self.trunk.hidden_size:
-            # Glorot: the authors' code passes no initializer here.
+            # The authors' code passes no initializer here, which means Glorot uniform.
             self.embeddings_project = Dense(
                 self.trunk.hidden_size,
                 nn.initializers.glorot_uniform(),
@@ -212,7 +212,7 @@ class ElectraEncoder(Network):
         return self.embeddings if self.shared is None else self.shared
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """The last hidden states [batch, length, hidden_size]."""
+        """Returns the last hidden states [batch, length, hidden_size]."""
         x = self.tables(inputs.tokens, inputs.token_types, inputs.positions, seeds)
         if self.config.embedding_features != self.trunk.hidden_size:
             x = self.embeddings_project(x)
@@ -230,7 +230,7 @@ class ElectraEncoder(Network):
 
     @nn.nowrap
     def rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
-        """As `ModelConfig.encoder_rules`, of either network's trunk."""
+        """Like `ModelConfig.encoder_rules`, for the trunk of either network."""
         yield from text_embeddings("electra.embeddings", f"{ours}embeddings", tied)
         if self.config.embedding_features != self.trunk.hidden_size:
             yield from dense("electra.embeddings_project", f"{ours}embeddings_project")
@@ -238,7 +238,7 @@ class ElectraEncoder(Network):
 
 
 class ElectraGenerator(MaskedNetwork):
-    """The masked language model whose samples are to be detected."""
+    """The masked language model whose samples the discriminator detects."""
 
     config: ElectraConfig
     shared: TextEmbeddings | None = None
@@ -254,7 +254,7 @@ class ElectraGenerator(MaskedNetwork):
     def __call__(
         self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
-        """Masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
+        """Returns masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
         hidden = self.encoder(inputs, seeds)
         return self.decode(gather_positions(hidden, target_positions))
 
@@ -287,7 +287,7 @@ class ElectraGenerator(MaskedNetwork):
 
 
 class ElectraDiscriminator(Network):
-    """Which tokens are replaced; the encoder that fine-tuning keeps."""
+    """Detects replaced tokens; its encoder is the one that is fine-tuned."""
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = ("discriminator",)
     frame: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("cls",), ("sep",))
@@ -302,7 +302,7 @@ class ElectraDiscriminator(Network):
         self.prediction = Dense(1, nn.initializers.glorot_uniform())
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """Logits [batch, length] that a token is replaced (positive = replaced)."""
+        """Returns logits [batch, length] that tokens are replaced (positive = replaced)."""
         hidden = self.encoder(inputs, seeds)
         x = ACTIVATIONS[self.config.trunk.activation](self.dense(hidden))
         return self.prediction(x)[..., 0]
@@ -318,7 +318,7 @@ class ElectraDiscriminator(Network):
         begin: jax.Array,
         end: jax.Array,
     ) -> Scores:
-        """log p that each token is original, and whether it is held to be."""
+        """Returns log p(original) of each token, and whether it is classified as original."""
         logits = self(inputs)
         return jax.nn.log_sigmoid(-logits), logits <= 0
 
@@ -334,7 +334,7 @@ class ElectraDiscriminator(Network):
 
 
 class _Generating(Network):
-    """A generator beside another network."""
+    """Base of networks that consist of a generator and another network."""
 
     config: ElectraConfig
 
@@ -345,7 +345,7 @@ class _Generating(Network):
     def generate(
         self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
-        """The generator's masked-LM logits [batch, num_predict, vocab_size]."""
+        """Returns the generator's masked-LM logits [batch, num_predict, vocab_size]."""
         seeds = None if seeds is None else seeds.fold(GENERATOR)
         return self.generator(inputs, target_positions, seeds)
 
@@ -354,10 +354,10 @@ class _Generating(Network):
 
 
 class Electra(_Generating):
-    """Both networks of pretraining around one set of embeddings.
+    """The generator and the discriminator, as pretrained together.
 
-    Unless `share_embeddings` is off, shared are the token, position and segment tables and the
-    embedding norm (§3.2; `electra/embeddings` in the authors' code).
+    With `share_embeddings`, they share the token, position and segment tables and the embedding
+    norm (§3.2; `electra/embeddings` in the authors' code).
     """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = (
@@ -373,13 +373,13 @@ class Electra(_Generating):
         self.discriminator = ElectraDiscriminator(self.config, shared)
 
     def discriminate(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """Logits [batch, length] that a token is replaced (positive = replaced)."""
+        """Returns logits [batch, length] that tokens are replaced (positive = replaced)."""
         return self.discriminator(inputs, seeds)
 
     def __call__(
         self, inputs: TextInputs, target_positions: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Both networks on the same tokens; touches every parameter, for `init`."""
+        """Applies both networks to the same tokens, so that `init` creates all parameters."""
         return self.generate(inputs, target_positions), self.discriminate(inputs)
 
     @nn.nowrap
@@ -394,20 +394,20 @@ class Electra(_Generating):
 
 
 class ElectraWithLM(_Generating):
-    """A generator, and a language model in the discriminator's place (§3.4).
+    """A generator, and a language model in place of the discriminator (§3.4).
 
-    The language model reads the generator's samples and tells the tokens they stand for.
+    The language model reads the generator's samples and predicts the original tokens.
 
     Attributes:
-      copies: it has a sigmoid layer beside its softmax, the probability that a token is to
-        be copied (All-Tokens MLM).
+      copies: whether there is a sigmoid layer in addition to the softmax, which predicts the
+        probability of copying the input token (All-Tokens MLM).
     """
 
     copies: bool = False
 
     @property
     def language_model_config(self) -> ElectraConfig:
-        """Of an `ElectraGenerator` as wide as the discriminator would be."""
+        """Config of an `ElectraGenerator` as wide as the discriminator."""
         return dataclasses.replace(self.config, generator_size=1.0)
 
     def setup(self) -> None:
@@ -422,11 +422,14 @@ class ElectraWithLM(_Generating):
         target_positions: jax.Array | None,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What stood at `target_positions` [batch, num_predict], at all positions for None.
+        """Predicts the original tokens at `target_positions` [batch, num_predict].
+
+        Args:
+          target_positions: None = all positions.
 
         Returns:
-          Logits [batch, num_predict, vocab_size], and those of copying the token that is
-          read, [batch, num_predict], or None without a copy mechanism.
+          Logits [batch, num_predict, vocab_size], and the logits of copying the input token,
+          [batch, num_predict], or None without a copy mechanism.
         """
         model = self.language_model
         hidden = model.encoder(inputs, seeds)
@@ -436,7 +439,7 @@ class ElectraWithLM(_Generating):
         return model.decode(hidden), copied
 
     def __call__(self, inputs: TextInputs, target_positions: jax.Array) -> tuple[Any, ...]:
-        """Both networks on the same tokens; touches every parameter, for `init`."""
+        """Applies both networks to the same tokens, so that `init` creates all parameters."""
         return (
             self.generate(inputs, target_positions),
             *self.identify(inputs, target_positions),
@@ -444,7 +447,7 @@ class ElectraWithLM(_Generating):
 
     @nn.nowrap
     def part(self, params: Any, name: str) -> tuple[Network, Any]:
-        """The language model, whichever is asked for."""
+        """Returns the language model for either name."""
         del name
         network = ElectraGenerator(self.language_model_config)
         return network, standalone(params, "language_model")
@@ -453,6 +456,6 @@ class ElectraWithLM(_Generating):
 def standalone(
     params: Any, network: Literal["generator", "discriminator", "language_model"]
 ) -> Any:
-    """Parameters of one network by itself, out of those of `Electra` or `ElectraWithLM`."""
+    """Extracts the parameters of one network from those of `Electra` or `ElectraWithLM`."""
     own = params[network]
     return {**own, "encoder": {"embeddings": params["embeddings"], **own["encoder"]}}

@@ -1,7 +1,7 @@
 """GPT (Radford et al. 2018), GPT-2 (2019) and GPT-3 (Brown et al. 2020): causal decoders.
 
-GPT-1 is a post-norm trunk, GPT-2 a pre-norm one with a final norm; GPT-3 is GPT-2 here
-(its alternating sparse attention is left out: dense attention throughout).
+GPT-1 has a post-norm trunk, GPT-2 a pre-norm trunk with a final norm. GPT-3 is implemented as
+GPT-2, with dense attention in place of its alternating sparse attention.
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ class GptConfig(ModelConfig):
     """GPT's settings.
 
     Attributes:
-      trunk: the Transformer.
-      max_length: rows of the position table; no sequence may be longer.
-      tie_embeddings: the output decodes with the token table.
+      trunk: config of the Transformer.
+      max_length: rows of the position table, the maximum sequence length.
+      tie_embeddings: whether the output layer decodes with the token table.
       position_std: initial std of the position table (GPT-2's code: 0.01); 0 = the trunk's.
-      vocab_size: rows of the token table; 0 = as many as the tokenizer has.
+      vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
 
     causal: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class GptConfig(ModelConfig):
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
         "sequence_classification": ("", "score")
     }
-    published_token_types: ClassVar[bool] = False  # GPT-2 of transformers adds them to the tokens
+    published_token_types: ClassVar[bool] = False  # GPT-2 in transformers adds them to tokens
 
     max_length: Size = 1024
     position_std: Annotated[float, Interval("[0, 10]")] = 0.0
@@ -78,8 +78,10 @@ class GptConfig(ModelConfig):
         return SequenceHead(self.trunk, classes, self.text_token, "", 0.0, use_bias=False)
 
     def inputs(self, tokens: jax.Array, token_types: jax.Array, real: jax.Array) -> TextInputs:
-        """Whole texts; positions count from the first real token, as batches to be continued are
-        padded on the left."""
+        """Builds inputs from whole texts [batch, length].
+
+        Positions count from the first real token, since prompts are padded on the left.
+        """
         read = super().inputs(tokens, token_types, real)
         positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
         mask = read.mask & causal(tokens.shape[1])
@@ -88,10 +90,10 @@ class GptConfig(ModelConfig):
     def join(
         self, vocabulary: Vocabulary, first: np.ndarray, second: np.ndarray | None = None
     ) -> Joined:
-        """Start a delimiter b extract (GPT-1 §3.3).
+        """Joins texts as: start a delimiter b extract (GPT-1 §3.3).
 
-        The start is [EOD], which pretraining has taught it to begin with; the others are [SEP] and
-        [CLS].
+        The start token is [EOD], which begins documents in pretraining; the delimiter is [SEP] and
+        the extract token is [CLS].
         """
         b = second if second is not None else np.zeros(0, np.int32)
         ends = [vocabulary.sep] if second is not None else []
@@ -106,8 +108,8 @@ class GptConfig(ModelConfig):
         embedding_dropout = fields.get("embd_pdrop", float, 0.1)
         if embedding_dropout != dropout:
             raise ConfigError(
-                f"'embd_pdrop' is {embedding_dropout} and 'resid_pdrop' {dropout}; one rate drops"
-                " out both here: make them equal"
+                f"'embd_pdrop' is {embedding_dropout} and 'resid_pdrop' {dropout}; they"
+                " share one dropout rate here, so make them equal"
             )
         trunk = TransformerConfig(
             layers=layers,
@@ -183,7 +185,7 @@ class GptConfig(ModelConfig):
 
 
 class GptEncoder(Network):
-    """Embeddings and trunk: ids [batch, length] -> [batch, length, hidden_size]."""
+    """Embeddings and trunk: token ids [batch, length] -> [batch, length, hidden_size]."""
 
     config: GptConfig
 
@@ -201,7 +203,7 @@ class GptEncoder(Network):
         self.stack = Stack(c.trunk)
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """The last hidden states [batch, length, hidden_size]."""
+        """Returns the last hidden states [batch, length, hidden_size]."""
         return self.extend(inputs.tokens, inputs.positions, inputs.mask, seeds)[0]
 
     def extend(
@@ -213,7 +215,7 @@ class GptEncoder(Network):
         cache: Cache | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """The last hidden states, and the cache with these tokens in it."""
+        """Returns the last hidden states and the updated cache."""
         x = self.embeddings(tokens, tokens, positions, seeds)
         return self.stack(x, mask, seeds, cache, start)
 
@@ -229,7 +231,7 @@ class GptEncoder(Network):
 
 
 class Gpt(CausalNetwork):
-    """The decoder with its output; the mask of its inputs is causal."""
+    """The decoder with its output layer; the mask of its inputs must be causal."""
 
     keeps_cache: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
-"""What fine-tuning puts on an encoder: a head for whole sequences, a head for tokens.
+"""Heads for fine-tuning an encoder: on whole sequences, tokens or marked tokens.
 
-Encoders of all families are called alike, so that any head fits on any of them.
+Encoders of all families have the same interface, so every head works with every encoder.
 """
 
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ Classes = Annotated[int, Interval("[0, 2**20]")]
 
 
 def one_token(hidden: jax.Array, real: jax.Array, token: Token) -> jax.Array:
-    """A hidden state of each row: [batch, length, hidden_size] -> [batch, hidden_size]."""
+    """Selects one token's state: [batch, length, hidden_size] -> [batch, hidden_size]."""
     if token == "last_real":
         last = jnp.argmax(jnp.where(real, jnp.arange(real.shape[1]), -1), axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
@@ -43,11 +43,11 @@ class SequenceHead(nn.Module):
     (`transformers` adds a dense gelu layer); GPT: last_real, none (GPT-1 §3.3).
 
     Attributes:
-      token: which hidden state: the first, the last position, or the last real token.
-      transform: activation of the dense layer in between; '' = no such layer.
-      dropout_before: drop out the hidden state too, not only what the last layer reads.
-      use_bias: of the last layer.
-      unit: (mean, scale); logits are mean + scale * those of the last layer.
+      token: the token to use: at the first or last position, or the last real token.
+      transform: activation of the dense layer before the output layer; '' = no dense layer.
+      dropout_before: also apply dropout to the input of the dense layer.
+      use_bias: whether the output layer has a bias.
+      unit: (mean, scale); logits are mean + scale * output of the last layer.
     """
 
     config: TransformerConfig
@@ -61,7 +61,7 @@ class SequenceHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, real: jax.Array, seeds: Seeds | None) -> jax.Array:
-        """hidden: [batch, length, hidden_size]; real: [batch, length] bool, not padding."""
+        """hidden: [batch, length, hidden_size]; real: [batch, length] bool, False at padding."""
         c = self.config
         x = one_token(hidden, real, self.token)
         if self.transform:
@@ -76,7 +76,7 @@ class SequenceHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Logits of each token [batch, length, classes]: labels, or start and end of an answer."""
+    """Token logits [batch, length, classes]: of labels, or of the start and end of an answer."""
 
     config: TransformerConfig
     classes: Classes
@@ -90,10 +90,10 @@ class TokenHead(nn.Module):
 
 
 class PoolingHead(nn.Module):
-    """An embedding of each text, [batch, hidden_size]: one state, or the mean of all.
+    """Text embeddings [batch, hidden_size]: one token's hidden state, or the mean.
 
     Attributes:
-      token: which state; 'mean' is that of the real tokens, special ones included
+      token: the token to use; 'mean' averages over the real tokens, including special ones
         (Reimers and Gurevych 2019, §3).
     """
 
@@ -109,10 +109,10 @@ class PoolingHead(nn.Module):
 
 
 class MarkedHead(nn.Module):
-    """The hidden states of two marked tokens, one behind the other -> logits [batch, classes].
+    """The concatenated hidden states of two marked tokens -> logits [batch, classes].
 
-    "Entity markers - entity start" of Baldini Soares et al. (2019, §3.2, figure 3f), dropout
-    before the classes as in BERT.
+    "Entity markers - entity start" of Baldini Soares et al. (2019, §3.2, figure 3f), with dropout
+    before the output layer as in BERT.
     """
 
     config: TransformerConfig
@@ -121,7 +121,7 @@ class MarkedHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, places: jax.Array, seeds: Seeds | None) -> jax.Array:
-        """hidden: [batch, length, hidden_size]; places: [batch, 2] int, of the two tokens."""
+        """hidden: [batch, length, hidden_size]; places: [batch, 2] int, positions of the tokens."""
         x = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
         x = dropout(x.reshape(x.shape[0], -1), self.dropout, seeds, AFTER)
         return Dense(self.classes, self.config.initializer(), name="output")(x)
@@ -136,11 +136,11 @@ Task = Literal[
     "relation_classification",
     "mean_embedding",
     "token_embedding",
-    "language_model",  # no head but the token table
+    "language_model",  # no head besides the token table
 ]
 
 
-# The tasks that `transformers` has a class for, by the end of the class's name.
+# Tasks for which `transformers` has a class, by the suffix of the class name.
 CLASS_TASKS: dict[str, Task] = {
     "ForSequenceClassification": "sequence_classification",
     "ForNextSentencePrediction": "next_sentence",
@@ -153,13 +153,14 @@ _NO_UNIT = (0.0, 1.0)
 
 
 class Headed(Network):
-    """An encoder and a head on it.
+    """An encoder with a head.
 
     Attributes:
-      encoder: called with `TextInputs` and seeds, it gives hidden states.
-      task: what the logits are for: one of `Task`, or a name of the caller's own. Of
-        `multiple_choice`, one logit [batch, 1] a choice; of `question_answering`, [..., 0] where
-        the answer starts and [..., 1] where it ends.
+      encoder: maps `TextInputs` and seeds to hidden states.
+      head: maps hidden states to logits.
+      task: purpose of the logits: one of `Task`, or a name chosen by the caller. For
+        `multiple_choice` there is one logit [batch, 1] per choice. For `question_answering`,
+        [..., 0] are logits of the start of the answer and [..., 1] of its end.
     """
 
     encoder: nn.Module
@@ -168,38 +169,39 @@ class Headed(Network):
 
     @property
     def config(self) -> Any:
-        """The config of the encoder's family."""
+        """Config of the encoder."""
         encoder: Any = self.encoder
         return encoder.config
 
     @property
     def classes(self) -> int:
-        """How many classes the head has; 0 where it has none."""
+        """Number of classes of the head; 0 if it has none."""
         return getattr(self.head, "classes", 0)
 
     def __call__(
         self, inputs: TextInputs, seeds: Seeds | None = None, places: jax.Array | None = None
     ) -> jax.Array:
-        """The head's logits.
+        """Returns the head's logits.
 
         Args:
-          places: [batch, 2] int, the two tokens that a `MarkedHead` reads.
+          places: [batch, 2] int, positions of the two tokens that a `MarkedHead` reads.
         """
         return self.head(self.encoder(inputs, seeds), self._where(inputs, places), seeds)
 
     def with_tokens(self, inputs: TextInputs, seeds: Seeds | None = None) -> Any:
-        """The head's logits, and the language model's on the same hidden states."""
+        """Returns the logits of the head and of the language model on the same hidden states."""
         encoder: Any = self.encoder
         hidden = encoder(inputs, seeds)
         return self.head(hidden, inputs.real, seeds), encoder.decode(hidden)
 
     def _where(self, inputs: TextInputs, places: jax.Array | None) -> jax.Array:
-        """What the head reads beside the hidden states."""
+        """Returns the head's second input: `real`, or the positions of marked tokens."""
         if not isinstance(self.head, MarkedHead):
             return inputs.real
         if places is None and not self.is_initializing():
             raise ConfigError(
-                "model: its head reads two marked tokens; call `predict` with rows that have spans"
+                "model: its head needs the positions of two marked tokens; call `predict` on rows"
+                " with spans"
             )
         return jnp.zeros((inputs.tokens.shape[0], 2), jnp.int32) if places is None else places
 
@@ -229,21 +231,21 @@ class Headed(Network):
 
 
 def in_unit(network: Network, unit: tuple[float, float]) -> Network:
-    """A network whose head gives mean + scale * what it gave, with unit = (mean, scale)."""
+    """Scales the output of a network's head: mean + scale * output, unit = (mean, scale)."""
     if unit == _NO_UNIT:
         return network
     if not (isinstance(network, Headed) and isinstance(network.head, SequenceHead)):
-        raise ConfigError("unit: only a head for sequences has one")
+        raise ConfigError("unit: only a SequenceHead supports it; leave it at (0, 1)")
     return network.clone(head=network.head.clone(unit=unit))
 
 
 def without_unit(network: Network, params: Any) -> tuple[Network, Any]:
-    """The same function with the unit of a regression's head folded into its parameters.
+    """Folds the unit of a regression head into the parameters; the function is unchanged.
 
-    Where the head has no bias (GPT's), the mean goes into the bias of the norm in front of it.
+    If the head has no bias (GPT), the mean goes into the bias of the preceding norm.
 
     Raises:
-      ConfigError: neither is there.
+      ConfigError: there is neither a head bias nor a preceding norm.
     """
     head: Any = network.head if isinstance(network, Headed) else None
     if not isinstance(head, SequenceHead) or head.unit == _NO_UNIT:
@@ -258,8 +260,8 @@ def without_unit(network: Network, params: Any) -> tuple[Network, Any]:
         flat[norm] = np.asarray(flat[norm]) + mean * kernel[:, 0] / np.square(kernel).sum()
     else:
         raise ConfigError(
-            "config.task.mean: there is neither a bias in the head nor a norm in front of it that"
-            " could hold the mean; 0.0 leaves it out"
+            "config.task.mean: neither a bias of the head nor a preceding norm can hold the mean;"
+            " set it to 0.0"
         )
     plain = network.clone(head=head.clone(unit=_NO_UNIT))
     return plain, flax.traverse_util.unflatten_dict(flat, sep="/")

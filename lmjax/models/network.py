@@ -1,9 +1,8 @@
-"""What the rest of the project asks of a network, whatever its family.
+"""The interface of networks, the same for all model families.
 
-`TextInputs` is what every network reads. `Network` is the base of all networks: its attributes
-say what a network can do, its methods do it, and a room that needs a capability asks for the
-attribute, never for the class. Methods run inside `network.apply({"params": params}, ...,
-method="name")`.
+`TextInputs` is the input of every network. `Network` is the base class of all networks: its
+attributes declare capabilities and its methods implement them. Callers check the attribute, never
+the class. Methods run inside `network.apply({"params": params}, ..., method="name")`.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,21 +18,21 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import Mask
 
 ScoringMethod = Literal["causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator"]
-Scores = tuple[jax.Array, jax.Array]  # log-probabilities, and whether nothing is likelier
+Scores = tuple[jax.Array, jax.Array]  # log-probabilities, and whether no token is likelier
 
 
 @flax.struct.dataclass
 class TextInputs:
-    """A batch of texts as a network reads it.
+    """A batch of texts as input of a network.
 
     Attributes:
-      tokens: [batch, length] int, ids.
-      token_types: [batch, length] int: which text of a pair a token belongs to (BERT's A and B).
-        XLNet compares them for equality only; GPT ignores them.
+      tokens: [batch, length] int, token ids.
+      token_types: [batch, length] int, the text of a pair to which a token belongs (BERT's A and
+        B). XLNet only compares them for equality; GPT ignores them.
       positions: [batch, length] int, rows of the position table. XLNet ignores them.
-      mask: of [batch, length, length], or what broadcasts to it; True = may attend.
-      real: [batch, length] bool, False at padding. Only heads and pooling read it: what attention
-        sees of padding, `mask` says.
+      mask: attention mask, broadcasts to [batch, length, length]; True = may attend.
+      real: [batch, length] bool, False at padding. Only heads and pooling use it; `mask` must
+        hide padding from attention.
     """
 
     tokens: jax.Array
@@ -44,15 +43,16 @@ class TextInputs:
 
 
 class Network(nn.Module):
-    """Base of all networks; a subclass has a field or property `config`, its `ModelConfig`.
+    """Base class of networks; a subclass has a field or property `config`, its `ModelConfig`.
 
     Attributes:
-      score_methods: how it scores a text (`lmjax.evaluation.scoring`), its own way first.
-      frame: roles of the special tokens before and behind a text that is scored or filled;
-        'begin' is the token that begins a document.
-      continues_texts: it predicts the next token: `read_prompt` and `read_token`.
-      keeps_cache: it keeps what it computed of earlier tokens: `empty_cache`, `read_slots`.
-      fills_masks: it predicts what stands at [MASK]: `fill`.
+      score_methods: supported methods of scoring a text (`lmjax.evaluation.scoring`), the default
+        first.
+      frame: roles of the special tokens before and after a text that is scored or filled; 'begin'
+        is the token that begins a document.
+      continues_texts: predicts the next token; implements `read_prompt` and `read_token`.
+      keeps_cache: has a key-value cache; implements `empty_cache` and `read_slots`.
+      fills_masks: predicts the token at [MASK]; implements `fill`.
     """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = ()
@@ -63,26 +63,26 @@ class Network(nn.Module):
 
     @property
     def begins_documents(self) -> bool:
-        """Whether a text stands behind the token that begins a document."""
+        """Whether texts are preceded by the token that begins a document."""
         return "begin" in self.frame[0]
 
     @nn.nowrap
     def part(self, params: Any, name: str) -> tuple["Network", Any]:
-        """One of its networks with its parameters, where it is made of several.
+        """Returns one of several subnetworks with its parameters.
 
         Args:
-          name: 'generator' or 'discriminator'; a single network is both.
+          name: 'generator' or 'discriminator'; a single network returns itself for both.
         """
         del name
         return self, params
 
     @nn.nowrap
     def published(self) -> Published | None:
-        """Its class of `transformers`; None where there is none."""
+        """Returns the corresponding format in `transformers`, or None if there is none."""
         return None
 
     def whole(self, inputs: TextInputs) -> Any:
-        """The outputs for all positions: a head's logits, logits of tokens, or hidden states."""
+        """Returns outputs at all positions: a head's logits, token logits or hidden states."""
         raise NotImplementedError
 
     def score(
@@ -93,25 +93,25 @@ class Network(nn.Module):
         begin: jax.Array,
         end: jax.Array,
     ) -> Scores:
-        """Log-probabilities in nats, float32.
+        """Returns log-probabilities in nats, float32, and whether no token is likelier.
 
         Args:
           method: one of `score_methods`.
-          mask_id: of [MASK], where the network `fills_masks`.
+          mask_id: id of [MASK], if the network `fills_masks`.
           begin, end: [batch] int. The methods 'pseudo' and 'pseudo_within_word' score the token at
-            `begin` and hide those from there up to `end`; the others ignore both.
+            `begin` with tokens begin..end - 1 masked; other methods ignore both.
 
         Returns:
-          [batch, length] each, arbitrary at padding; of the 'pseudo' methods [batch, 1].
+          [batch, length] each, arbitrary at padding; [batch, 1] for the 'pseudo' methods.
         """
         raise NotImplementedError
 
     def fill(self, inputs: TextInputs) -> jax.Array:
-        """Logits [batch, length, vocab_size] of the token at each position."""
+        """Returns logits [batch, length, vocab_size] of the token at each position."""
         raise NotImplementedError
 
     def decode(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [..., hidden_size] -> logits [..., vocab_size] of the token there."""
+        """Hidden states [..., hidden_size] -> token logits [..., vocab_size]."""
         raise NotImplementedError
 
     def read_prompt(self, tokens: jax.Array, real: jax.Array, width: int) -> tuple[jax.Array, Any]:
@@ -122,19 +122,19 @@ class Network(nn.Module):
           real: [rows, slots] bool, False at padding on the left.
 
         Returns:
-          float32 logits [rows, vocab_size] of what comes next, and what is to be kept, arrays
-          whose second axis is the rows, or None.
+          Float32 logits [rows, vocab_size] of the next token, and the state to keep: arrays whose
+          second axis is the rows, or None.
         """
         raise NotImplementedError
 
     def read_token(
         self, tokens: jax.Array, real: jax.Array, slot: jax.Array, kept: Any, width: int
     ) -> tuple[jax.Array, Any]:
-        """Reads the token in `slot`, [] int, of a prompt of `width`; as `read_prompt`."""
+        """Reads the token in `slot`, [] int, after a prompt of `width`; see `read_prompt`."""
         raise NotImplementedError
 
     def empty_cache(self, rows: int, slots: int) -> Any:
-        """What is kept before any token: arrays whose second axis is the rows."""
+        """Returns an empty cache: arrays whose second axis is the rows."""
         raise NotImplementedError
 
     def read_slots(
@@ -144,20 +144,20 @@ class Network(nn.Module):
 
         Args:
           new: [rows, count] int, tokens for the slots from `start` on.
-          real: [rows, slots] bool.
+          real: [rows, slots] bool, False at padding.
           start: [] int.
 
         Returns:
-          Hidden states [rows, count, hidden_size], which `decode` reads, and the cache.
+          Hidden states [rows, count, hidden_size] for `decode`, and the updated cache.
         """
         raise NotImplementedError
 
 
 class CausalNetwork(Network):
-    """Base of language models that read from left to right.
+    """Base class of left-to-right language models.
 
-    A subclass implements `hidden` and `decode`. It generates by reading the text anew for each
-    token, unless it keeps a cache.
+    A subclass implements `hidden` and `decode`. Without a cache, generation reads the whole text
+    again for each token.
     """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = ("causal",)
@@ -168,11 +168,11 @@ class CausalNetwork(Network):
         config: Any
 
     def hidden(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """The last hidden states [batch, length, hidden_size]."""
+        """Returns the last hidden states [batch, length, hidden_size]."""
         raise NotImplementedError
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """Logits of the next token, [batch, length, vocab_size]."""
+        """Returns logits of the next token, [batch, length, vocab_size]."""
         return self.decode(self.hidden(inputs, seeds))
 
     def whole(self, inputs: TextInputs) -> jax.Array:
@@ -205,21 +205,21 @@ class CausalNetwork(Network):
         return self.decode(hidden[:, -1]).astype(jnp.float32), kept
 
     def next_logits(self, tokens: jax.Array, real: jax.Array, slot: Any) -> jax.Array:
-        """Logits [rows, vocab_size] of what follows `slot`; later slots are not read."""
+        """Returns logits [rows, vocab_size] of the token after `slot`; later slots are ignored."""
         inputs = self.config.inputs(tokens, jnp.zeros_like(tokens), real)
         at = jax.lax.dynamic_index_in_dim(self.hidden(inputs), slot, axis=1, keepdims=False)
         return self.decode(at).astype(jnp.float32)
 
 
 class MaskedNetwork(Network):
-    """Base of masked language models; a subclass implements `masked_logits`."""
+    """Base class of masked language models; a subclass implements `masked_logits`."""
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = ("pseudo", "pseudo_within_word")
     frame: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("cls",), ("sep",))
     fills_masks: ClassVar[bool] = True
 
     def masked_logits(self, inputs: TextInputs, target_positions: jax.Array) -> jax.Array:
-        """Logits [batch, n, vocab_size] of the tokens at `target_positions` [batch, n]."""
+        """Returns logits [batch, n, vocab_size] at `target_positions` [batch, n]."""
         raise NotImplementedError
 
     def fill(self, inputs: TextInputs) -> jax.Array:
@@ -242,16 +242,16 @@ class MaskedNetwork(Network):
 
 
 def every_position(inputs: TextInputs) -> jax.Array:
-    """[batch, length]: 0, 1, 2, ..."""
+    """Returns the positions 0, 1, 2, ... of each row: [batch, length]."""
     return jnp.broadcast_to(jnp.arange(inputs.tokens.shape[1]), inputs.tokens.shape)
 
 
 def scores_of(logits: jax.Array, targets: jax.Array, shift: int = 0) -> Scores:
-    """log softmax(logits)[targets], and whether nothing is likelier.
+    """Returns log softmax(logits)[targets], and whether no token is likelier.
 
     Args:
       logits: [batch, n, vocab_size]; targets: [batch, n].
-      shift: how many positions come before the first target; their scores are 0.
+      shift: number of positions to prepend, with score 0, before the first target.
     """
     losses, greedy = score_targets(logits, targets)
     return jnp.pad(-losses, ((0, 0), (shift, 0))), jnp.pad(greedy, ((0, 0), (shift, 0)))

@@ -1,8 +1,8 @@
 """An n-gram model with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999 §4.1.6).
 
-It follows kenlm's `lmplz` (Heafield et al. 2013) but for one thing: its vocabulary is closed, all
-tokens of a tokenizer, so that the lowest order interpolates with 1 / (tokens + 1), one more for
-the end of a sentence, and there is no unknown word.
+It follows kenlm's `lmplz` (Heafield et al. 2013) with one difference: the vocabulary is closed and
+consists of all tokens of a tokenizer. The lowest order therefore interpolates with
+1 / (tokens + 1), counting the end of a sentence, and there is no unknown word.
 """
 
 import dataclasses
@@ -12,20 +12,20 @@ import numpy as np
 
 from lmjax.errors import ConfigError
 
-# Of n-grams seen once, twice, and more often, where the counts give none: kenlm's
+# Discounts of n-grams seen once, twice and more often, used if the counts give none: kenlm's
 # `--discount_fallback`.
 FALLBACK = (0.5, 1.0, 1.5)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Order:
-    """The n-grams of one order. An n-gram is named by its place in `keys`.
+    """The n-grams of one order. An n-gram is identified by its index in `keys`.
 
     Attributes:
-      keys: int64 [n-grams], ascending: place of its first n - 1 tokens * base + its last token.
-      discounted: float64 [n-grams], (a - D(a)) / sum of a over its context.
-      left: float64 [contexts], what the discounts leave of 1 (gamma); 1 for a context that
-        nothing follows.
+      keys: int64 [n-grams], ascending: index of the first n - 1 tokens * base + last token.
+      discounted: float64 [n-grams], (a - D(a)) / sum of a over the context.
+      left: float64 [contexts], probability mass freed by the discounts (gamma); 1 for contexts
+        without continuation.
     """
 
     keys: np.ndarray
@@ -33,20 +33,20 @@ class _Order:
     left: np.ndarray
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Place of each key, -1 where it is not there."""
+        """Returns the index of each key, or -1 if it is missing."""
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[place] == keys, place, -1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NgramModel:
-    """Probabilities of a token given the order - 1 before it in its sentence.
+    """Probabilities of tokens given the previous order - 1 tokens of the sentence.
 
     Attributes:
-      vocab_size: ids are 0 to vocab_size - 1; vocab_size begins a sentence, vocab_size + 1
-        ends it.
+      vocab_size: ids are 0 to vocab_size - 1; vocab_size marks the beginning of a sentence,
+        vocab_size + 1 its end.
       discounts: D1, D2 and D3+ of each order, the lowest first.
-      fell_back: the orders, from 1, whose counts give no discounts.
+      fell_back: the orders, counted from 1, that use `FALLBACK`.
     """
 
     vocab_size: int
@@ -67,26 +67,27 @@ class NgramModel:
         order: int = 3,
         discount_fallback: bool = False,
     ) -> Self:
-        """Counts n-grams. Memory is about 80 bytes a token and order.
+        """Trains a model. Memory is about 80 bytes per token and order.
 
         Args:
-          tokens: [tokens] int, all sentences one after the other.
-          offsets: [sentences + 1] int, where each begins and the last ends.
-          vocab_size: of the tokenizer.
-          discount_fallback: an order whose counts give no discounts takes `FALLBACK`.
+          tokens: [tokens] int, the concatenated sentences.
+          offsets: [sentences + 1] int, start of each sentence and end of the last.
+          vocab_size: size of the tokenizer.
+          order: n of the longest n-grams.
+          discount_fallback: use `FALLBACK` for orders whose counts give no discounts.
 
         Raises:
-          ConfigError: no sentence, order below 1, or counts that give no discounts.
+          ConfigError: there is no sentence, order is below 1, or counts give no discounts.
         """
         if order < 1:
             raise ConfigError(f"order: must be at least 1, got {order}")
         if len(offsets) < 2:
-            raise ConfigError("an n-gram model needs a sentence to count in")
+            raise ConfigError("an n-gram model needs at least one sentence; give more text")
         base = vocab_size + 2
         padded, since = _padded(tokens, offsets, vocab_size)
         places, contexts, keys, firsts = [np.zeros(len(padded), np.int64)], [], [], []
         for n in range(1, order + 1):
-            # The n-gram that ends at a position, where the sentence has so many before it.
+            # N-grams by their end position, where the sentence has enough preceding tokens.
             here = np.flatnonzero(since >= n - 1)
             before = places[-1][here - 1] if n > 1 else 0
             found, first, inverse = np.unique(
@@ -105,7 +106,8 @@ class NgramModel:
         for n in range(1, order + 1):
             adjusted = raw
             if n < order:
-                # Distinct left neighbours; of what begins a sentence, how often it does.
+                # Number of distinct left neighbors. N-grams that begin a sentence have none and
+                # keep their raw counts.
                 adjusted = np.bincount(places[n][firsts[n]], minlength=len(keys[n - 1]))
                 begins = padded[firsts[n - 1] - n + 1] == vocab_size
                 counts = np.bincount(places[n][places[n] >= 0], minlength=len(keys[n - 1]))
@@ -117,7 +119,7 @@ class NgramModel:
                 if not discount_fallback:
                     raise ConfigError(
                         f"order: counts of {n}-grams give no discounts (too little text, or too"
-                        " few rare tokens); allow discount_fallback"
+                        " few rare tokens); set discount_fallback"
                     )
                 chosen = FALLBACK
                 fell_back.append(n)
@@ -127,19 +129,19 @@ class NgramModel:
         return cls(vocab_size, tuple(discounts), tuple(fell_back), tuple(orders))
 
     def log_probabilities(self, sentence: np.ndarray) -> np.ndarray:
-        """[tokens + 1] float64: log p of each token, and of the sentence's end behind them."""
+        """Returns log p of each token and of the end of the sentence: [tokens + 1] float64."""
         begin, end = self.vocab_size, self.vocab_size + 1
         return np.log(self.probabilities(np.array([begin, *sentence, end]))[1:])
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """[tokens] float64: p of each token of one text given those before it.
+        """Returns p of each token of a text given the previous tokens: [tokens] float64.
 
         Args:
-          tokens: [tokens] int, with whatever stands for a sentence's begin and end.
+          tokens: [tokens] int, including markers of the beginning and end of the sentence.
         """
         base = self.vocab_size + 2
         tokens = np.asarray(tokens, np.int64)
-        # p of the order below, and the n-gram that ends at each position.
+        # p of the next lower order, and the index of the n-gram that ends at each position.
         p = np.full(len(tokens), 1 / (self.vocab_size + 1))
         before = np.zeros(len(tokens), np.int64)
         for order in self._orders:
@@ -156,7 +158,7 @@ class NgramModel:
 def _padded(
     tokens: np.ndarray, offsets: np.ndarray, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences with a begin and an end, and how many tokens of its sentence stand before each."""
+    """Adds sentence markers; also returns the number of preceding tokens in the sentence."""
     lengths = np.diff(offsets) + 2
     starts = np.concatenate([[0], np.cumsum(lengths)])
     padded = np.full(starts[-1], -1, np.int64)
@@ -167,7 +169,7 @@ def _padded(
 
 
 def _discounts(adjusted: np.ndarray) -> tuple[float, float, float] | None:
-    """D1, D2, D3+ from how many n-grams have the counts 1, 2, 3, 4; None where they give none."""
+    """Computes D1, D2, D3+ from the counts of counts 1 to 4; None if they are not valid."""
     n1, n2, n3, n4 = (int(np.sum(adjusted == k)) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3):
         return None
@@ -183,7 +185,7 @@ def _smoothed(
     discounts: tuple[float, float, float],
     size: int,
 ) -> _Order:
-    """size: how many contexts there are."""
+    """Computes the discounted probabilities. size: number of contexts."""
     discount = np.array([0.0, *discounts])[np.minimum(adjusted, 3)]
     totals = np.bincount(contexts, weights=adjusted, minlength=size)
     taken = np.bincount(contexts, weights=discount, minlength=size)

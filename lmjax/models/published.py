@@ -1,12 +1,11 @@
-"""The format of `transformers`, as far as several families share it.
+"""The parts of the `transformers` format that several families share.
 
-Each family says in its own file which fields of config.json and which tensors it reads and writes.
-Every field of theirs is taken over, refused by name where it asks for a function that is not built
-here, or known not to change what the weights compute; an unknown one is reported.
+Each family defines in its own file which fields of config.json and which tensors it reads and
+writes. Every known field is either converted, or refused by name if it requests an unsupported
+function, or does not change what the weights compute. Unknown fields are reported.
 
-Tensor names are those of the classes of `transformers`, ours the paths of the parameters with
-unrolled layers. A kernel of ours is [in, out]: torch's Linear holds the transpose, GPT-2's Conv1D
-the same.
+"Theirs" are tensor names in `transformers`; "ours" are parameter paths with unrolled layers. Our
+kernels are [in, out]: torch's Linear stores the transpose, GPT-2's Conv1D the same layout.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ ACTIVATIONS = {
 }
 THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
-# Fields that say how to call, store or train a model, not what it computes.
+# Fields about calling, storing or training a model, which do not change what it computes.
 _HARMLESS = set(
     """_name_or_path architectures attn_implementation _attn_implementation_autoset dtype
     torch_dtype transformers_version model_type return_dict output_hidden_states
@@ -55,14 +54,14 @@ _HARMLESS = set(
 
 
 class Fields:
-    """config.json, read field by field."""
+    """Reads config.json field by field and keeps track of the fields that were read."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self._values, self._where = values, where
         self._read: set[str] = set()
 
     def get(self, name: str, kind: Any, default: Any = None) -> Any:
-        """The value of a field, of type `kind`; a missing one has `default`, if there is one."""
+        """Returns a field of type `kind`; `default`, if given, replaces a missing field."""
         self._read.add(name)
         value = self._values.get(name, default)
         if value is None and default is None:
@@ -70,24 +69,24 @@ class Fields:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigError(f"{self._where}: '{name}' is {value!r}; {kind.__name__} is expected")
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected {kind.__name__}")
         if kind is int and not 1 <= value < 2**31:
-            raise ConfigError(f"{self._where}: '{name}' is {value}, which is no size")
+            raise ConfigError(f"{self._where}: '{name}' is {value}; expected a size >= 1")
         if kind is float and not 0 <= value < math.inf:
-            raise ConfigError(f"{self._where}: '{name}' is {value}; a number >= 0 is expected")
+            raise ConfigError(f"{self._where}: '{name}' is {value}; expected a number >= 0")
         return value
 
     def optional(self, name: str) -> int | None:
-        """The number in a field that may be missing or null."""
+        """Returns an integer field that may be missing or null."""
         self._read.add(name)
         value = self._values.get(name)
         whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
         if value is not None and not whole:
-            raise ConfigError(f"{self._where}: '{name}' is {value!r}; int or null is expected")
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected int or null")
         return value
 
     def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
-        """Refuses all values but `allowed`, the first of which is that of a missing field."""
+        """Refuses values other than `allowed`; a missing field has the first of them."""
         self._read.add(name)
         value = self._values.get(name)
         if value is not None and value not in allowed:
@@ -97,7 +96,7 @@ class Fields:
         value = self.get(name, str)
         if value not in ACTIVATIONS:
             raise ConfigError(
-                f"{self._where}: '{name}' is {value!r}; built here are {', '.join(ACTIVATIONS)}"
+                f"{self._where}: '{name}' is {value!r}; supported are {', '.join(ACTIVATIONS)}"
             )
         return ACTIVATIONS[value]
 
@@ -111,14 +110,15 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One tensor of theirs and the parameters of ours that it holds.
+    """Conversion between one tensor of theirs and our parameters that it contains.
 
     Attributes:
-      theirs: its name; `also` are other names that the same numbers may stand under, or
-        stand under a second time.
-      copies: second names that are written too, and whose numbers are not used.
+      theirs: name of the tensor.
       ours: paths of the parameters.
-      split: theirs -> ours; `join`: ours -> theirs.
+      split: converts theirs to ours.
+      join: converts ours to theirs.
+      also: alternative names under which the tensor may be stored, or stored a second time.
+      copies: additional names that are written, but ignored when reading.
     """
 
     theirs: str
@@ -133,19 +133,19 @@ Rules = Iterator[Rule]
 
 
 def same(theirs: str, ours: str, also: tuple[str, ...] = ()) -> Rule:
-    """One tensor, the same numbers on both sides; `also` as in `Rule`."""
+    """A tensor that is identical on both sides; `also` as in `Rule`."""
     return Rule(theirs, (ours,), lambda x: [x], lambda parts: parts[0], also)
 
 
 def reshaped(theirs: str, ours: str, shape: tuple[int, ...], their_shape: tuple[int, ...]) -> Rule:
-    """One tensor of another shape."""
+    """A tensor with a different shape."""
     return Rule(
         theirs, (ours,), lambda x: [x.reshape(shape)], lambda parts: parts[0].reshape(their_shape)
     )
 
 
 def transposed(theirs: str, ours: str) -> Rule:
-    """One matrix, transposed."""
+    """A transposed matrix."""
     return Rule(theirs, (ours,), lambda x: [x.T], lambda parts: parts[0].T)
 
 
@@ -163,8 +163,8 @@ def conv1d(theirs: str, ours: str) -> Rules:
 
 
 def norm(theirs: str, ours: str) -> Rules:
-    """A layer normalisation."""
-    # gamma and beta: as in checkpoints converted from TensorFlow before 2020.
+    """A layer norm."""
+    # Checkpoints converted from TensorFlow before 2020 use gamma and beta.
     yield same(f"{theirs}.weight", f"{ours}/scale", (f"{theirs}.gamma",))
     yield same(f"{theirs}.bias", f"{ours}/bias", (f"{theirs}.beta",))
 
@@ -175,7 +175,7 @@ def table(theirs: str, ours: str, also: tuple[str, ...] = ()) -> Rule:
 
 
 def text_embeddings(theirs: str, ours: str, tied: tuple[str, ...]) -> Rules:
-    """BERT's three tables and their norm; `tied` are names of the output layer."""
+    """BERT's three embedding tables and their norm; `tied`: names of the output layer."""
     yield table(f"{theirs}.word_embeddings", f"{ours}/token", tied)
     yield table(f"{theirs}.position_embeddings", f"{ours}/position")
     yield table(f"{theirs}.token_type_embeddings", f"{ours}/segment")
@@ -196,12 +196,12 @@ def bert_layers(theirs: str, ours: str, layers: int) -> Rules:
 
 
 class Read(NamedTuple):
-    """What config.json says of a model.
+    """A model described by config.json.
 
     Attributes:
       model: the family's config.
-      query_scale: what the queries of layer i are multiplied by, beside 1 / sqrt(head_dim); it
-        goes into their kernels.
+      query_scale: layer index -> factor of the queries, in addition to 1 / sqrt(head_dim); it is
+        folded into the query kernels.
     """
 
     model: Any
@@ -210,12 +210,12 @@ class Read(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """How a network is written for `transformers`.
+    """How to write a network in the format of `transformers`.
 
     Attributes:
       architecture: the class, such as 'BertForMaskedLM'.
-      rules: all tensors, in the order of the layers.
-      bare: the class names its tensors without the prefix of its base.
+      rules: rules for all tensors, in layer order.
+      bare: whether tensor names of the class lack the prefix of the base model.
     """
 
     architecture: str
@@ -224,9 +224,9 @@ class Published:
 
 
 def bert_trunk(fields: Fields) -> TransformerConfig:
-    """The trunk of BERT and of families built like it."""
+    """Reads the trunk of BERT and similar families."""
     fields.require(
-        "position_embedding_type", ("absolute",), "only learned absolute positions are built here"
+        "position_embedding_type", ("absolute",), "only learned absolute positions are supported"
     )
     return TransformerConfig(
         layers=fields.get("num_hidden_layers", int),
@@ -244,7 +244,7 @@ def bert_trunk(fields: Fields) -> TransformerConfig:
 
 
 def bert_values(model: Any) -> dict[str, Any]:
-    """Fields of config.json for BERT and for families built like it, without 'model_type'."""
+    """Writes config.json of BERT and similar families, without 'model_type'."""
     trunk = model.trunk
     check_trunk(trunk, "post", "BERT and ELECTRA")
     return {
@@ -265,22 +265,20 @@ def bert_values(model: Any) -> dict[str, Any]:
 
 
 def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
-    """Refuses to write a config that says less than the trunk does."""
+    """Raises ConfigError if config.json of `transformers` cannot express the trunk."""
     if trunk.norm != norm:
         raise ConfigError(
-            f"trunk.norm: {family} of transformers is '{norm}'-norm only, this trunk is"
-            f" '{trunk.norm}'-norm"
+            f"trunk.norm: {family} in transformers supports only '{norm}' norm, but this trunk has"
+            f" '{trunk.norm}' norm"
         )
     if trunk.base_width:
         raise ConfigError(
-            f"trunk.base_width: {family} of transformers divides no logits by a width"
+            f"trunk.base_width: {family} in transformers cannot scale logits by the width"
         )
     if trunk.gated:
-        raise ConfigError(
-            f"trunk.gated: {family} of transformers: no gated feed-forward layer there"
-        )
+        raise ConfigError(f"trunk.gated: {family} in transformers has no gated feed-forward layer")
     if trunk.heads * trunk.head_size != trunk.hidden_size:
         raise ConfigError(
-            f"trunk.head_dim: {family} of transformers takes heads x head_dim ="
-            f" {trunk.heads} x {trunk.head_size} to be hidden_size={trunk.hidden_size}"
+            f"trunk.head_dim: {family} in transformers requires heads x head_dim ="
+            f" {trunk.heads} x {trunk.head_size} to equal hidden_size={trunk.hidden_size}"
         )

@@ -46,7 +46,7 @@ from lmjax.nn.transformer import Layers
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING, ENCODING, FINAL = 32, 33, 34  # dropout sites
-_CLS_TYPE = 2  # of the authors' [CLS]
+_CLS_TYPE = 2  # token type of [CLS] in the authors' code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,14 @@ class XlnetConfig(ModelConfig):
     """XLNet's settings.
 
     Attributes:
-      trunk: the Transformer, post-norm; its attention has no projection biases.
-      memory_length: hidden states of earlier text kept for each layer (mem_len).
-      clamp_length: relative distances beyond it count as it; 0 = no limit (clamp_len).
-      attention_type: 'bi', or 'uni' where nobody sees what comes later (attn_type).
-      same_length: with 'uni', the farther into a segment a token stands, the fewer of the
-        oldest keys it sees (same_length).
-      tie_embeddings: the output decodes with the token table.
-      vocab_size: rows of the token table; 0 = as many as the tokenizer has.
+      trunk: config of the post-norm Transformer, whose attention has no projection biases.
+      memory_length: number of hidden states of earlier text kept per layer (mem_len).
+      clamp_length: limit to which relative distances are clipped; 0 = no limit (clamp_len).
+      attention_type: 'bi', or 'uni' to hide later positions (attn_type).
+      same_length: with 'uni', limits all tokens to the same number of keys by hiding the oldest
+        keys (same_length).
+      tie_embeddings: whether the output layer decodes with the token table.
+      vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
 
     left_padded: ClassVar[bool] = True
@@ -69,8 +69,8 @@ class XlnetConfig(ModelConfig):
     published_type: ClassVar[str] = "xlnet"
     published_prefix: ClassVar[str] = "XLNet"
     published_refused: ClassVar[Mapping[str, str]] = {
-        "XLNetForQuestionAnswering": "its beam search over answers is not built here;"
-        " XLNetForQuestionAnsweringSimple is"
+        "XLNetForQuestionAnswering": "its beam search over answers is not supported;"
+        " use XLNetForQuestionAnsweringSimple"
     }
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {
         "sequence_classification": ("sequence_summary.summary", "logits_proj"),
@@ -86,21 +86,21 @@ class XlnetConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trunk.norm != "post":
-            raise ConfigError("trunk.norm: XLNet is defined with 'post' norm only")
+            raise ConfigError("trunk.norm: XLNet supports only 'post'")
         if self.trunk.attention not in ("auto", "plain"):
             raise ConfigError(
                 f"trunk.attention: '{self.trunk.attention}' does not support relative positions,"
                 " which XLNet's scores depend on; use 'auto', and trunk.query_chunk for long texts"
             )
         if self.trunk.hidden_size % 2:
-            raise ConfigError("trunk.hidden_size: must be even for sinusoidal distances")
+            raise ConfigError("trunk.hidden_size: must be even for sinusoidal encodings")
 
     def encoder(self) -> "XlnetEncoder":
         return XlnetEncoder(self)
 
     def causal_lm(self) -> Network:
-        """Refused: the language model has two streams, `Xlnet`, and is pretrained by itself."""
-        self._lacks("was not pretrained to continue a text in one pass")
+        """Raises ConfigError: XLNet's language model has two streams, see `Xlnet`."""
+        self._lacks("was not pretrained to predict all next tokens in one pass")
 
     def for_finetuning(self, dropout: float) -> Self:
         return dataclasses.replace(super().for_finetuning(dropout), memory_length=0)
@@ -108,7 +108,7 @@ class XlnetConfig(ModelConfig):
     def join(
         self, vocabulary: Vocabulary, first: np.ndarray, second: np.ndarray | None = None
     ) -> Joined:
-        """a [SEP] b [SEP] [CLS], types 0, 1 and 2 (the authors' classifier_utils.py)."""
+        """Joins texts as a [SEP] b [SEP] [CLS], types 0, 1, 2 (authors' classifier_utils.py)."""
         v = vocabulary
         b = second if second is not None else np.zeros(0, np.int32)
         ends = [v.sep] if second is not None else []
@@ -121,15 +121,15 @@ class XlnetConfig(ModelConfig):
         fields.require(
             "bi_data",
             (False,),
-            "set it to false, and say with `direction` which rows of a batch run backward",
+            "set it to false, and pass `direction` for rows with backward text",
         )
         fields.require(
             "reuse_len",
             (0,),
-            "set it to null, and say with `reuse_length` how many states enter the memory",
+            "set it to null, and set the number of states that enter the memory by `reuse_length`",
         )
-        fields.require("attn_type", ("bi", "uni"), "'bi' and 'uni' are built here")
-        fields.require("untie_r", (True,), "biases that all layers share are not built here")
+        fields.require("attn_type", ("bi", "uni"), "only 'bi' and 'uni' are supported")
+        fields.require("untie_r", (True,), "biases shared by all layers are not supported")
         dropout = fields.get("dropout", float, 0.1)
         clamp = fields.optional("clamp_len")
         heads, hidden = fields.get("n_head", int), fields.get("d_model", int)
@@ -214,7 +214,7 @@ class XlnetConfig(ModelConfig):
                     (hidden, heads * size),
                     (hidden, heads, size),
                 )
-            yield Rule(  # [hidden, heads, size] although it maps heads to hidden
+            yield Rule(  # stored as [hidden, heads, size], although it maps heads to hidden
                 f"{t}.rel_attn.o",
                 (f"{o}/attention/output/kernel",),
                 lambda x: [x.reshape(hidden, heads * size).T],
@@ -231,10 +231,10 @@ class XlnetConfig(ModelConfig):
 
 
 class XlnetEncoder(Network):
-    """The two streams.
+    """XLNet's content and query streams.
 
-    There are no absolute positions, no embedding norm and no segment embeddings added
-    to the words: both are terms of the attention scores (App. A of the paper).
+    There are no absolute positions, no embedding norm and no added segment embeddings: positions
+    and segments are terms of the attention scores (App. A of the paper).
     """
 
     config: XlnetConfig
@@ -242,14 +242,14 @@ class XlnetEncoder(Network):
     def setup(self) -> None:
         c = self.config
         self.token = Table(c.vocab_size, c.trunk.hidden_size, c.trunk)
-        # The authors pass no initializer, which is Glorot uniform in TensorFlow 1.
+        # The authors pass no initializer, which means Glorot uniform in TensorFlow 1.
         self.mask_embedding = self.param(
             "mask_embedding", nn.initializers.glorot_uniform(), (1, c.trunk.hidden_size)
         )
         self.layers = Layers(c.trunk, TwoStreamBlock)
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
-        """The content stream alone, [batch, length, hidden_size]."""
+        """Returns the content stream only, [batch, length, hidden_size]."""
         return self.streams(inputs, seeds=seeds)[0]
 
     def whole(self, inputs: TextInputs) -> jax.Array:
@@ -268,24 +268,22 @@ class XlnetEncoder(Network):
         reuse_length: int = 0,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """One segment.
+        """Runs both streams on one segment.
 
         Args:
-          inputs: types of tokens are compared for equality only; positions are not read. The
-            content stream always sees itself, the query stream as the mask says.
-          mems: [layers, batch, memory_length, hidden_size], inputs of each layer for
-            earlier text, seen by all; None without memory.
-          target_mapping: [batch, num_predict] int, the positions to predict, whose own
-            tokens the query stream does not see; None: no query stream, all positions
-            are read from the content stream (fine-tuning).
-          direction: [batch] int, +1 or -1 where the text is reversed; None = all +1
-            (bi_data).
-          reuse_length: how many of this segment's states enter the memory (reuse_len);
-            0 = all.
+          inputs: token types are only compared for equality; positions are ignored. Tokens of the
+            content stream always attend to themselves; the query stream uses the mask as given.
+          mems: [layers, batch, memory_length, hidden_size], inputs of each layer for earlier text,
+            to which all tokens attend; None without memory.
+          target_mapping: [batch, num_predict] int, positions to predict, whose own tokens are
+            hidden from the query stream. None = no query stream; the content stream is returned
+            at all positions (fine-tuning).
+          direction: [batch] int, +1, or -1 for reversed text; None = all +1 (bi_data).
+          reuse_length: number of this segment's states that enter the memory (reuse_len); 0 = all.
 
         Returns:
-          hidden states [batch, num_predict or length, hidden_size] after dropout, and
-          the memory for the next segment, behind a stop_gradient.
+          Hidden states [batch, num_predict or length, hidden_size] after dropout, and the memory
+          for the next segment, with stop_gradient applied.
         """
         trunk = self.config.trunk
         tokens, token_types = inputs.tokens, inputs.token_types
@@ -332,9 +330,9 @@ class XlnetEncoder(Network):
     def _encoding(
         self, length: int, keys: int, both_directions: bool, seeds: Seeds | None
     ) -> jax.Array:
-        """Encoded distances [keys + length, hidden_size]; [2, ...] with negated ones second.
+        """Returns encoded distances [keys + length, hidden_size]; [2, ...] adds negated ones.
 
-        The dropout mask is one for the batch, since the encoding has no batch axis.
+        The whole batch shares one dropout mask, since the encoding has no batch axis.
         """
         c = self.config
         distances = relative_distances(length, keys, c.clamp_length)
@@ -346,7 +344,7 @@ class XlnetEncoder(Network):
     def _new_mems(
         self, mems: jax.Array | None, inputs: jax.Array, reuse_length: int
     ) -> jax.Array | None:
-        """The last `memory_length` of (old memory; this segment's reused inputs)."""
+        """Returns the last `memory_length` states of the old memory and the reused inputs."""
         if not self.config.memory_length:
             return None
         if reuse_length:
@@ -357,13 +355,13 @@ class XlnetEncoder(Network):
 
 
 class Xlnet(Network):
-    """The two streams with the LM head: no transform, a bias per token.
+    """The two streams with the LM head: no transform, one bias per token.
 
-    It continues a text by reading it anew for each token: the query stream at the next position
-    predicts it from all before, under a factorisation order in which the prompt comes first, read
-    bidirectionally, and the rest follows from left to right. The prompt's hidden states are the
-    same whatever follows, so that the probabilities of a text are those of one evaluation of the
-    whole under this order.
+    Generation reads the whole text again for each token: the query stream at the next position
+    predicts the token from all previous ones. In the factorization order, the prompt comes first
+    and is read bidirectionally; the remaining tokens follow from left to right. The prompt's
+    hidden states do not depend on later tokens, so the probabilities equal those of evaluating the
+    whole text once under this order.
     """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = (
@@ -391,12 +389,12 @@ class Xlnet(Network):
         reuse_length: int = 0,
         seeds: Seeds | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """`XlnetEncoder.streams`: hidden states to be decoded, and the memory."""
+        """Returns hidden states to decode and the memory; see `XlnetEncoder.streams`."""
         output, mems = self.encoder.streams(
             inputs, mems, target_mapping, direction, reuse_length, seeds
         )
         if self.is_initializing():
-            self.decode(output)  # its parameters too
+            self.decode(output)  # creates its parameters
         return output, mems
 
     def decode(self, hidden: jax.Array) -> jax.Array:
@@ -419,8 +417,8 @@ class Xlnet(Network):
         if method == "left_to_right":
             targets, order = every_position(inputs), permutation(place, place)
         else:
-            # No one sees what is hidden, not the content stream either: through the others'
-            # states it would be seen.
+            # Masked tokens are hidden from the content stream too: otherwise they would leak
+            # through the states of other tokens.
             hidden = (place >= begin[:, None]) & (place < end[:, None])
             targets = begin[:, None]
             order = permutation(jnp.zeros((1, 1), jnp.int32), jnp.where(hidden, 0, -1))
@@ -440,7 +438,7 @@ class Xlnet(Network):
         self, tokens: jax.Array, real: jax.Array, target: jax.Array, width: int
     ) -> jax.Array:
         slot = jnp.arange(tokens.shape[1])[None]
-        # The prompt comes first, all of it at once; then slot after slot.
+        # The prompt comes first, as a whole; the other slots follow in order.
         key_place = jnp.maximum(slot - width + 1, 0)
         query_place = jnp.maximum(key_place, 1)
         mask = permutation(query_place, key_place) & padding(real)
@@ -461,7 +459,7 @@ class Xlnet(Network):
         yield same("lm_loss.bias", "output_bias")
 
     def empty_mems(self, batch: int) -> jax.Array | None:
-        """Memory before any text: zeros, as the authors' code starts with."""
+        """Returns the memory before any text: zeros, as in the authors' code."""
         c = self.config
         if not c.memory_length:
             return None
@@ -469,10 +467,10 @@ class Xlnet(Network):
 
 
 def _unidirectional(length: int, keys: int, same_length: bool) -> Mask:
-    """Who may see whom from left to right, of [1, length, keys], the memory first.
+    """Left-to-right attention mask [1, length, keys]; the memory comes first.
 
-    Transformer-XL's mask: position i sees the memory and 0..i; with `same_length` no
-    longer the keys before i among the first `length` ones (`_create_mask`).
+    Transformer-XL's mask: position i attends to the memory and to 0..i. With `same_length`, the
+    keys before i among the first `length` keys are hidden (`_create_mask`).
     """
     i, j = jnp.arange(length)[None], jnp.arange(keys)[None]
     seen = Pairs(i + keys - length, j, "at_most")

@@ -1,1 +1,1 @@
-"""Layers and the pure functions under them; they know neither objectives nor data."""
+"""Layers and pure functions; independent of objectives and data."""

@@ -15,7 +15,7 @@ from lmjax.nn.masks import Mask, as_mask
 from lmjax.nn.partition import over_queries, pad_length
 from lmjax.nn.trunk import Kernel, TransformerConfig
 
-# Finite, so that a row in which everything is masked gives no NaN.
+# Finite: with -inf, a fully masked row would give NaN.
 MASKED_SCORE = -1e30
 
 PROBABILITIES, OUTPUT = 1, 2  # dropout sites
@@ -28,10 +28,12 @@ def attention_weights(
     seeds: Seeds | None,
     window: Window | None = None,
 ) -> jax.Array:
-    """Softmax in float32 of `scores` [batch, heads, queries, keys] where `mask` allows.
+    """Masked softmax of `scores`, followed by dropout; float32.
 
-    mask: boolean, broadcasts to [batch, queries, keys]; dropout falls on the weights, of
-    which `window` says what part they are.
+    Args:
+      scores: [batch, heads, queries, keys].
+      mask: boolean, broadcasts to [batch, queries, keys]; True = may attend.
+      window: which part of the full weights these are, so that chunks get the same dropout mask.
     """
     weights = masked_softmax(scores, mask[:, None])
     return dropout(weights, rate, seeds, PROBABILITIES, window)
@@ -39,10 +41,10 @@ def attention_weights(
 
 @jax.custom_jvp
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax of `scores` over the last axis where `mask` allows, zeros elsewhere; float32.
+    """Softmax of `scores` over the last axis where `mask` is True, zeros elsewhere; float32.
 
-    Fully masked queries return zeros, such as the first of a factorisation order without memory.
-    The backward pass needs the result alone, the only array of this size that is kept.
+    Fully masked queries return zeros, such as the first query of a factorization order without
+    memory. The backward pass needs only the result, so no other array of this size is saved.
     """
     scores = jnp.where(mask, scores.astype(jnp.float32), MASKED_SCORE)
     return jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
@@ -73,10 +75,10 @@ def attention(
       query: [batch, queries, heads, head_dim].
       key: [batch, keys, heads, head_dim]; value likewise.
       mask: True = may attend, broadcasts to [batch, queries, keys].
-      rate: dropout on the weights, independent for each example and head.
-      dtype: of the operands of the products.
-      kernel: which one; see `lmjax.nn.kernels`.
-      chunk: queries whose scores exist at one time where no kernel is used; 0 = all.
+      rate: dropout rate of the weights, independent for each example and head.
+      dtype: dtype of the matrix product operands.
+      kernel: attention implementation; see `lmjax.nn.kernels`.
+      chunk: number of queries whose scores are in memory at once, if no kernel is used; 0 = all.
 
     Returns:
       [batch, queries, heads, head_dim] float32.
@@ -105,16 +107,17 @@ def attention(
 def by_chunks(
     f: Callable[[Any, Any], jax.Array], first: jax.Array | int, queries: Any, chunk: int
 ) -> jax.Array:
-    """`f` of some queries after the other, each computed again in the backward pass.
+    """Applies `f` to one chunk of queries after another, recomputed in the backward pass.
 
-    What a chunk needs besides its queries and its result is gone when the next one comes:
-    memory grows with queries + keys, not with their product (Rabe & Staats 2021).
+    Intermediate arrays of a chunk are freed before the next chunk runs, so memory grows with
+    queries + keys instead of their product (Rabe & Staats 2021).
 
     Args:
       f: called as f(position of the first query, queries) -> [batch, chunk, ...].
       first: position of the first of `queries`.
       queries: pytree of arrays [batch, length, ...].
-      chunk: how many at a time; 0, or the length and more: all, nothing computed again.
+      chunk: queries per chunk. With 0, or with at least `length`, `f` is called once on all
+        queries and nothing is recomputed.
 
     Returns:
       [batch, length, ...].
@@ -136,10 +139,10 @@ def by_chunks(
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of tokens already read, in slots in the order of reading.
+    """Key-value cache. Slots hold previous tokens in the order in which they were read.
 
     Attributes:
-      key, value: [layers, batch, slots, heads, head_dim] float32; within a block without
+      key, value: [layers, batch, slots, heads, head_dim] float32; blocks see one layer, without
         the first axis.
     """
 
@@ -148,12 +151,12 @@ class Cache:
 
     @classmethod
     def empty(cls, config: TransformerConfig, batch: int, slots: int) -> Self:
-        """Room for `slots` tokens of each of `batch` rows."""
+        """Returns an empty cache of `slots` tokens for each of `batch` rows."""
         zeros = jnp.zeros((config.layers, batch, slots, config.heads, config.head_size))
         return cls(zeros, zeros)
 
     def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> Self:
-        """One layer's keys and values [batch, length, heads, head_dim] from slot `start` on."""
+        """Writes one layer's keys and values [batch, length, heads, head_dim] at slot `start`."""
         at = (0, start, 0, 0)
         return type(self)(
             jax.lax.dynamic_update_slice(self.key, key, at),
@@ -164,8 +167,8 @@ class Cache:
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases: [batch, length, hidden_size] -> the same.
 
-    With a cache the tokens of `x` go into its slots from `start` on, and attend to all
-    slots that `mask` [batch, length, slots] allows.
+    With a cache, the keys and values of `x` are written to its slots from `start` on, and
+    queries attend to the slots where `mask` [batch, length, slots] is True.
     """
 
     config: TransformerConfig
@@ -200,7 +203,7 @@ class SelfAttention(nn.Module):
             rate=c.attention_dropout,
             seeds=seeds,
             dtype=c.compute_dtype,
-            # A cache has slots that no query may see yet: no kernel knows such a mask.
+            # A cache has slots that no query may attend to yet; kernels do not support that.
             kernel=c.attention if cache is None else "plain",
             chunk=c.query_chunk,
         )

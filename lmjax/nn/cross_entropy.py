@@ -1,4 +1,4 @@
-"""Cross entropy in float32, whose backward pass keeps one number a target beside the logits."""
+"""Float32 cross entropy that saves the logits and one number per target for the backward pass."""
 
 import functools
 from typing import Any
@@ -16,13 +16,13 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return score_targets(logits, targets)[0]
 
 
-# Of all that the gradient needs, logits apart, only the normaliser is kept: the probabilities
-# would be a second array of the size of the logits, which are by far the largest of a step.
+# Besides the logits, only the normalizer is saved for the gradient. The logits are by far the
+# largest array of a step, and saving the probabilities would add a second one of that size.
 @functools.partial(
     jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_NORMALISER)
 )
 def score_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy, and whether no class scores higher than the target.
+    """Returns the cross entropy and whether no class scores higher than the target.
 
     Args:
       logits: [..., classes] float; targets: [...] int.
@@ -39,7 +39,7 @@ def _score(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _score_parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Losses, hits, and the logarithm of the softmax's denominator."""
+    """Returns losses, hits and the log of the softmax denominator."""
     largest = logits.max(-1)
     log_z = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -48,7 +48,7 @@ def _score_parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
 
 @_score.defjvp
 def _score_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """The gradient is softmax - one-hot, written in one pass over the logits."""
+    """Computes the gradient, softmax - one-hot, in one pass over the logits."""
     logits, targets = primals
     losses, hits, log_z = _score_parts(logits, targets)
     log_z = checkpoint_name(log_z, _NORMALISER)

@@ -1,9 +1,9 @@
 """Dropout whose mask is a hash of (seed, step, example, site, index).
 
-A mask is recomputed in the backward pass, never stored, and costs a few integer
-operations that fuse into their neighbours. Because every example carries its own
-seed, the mask of an example does not depend on how the batch is split over devices
-or micro-batches, nor on where a run was interrupted.
+The backward pass recomputes the mask instead of storing it; a mask costs a few integer
+operations that XLA fuses with the surrounding code. Every example has its own seed, so its
+mask does not depend on how the batch is split over devices or micro-batches, nor on where a
+run was interrupted.
 """
 
 import functools
@@ -19,11 +19,11 @@ _GOLDEN = np.uint32(0x9E3779B9)
 
 @flax.struct.dataclass
 class Seeds:
-    """What the dropout masks of one step derive from.
+    """Seeds of the dropout masks of one step.
 
     Attributes:
-      examples: [batch] uint32, one seed an example.
-      step: [] uint32, for what the whole batch shares.
+      examples: [batch] uint32, one seed per example.
+      step: [] uint32, the seed of masks shared by the whole batch.
     """
 
     examples: jax.Array
@@ -31,28 +31,28 @@ class Seeds:
 
     @classmethod
     def of(cls, example_keys: jax.Array, step_key: jax.Array) -> Self:
-        """Seeds from typed PRNG keys, `example_keys` of shape [batch]."""
+        """Derives seeds from typed PRNG keys; `example_keys` has shape [batch]."""
         bits = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(example_keys)
         return cls(examples=bits, step=jax.random.bits(step_key, (), jnp.uint32))
 
     def fold(self, salt: jax.Array | int) -> Self:
-        """Seeds of a part: a layer by its index, a site within it by a constant."""
+        """Derives the seeds of a layer (by its index) or of a site in a layer (by a constant)."""
         salt = jnp.asarray(salt, jnp.uint32) * _GOLDEN + np.uint32(1)
         return type(self)(examples=_mix(self.examples + salt), step=_mix(self.step + salt))
 
     def of_parts(self, salt: int, count: int) -> Self:
-        """Seeds of `count` parts of each example, one after the other: [batch * count]."""
+        """Derives seeds of `count` parts of each example, in order: [batch * count]."""
         own = [self.fold(salt + part).examples for part in range(count)]
         return type(self)(examples=jnp.stack(own, axis=1).reshape(-1), step=self.step)
 
 
 @flax.struct.dataclass
 class Window:
-    """Which part of an array is at hand, so that parts are dropped as the whole would be.
+    """Location of a slice in a larger array, so that slices get the dropout mask of the whole.
 
     Attributes:
-      axis: along which the whole is cut; not the batch.
-      first: [] index of the part's first element along it.
+      axis: the sliced axis; not the batch axis.
+      first: [] index of the slice's first element along `axis`.
     """
 
     axis: int = flax.struct.field(pytree_node=False)
@@ -67,9 +67,9 @@ def dropout(
     Args:
       x: [batch, ...] float.
       rate: probability of a zero, in [0, 1).
-      seeds: None leaves `x` as it is (evaluation).
-      salt: tells this site from the others of its layer.
-      window: what part of a larger array `x` is; None: all of it.
+      seeds: None returns `x` unchanged (evaluation).
+      salt: distinguishes this site from the others in its layer.
+      window: location of `x` in a larger array; None if `x` is the whole array.
     """
     if seeds is None or rate == 0.0:
         return x
@@ -77,17 +77,17 @@ def dropout(
 
 
 def shared_dropout(x: jax.Array, rate: float, seeds: Seeds | None, salt: int) -> jax.Array:
-    """`dropout` for `x` without a batch axis: one mask for the whole batch."""
+    """Applies `dropout` to an `x` without a batch axis: one mask for the whole batch."""
     if seeds is None or rate == 0.0:
         return x
     return _dropout(x[None], seeds.fold(salt).step[None], None, rate)[0]
 
 
-# Of a checkpoint nothing is stored: the backward pass computes the mask again.
+# With jax.checkpoint the mask is not stored; the backward pass recomputes it.
 @functools.partial(jax.checkpoint, static_argnums=3)
 def _dropout(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float) -> jax.Array:
-    # The axis that is cut counts slowest: an element's index does not depend on how many
-    # there are along it.
+    # The sliced axis is the slowest-varying one, so an element's index does not depend on the
+    # size of that axis.
     axes = list(range(1, x.ndim))
     if window is not None:
         axes = [window.axis, *(axis for axis in axes if axis != window.axis)]
@@ -105,7 +105,7 @@ def _dropout(x: jax.Array, seeds: jax.Array, window: Window | None, rate: float)
 
 
 def _mix(h: jax.Array) -> jax.Array:
-    """A bijective hash of uint32 with low bias (C. Wellons' lowbias32 constants)."""
+    """Bijective uint32 hash with low bias (C. Wellons' lowbias32 constants)."""
     h = (h ^ (h >> 16)) * np.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)
     return h ^ (h >> 16)

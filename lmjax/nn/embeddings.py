@@ -1,4 +1,4 @@
-"""What turns token ids into the trunk's input, and hidden states back into logits."""
+"""Input embeddings and the output layers that turn hidden states into logits."""
 
 from typing import Annotated
 
@@ -14,17 +14,17 @@ from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING = 5  # dropout site
 
-# Rows of a table of segments.
+# Number of rows of a segment table.
 SegmentTypes = Annotated[int, Interval("[1, 1000]")]
 
 
 class Table(nn.Module):
-    """An embedding table [rows, features] that can be read and, when tied, decoded with."""
+    """An embedding table [rows, features]; with tied weights it is also the decoder."""
 
     rows: int
     features: int
     config: TransformerConfig
-    std: float = 0.0  # 0: the trunk's
+    std: float = 0.0  # 0 = the trunk's initializer
 
     def setup(self) -> None:
         own = nn.initializers.normal(self.std) if self.std else None
@@ -34,25 +34,25 @@ class Table(nn.Module):
         )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """ids [...] -> [..., features]; an id outside of the table gives NaN."""
+        """ids [...] -> [..., features]; ids outside the table give NaN."""
         return embedding_lookup(gathered(self.embedding), ids)
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """Scores of every row: [..., features] -> [..., rows], float32."""
+        """Returns the logits of all rows: [..., features] -> [..., rows], float32."""
         if self.config.base_width:
             x = x * (self.config.base_width / self.features)
         return dense(x, gathered(self.embedding).T, self.config.compute_dtype)
 
 
 class TextEmbeddings(nn.Module):
-    """Token + position + segment embeddings, with layer norm and dropout as in BERT.
+    """Token + position + segment embeddings, with layer norm and dropout, as in BERT.
 
     Attributes:
-      features: embedding size (ELECTRA's may differ from the trunk's hidden size).
+      features: embedding size (in ELECTRA it may differ from the trunk's hidden size).
       max_length: rows of the position table.
-      segment_types: rows of the segment table; 0 = none (GPT).
-      norm: layer normalisation of the sum (BERT yes, GPT no).
-      position_std: initial std of positions where it differs (GPT-2: 0.01); 0 = the trunk's.
+      segment_types: rows of the segment table; 0 = no table (GPT).
+      norm: whether to apply layer normalization to the sum (BERT: yes, GPT: no).
+      position_std: initial std of the position table (GPT-2: 0.01); 0 = the trunk's.
     """
 
     config: TransformerConfig
@@ -84,12 +84,12 @@ class TextEmbeddings(nn.Module):
         return split_activations(dropout(x, self.config.dropout, seeds, EMBEDDING))
 
     def decode(self, x: jax.Array) -> jax.Array:
-        """[..., features] -> logits [..., vocab_size] with the token table."""
+        """Decodes with the token table: [..., features] -> logits [..., vocab_size]."""
         return self.token.decode(x)
 
 
 class PredictionTransform(nn.Module):
-    """dense -> activation -> layer norm before the tied decoder (BERT's masked LM head)."""
+    """dense -> activation -> layer norm, before the tied decoder (BERT's masked LM head)."""
 
     config: TransformerConfig
     features: int
@@ -102,5 +102,5 @@ class PredictionTransform(nn.Module):
 
 
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rows of x [batch, length, features] at positions [batch, n] -> [batch, n, features]."""
+    """Gathers x [batch, length, features] at positions [batch, n] -> [batch, n, features]."""
     return whole_length(jnp.take_along_axis(x, positions[..., None], axis=1))

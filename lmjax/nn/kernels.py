@@ -1,9 +1,10 @@
-"""Which kernel computes attention: the one place that looks at device, dtype and mask.
+"""Selects the attention kernel from the device, dtype and mask.
 
-Besides plain products (`lmjax.nn.attention`, whole or in chunks of queries) there are the flash
-attention of cuDNN on NVIDIA GPUs and of TPUs ("splash"). Both need 16-bit operands, a whole
-length on each device and no dropout on the weights. XLNet's scores depend on distances that a
-kernel's bias would have to hold written out, so it has none of them.
+Besides plain matrix products (`lmjax.nn.attention`, all at once or in chunks of queries), two
+flash attention kernels are supported: cuDNN on NVIDIA GPUs and splash attention on TPUs. Both
+need 16-bit operands, whole sequences on each device and no dropout of the attention weights.
+XLNet uses neither: its scores depend on relative distances, which a kernel would need as a
+materialized bias.
 """
 
 import functools
@@ -21,22 +22,23 @@ from lmjax.nn.partition import ROWS, SEQUENCE, TENSOR, platform, sequence_parts
 from lmjax.nn.trunk import Kernel
 
 _OF_PLATFORM: dict[str, Kernel] = {"gpu": "cudnn", "tpu": "splash"}
-_SPLASH_BLOCK = 128  # of queries and keys: one register's lanes
+_SPLASH_BLOCK = 128  # block size of queries and keys: the lanes of one register
 
 
 def choose(
     wanted: Kernel, query: jax.Array, key: jax.Array, mask: Mask, dtype: Any, drops: bool
 ) -> Kernel:
-    """The kernel for these operands on the present mesh's devices: plain, cudnn or splash.
+    """Selects the kernel for these operands on the current mesh: plain, cudnn or splash.
 
     Args:
-      wanted: `auto` falls back to plain, with one line on stderr if the device has a kernel.
+      wanted: the requested kernel. `auto` falls back to plain, with one line on stderr if the
+        device has a kernel that cannot be used.
       query, key: [batch, length, heads, head_dim].
-      dtype: of the operands of the products.
-      drops: whether weights are dropped out.
+      dtype: dtype of the matrix product operands.
+      drops: whether dropout is applied to the attention weights.
 
     Raises:
-      ConfigError: the kernel asked for by name cannot do it.
+      ConfigError: the kernel requested by name does not support the operands.
     """
     if wanted == "plain":
         return "plain"
@@ -49,9 +51,9 @@ def choose(
         return kernel
     if wanted != "auto":
         raise ConfigError(
-            f"config.model.trunk.attention: '{kernel}' {why}; 'auto' takes it where it can"
+            f"config.model.trunk.attention: '{kernel}' {why}; 'auto' uses it where possible"
         )
-    _tell(f"attention: plain products, since {kernel} {why}")
+    _report(f"attention: using plain products, since {kernel} {why}")
     return "plain"
 
 
@@ -63,10 +65,10 @@ def cudnn(
     dtype: Any,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """Flash attention of cuDNN. Shapes as `attention`; the mask is written out but for causal.
+    """cuDNN flash attention. Shapes as in `attention`.
 
-    Memory is [batch, 1, queries, keys] of 16 bits for the mask, none for the scores. Gradients
-    of the queries that see nothing are zero, as their results are.
+    Every mask except a purely causal one is materialized: [batch, 1, queries, keys] of 16 bits.
+    Scores are never stored. Fully masked queries return zeros and have zero gradients.
     """
     parts = named_parts(mask)
     causal = parts is not None and "causal" in parts
@@ -96,10 +98,12 @@ def splash(
     dtype: Any,
     interpret: bool = False,
 ) -> jax.Array:
-    """Flash attention of TPUs: blocks of keys that a causal mask hides are passed over.
+    """TPU splash attention; skips blocks of keys that a causal mask hides.
 
-    Shapes as `attention`. Memory is linear in the length; documents are told apart by their
-    numbers. interpret: run it without a TPU, slowly.
+    Shapes as in `attention`. Memory is linear in the length; documents are passed as segment ids.
+
+    Args:
+      interpret: run the kernel in interpret mode, slowly, without a TPU.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -151,7 +155,7 @@ def splash(
     run: Callable[..., jax.Array] = on_one_device
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1 and SEQUENCE in mesh.shape:
-        # The compiler cannot split a kernel by itself: each device runs its rows and heads.
+        # The compiler cannot partition a kernel: shard_map runs it on each device's rows and heads.
         heads = PartitionSpec(ROWS, None, TENSOR)
         run = jax.shard_map(
             on_one_device,
@@ -160,7 +164,7 @@ def splash(
             check_vma=False,
         )
     y = run(*operands, ids).astype(jnp.float32)
-    # Padding has seen padding.
+    # Padding has attended to padding.
     return jnp.where(_sees_itself(parts)[..., None, None], y, 0.0) if "documents" in parts else y
 
 
@@ -176,44 +180,44 @@ def _why_not(
     dtype: Any,
     drops: bool,
 ) -> str:
-    """What is in the way of a kernel, to be read after its name; '' = nothing."""
+    """Returns why a kernel cannot be used, as a phrase that follows its name; '' if it can."""
     (_, length, heads, head_dim), keys = query.shape, key.shape[1]
     if _OF_PLATFORM.get(here) != kernel:
         return f"does not run on this device ({here})"
     if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"computes in bfloat16 (config.model.trunk.dtype), not in {jnp.dtype(dtype).name}"
+        return f"needs config.model.trunk.dtype='bfloat16', not '{jnp.dtype(dtype).name}'"
     if drops:
-        return "has no dropout of the weights; set config.model.trunk.attention_dropout to 0"
+        return "does not support attention dropout; set config.model.trunk.attention_dropout to 0"
     if sequence_parts() > 1:
-        return "needs whole texts on each device; set config.mesh.sequence to 1"
+        return "needs whole sequences on each device; set config.mesh.sequence to 1"
     if kernel == "cudnn":
         if _compute_capability() < 8.0:
-            return "needs an NVIDIA GPU of the Ampere generation or later"
+            return "needs an NVIDIA GPU of the Ampere generation or newer"
         if head_dim % 8 or head_dim > 128:
-            return f"needs heads of a multiple of 8 up to 128, not of {head_dim}"
+            return f"needs a head size that is a multiple of 8 and at most 128, not {head_dim}"
         if length % 2 or keys % 2:
             return f"needs an even length, not {length}"
         return ""
     if named_parts(mask) is None:
-        return "knows causal masks and documents alone"
+        return "supports only causal and document masks"
     if length % _SPLASH_BLOCK or length != keys:
-        return f"needs a length of a multiple of {_SPLASH_BLOCK}, not {length}"
+        return f"needs a length that is a multiple of {_SPLASH_BLOCK}, not {length}"
     if heads % jax.sharding.get_abstract_mesh().shape.get(TENSOR, 1):
-        return f"needs {heads} heads to split evenly over config.mesh.tensor"
+        return f"cannot split {heads} heads evenly over config.mesh.tensor"
     return ""
 
 
 def _sees_itself(parts: dict[str, Any]) -> jax.Array:
-    """[batch, length] bool: not padding."""
+    """Returns where tokens are not padding: [batch, length] bool."""
     return parts["documents"].query == parts["documents"].key
 
 
 def _compute_capability() -> float:
-    """Of the first GPU here; 0 where it is none of NVIDIA's."""
+    """Compute capability of the first local GPU; 0 if it is not an NVIDIA GPU."""
     return float(getattr(jax.local_devices()[0], "compute_capability", "0"))
 
 
 @functools.cache
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)

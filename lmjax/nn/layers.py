@@ -1,4 +1,4 @@
-"""The small layers: dense, layer normalisation, activations."""
+"""Basic layers: dense, layer normalization, activations."""
 
 import functools
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Initializer = Callable[..., Any]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    # ELECTRA, BERT's first release and Hugging Face's "gelu": the error function.
+    # The exact error-function form: ELECTRA, BERT's first release and Hugging Face's "gelu".
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    # Google's BERT since 2019-02, XLNet and GPT-2: the tanh form.
+    # The tanh approximation: Google's BERT since 2019-02, XLNet and GPT-2.
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -27,12 +27,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def contract(spec: str, a: jax.Array, b: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """`einsum(spec, a, b)` with operands rounded to `dtype`, accumulated in float32.
 
-    The result is float32, in the backward pass too: bfloat16 operands with a float32
-    result are what accelerators (and XLA's CPU kernels) run at full speed, while the
-    residual stream, softmax, normalisation and loss keep float32.
+    The result is float32, also in the backward pass. Accelerators (and XLA's CPU kernels) run
+    products of bfloat16 operands with a float32 result at full speed, while the residual
+    stream, softmax, normalization and loss stay in float32.
 
     Args:
-      spec: two-operand einsum; every index of an operand stands in the other operand
+      spec: two-operand einsum. Every index of an operand must also occur in the other operand
         or in the result.
     """
     if dtype == jnp.float32:
@@ -49,10 +49,10 @@ def _contract(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     if batch and left.startswith("".join(batch + summed)):
         left, right, a, b = right, left, b, a
     a, b = a.astype(dtype), b.astype(dtype)
-    # XLA's CPU backend has kernels for 16 bits, which sum over the last axis of the left operand.
-    # It brings any other order into this one, but for a mere swap of two axes, which it moves
-    # into the product, and then computes in float32 or fails. Hence the order above, and here
-    # the barriers, past which no swap of its surroundings moves.
+    # XLA's CPU backend has 16-bit kernels that sum over the last axis of the left operand. It
+    # transposes operands to this layout, except that it folds a swap of two axes into the product
+    # and then computes in float32 or fails. The operand order above and the barriers here, which
+    # stop surrounding transposes from being folded in, avoid that.
     on_cpu = platform() == "cpu"
     if on_cpu:
         a, b = jax.lax.optimization_barrier((a, b))
@@ -88,10 +88,10 @@ _contract.defvjp(_contract_forward, _contract_backward)
 def dense(x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """`x @ kernel` over the last axis. x: [..., in], kernel: [in, out] -> [..., out].
 
-    In float32 all leading axes are one for the product: XLA's CPU backend computes the weight
-    gradient of a two-dimensional product two to three times as fast. In 16 bits its kernels take
-    the gradient only where rows and positions are two axes. Where the length is split over
-    devices they cannot be one.
+    In float32, all leading axes are merged into one: XLA's CPU backend computes the weight
+    gradient of a two-dimensional product two to three times as fast. In 16 bits, its kernels
+    support the gradient only if rows and positions are separate axes. A length that is split
+    over devices cannot be merged with the rows either.
     """
     if x.ndim == 3 and (sequence_parts() > 1 or dtype != jnp.float32):
         return contract("bli,io->blo", x, kernel, dtype)
@@ -100,7 +100,7 @@ def dense(x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Arra
 
 
 class Dense(nn.Module):
-    """Affine map of the last axis: [..., in] -> [..., features]."""
+    """Affine transformation of the last axis: [..., in] -> [..., features]."""
 
     features: int
     initializer: Initializer
@@ -117,10 +117,10 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation of the last axis in float32, biased variance of the deviations.
+    """Layer normalization of the last axis in float32, with the biased variance.
 
     (x - mean) / sqrt(var + epsilon) * scale + bias; Ba et al. 2016. The variance is
-    taken in two passes: E[x^2] - E[x]^2 cancels badly.
+    computed in two passes, because E[x^2] - E[x]^2 cancels badly.
     """
 
     epsilon: float
@@ -136,14 +136,14 @@ class LayerNorm(nn.Module):
 
 
 def truncated_normal(stddev: float) -> Initializer:
-    """Normal cut at two standard deviations, as TensorFlow's (realised std 0.8796 stddev)."""
+    """Normal truncated at two standard deviations, as in TensorFlow (actual std 0.8796 stddev)."""
     return nn.initializers.truncated_normal(stddev)
 
 
 def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of `table` [rows, features] at `ids` [...] -> [..., features].
+    """Looks up `ids` [...] in `table` [rows, features] -> [..., features].
 
-    An id outside of the table gives NaN instead of being clamped: a vocabulary that
-    does not fit its model must not train silently (reference: BERT's README).
+    Ids outside the table give NaN instead of being clamped, so that a vocabulary that does not
+    match the model cannot train silently (reference: BERT's README).
     """
     return jnp.take(table, ids, axis=0, mode="fill", fill_value=np.nan)

@@ -1,7 +1,7 @@
-"""Low-rank adapters of kernels (Hu et al. 2021), as functions of parameters.
+"""Low-rank adapters (LoRA, Hu et al. 2021) as functions of the parameters.
 
-No layer knows of them: a kernel W that is adapted is W + alpha / rank * A B, computed before
-the network reads it, so that every network can be adapted and a merged one is like any other.
+Layers are unaware of adapters: an adapted kernel W + alpha / rank * A B is computed before the
+network runs. Hence every network can be adapted, and merged parameters are ordinary parameters.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ import jax.numpy as jnp
 from lmjax.configuration import Interval, OptionalSize, check_ranges
 from lmjax.errors import ConfigError
 
-ADAPTERS = "adapters"  # beside 'encoder' and 'head'
+ADAPTERS = "adapters"  # top-level key, next to 'encoder' and 'head'
 _A, _B = "a", "b"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters (Hu et al. 2021, §4.1).
+    """LoRA settings (Hu et al. 2021, §4.1).
 
     Attributes:
-      rank: of A B; 0 = no adapters.
-      alpha: A B counts alpha / rank.
-      targets: the layers that are adapted, by their names in the trunk: 'query', 'key', 'value'
-        and 'output' of attention (XLNet's 'relative', too), 'inner' and 'outer' of the
-        feed-forward. The paper adapts 'query' and 'value' (§4.2).
+      rank: rank of A B; 0 = no adapters.
+      alpha: A B is scaled by alpha / rank.
+      targets: names of the trunk layers to adapt: 'query', 'key', 'value' and 'output' of
+        attention (and XLNet's 'relative'), 'inner' and 'outer' of the feed-forward layer. The
+        paper adapts 'query' and 'value' (§4.2).
     """
 
     rank: OptionalSize = 0
@@ -43,18 +43,19 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """Scale of A B."""
         return self.alpha / self.rank if self.rank else 0.0
 
 
 def init_adapters(key: jax.Array, encoder: Any, config: LoraConfig) -> Any:
-    """A and B of each kernel, in the tree of the encoder: {..., 'query': {'a', 'b'}}.
+    """Initializes A and B of each target kernel, in the encoder's tree: {'query': {'a', 'b'}}.
 
-    Of a kernel [..., in, out], A is [..., in, rank], uniform within 1 / sqrt(in) as in the
-    authors' code (loralib/layers.py), and B [..., rank, out] is 0: the network begins as it is.
+    For a kernel [..., in, out], A [..., in, rank] is uniform within +-1 / sqrt(in), as in the
+    authors' code (loralib/layers.py), and B [..., rank, out] is zero, so that the adapted network
+    initially equals the original.
 
     Raises:
-      ConfigError: a target that the encoder has not.
+      ConfigError: the encoder has no layer of a target's name.
     """
     kernels = {
         path[:-1]: leaf
@@ -65,7 +66,7 @@ def init_adapters(key: jax.Array, encoder: Any, config: LoraConfig) -> Any:
     for target in config.targets:
         if target not in known:
             raise ConfigError(
-                f"config.task.adapter.targets: no layer '{target}'; there are {', '.join(known)}"
+                f"config.task.adapter.targets: no layer '{target}'; choose from {', '.join(known)}"
             )
     adapters = {}
     chosen = sorted(path for path in kernels if path[-1] in config.targets)
@@ -80,14 +81,14 @@ def init_adapters(key: jax.Array, encoder: Any, config: LoraConfig) -> Any:
 
 
 def check_adapters(shapes: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
-    """Refuses adapters that do not fit the kernels that they are of.
+    """Checks that the shapes of adapters match those of their kernels.
 
     Args:
-      shapes: of parameters, {'encoder/.../kernel': ..., 'adapters/.../a': ...}.
-      where: the file that describes them, for messages.
+      shapes: parameter shapes, {'encoder/.../kernel': ..., 'adapters/.../a': ...}.
+      where: the file that describes the adapters, for error messages.
 
     Raises:
-      ConfigError: names the adapter.
+      ConfigError: an adapter does not match; the message names it.
     """
     for path in shapes:
         name, _, inner = path.partition("/")
@@ -96,21 +97,21 @@ def check_adapters(shapes: Mapping[str, jax.ShapeDtypeStruct], where: str) -> No
         layer = inner.rpartition("/")[0]
         parts = f"{ADAPTERS}/{layer}/{_A}", f"{ADAPTERS}/{layer}/{_B}", f"encoder/{layer}/kernel"
         if path not in parts or not all(part in shapes for part in parts):
-            raise ConfigError(f"{where}: '{path}' of the checkpoint is no adapter of a kernel")
+            raise ConfigError(f"{where}: '{path}' of the checkpoint is not an adapter of a kernel")
         a, b, kernel = (shapes[part].shape for part in parts)
         ranks = min(len(a), len(b)) >= 2 and (a[-1], *a[:-2]) == (b[-2], *b[:-2])
         if not ranks or (*a[:-1], b[-1]) != kernel:
             raise ConfigError(
-                f"{where}: an adapter of {list(a)} times {list(b)} does not fit '{parts[2]}' of"
-                f" {list(kernel)}"
+                f"{where}: an adapter of shapes {list(a)} and {list(b)} does not fit '{parts[2]}'"
+                f" of shape {list(kernel)}"
             )
 
 
 def merge(params: Any, scale: float) -> Any:
-    """Parameters without adapters, which are added to the encoder's kernels.
+    """Adds the adapters to the encoder's kernels and removes them from the parameters.
 
     Args:
-      params: {'encoder', ...}; returned as they are where there are no 'adapters' among them.
+      params: {'encoder', ...}; returned unchanged if there are no 'adapters'.
     """
     if ADAPTERS not in params:
         return params

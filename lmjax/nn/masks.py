@@ -1,8 +1,8 @@
-"""The algebra of who may see whom.
+"""Attention masks that are combined lazily.
 
-A `Mask` is True where a query may attend to a key. It is kept as what it follows from, a few
-numbers a token, and written out for some queries at a time, so that attention in chunks needs
-memory linear in the length. Parts combine with `&` and `|`, with boolean arrays too:
+A `Mask` is True where a query may attend to a key. It stores a few numbers per token and is
+materialized only for a range of queries at a time, so that chunked attention needs memory linear
+in the length. Masks combine with `&` and `|`, also with boolean arrays:
 `causal(length) & same_document(documents)`.
 """
 
@@ -15,19 +15,19 @@ import jax.numpy as jnp
 
 
 class Mask(abc.ABC):
-    """A boolean [batch, queries, keys], or [1, ...] or [batch, 1, keys] which broadcast to it."""
+    """A boolean mask [batch, queries, keys]; the first two axes may be 1 and then broadcast."""
 
     @abc.abstractmethod
     def rows(self, first: jax.Array | int, count: int) -> jax.Array:
-        """Queries first..first + count, written out. Beyond the last query it says anything."""
+        """Materializes queries first..first + count. Rows beyond the last query are arbitrary."""
 
     @abc.abstractmethod
     def take(self, positions: jax.Array) -> "Mask":
-        """The mask of the queries at `positions` [batch, n]."""
+        """Returns the mask of the queries at `positions` [batch, n]."""
 
     @abc.abstractmethod
     def dense(self) -> jax.Array:
-        """All queries, written out."""
+        """Materializes all queries."""
 
     def __and__(self, other: "Mask | jax.Array") -> "Mask":
         return Combined(self, as_mask(other), "and")
@@ -40,14 +40,14 @@ class Mask(abc.ABC):
 
 @flax.struct.dataclass
 class Pairs(Mask):
-    """A relation between a number of the query and one of the key.
+    """A comparison of one number per query with one number per key.
 
     Attributes:
       query: [batch or 1, queries or 1].
       key: [batch or 1, keys].
-      relation: of the key's number to the query's.
-      name: what a kernel that has this mask built in needs to know it by, while its queries
-        are all positions; '' = no kernel has it.
+      relation: how the key's number must compare with the query's.
+      name: identifies a mask that kernels implement natively, if its queries are all positions;
+        '' for other masks.
     """
 
     query: jax.Array
@@ -70,7 +70,7 @@ class Pairs(Mask):
 
 @flax.struct.dataclass
 class Dense(Mask):
-    """A mask that is written out: `visible` [batch or 1, queries or 1, keys] bool."""
+    """A materialized mask: `visible` [batch or 1, queries or 1, keys] bool."""
 
     visible: jax.Array
 
@@ -86,7 +86,7 @@ class Dense(Mask):
 
 @flax.struct.dataclass
 class Combined(Mask):
-    """Both of two masks, or either."""
+    """The conjunction or disjunction of two masks."""
 
     left: Mask
     right: Mask
@@ -107,7 +107,7 @@ class Combined(Mask):
 
 @flax.struct.dataclass
 class WithMemory(Mask):
-    """`mask` with `memory_length` more keys in front, which all see."""
+    """`mask` with `memory_length` keys prepended, to which all queries may attend."""
 
     mask: Mask
     memory_length: int = flax.struct.field(pytree_node=False)
@@ -126,14 +126,14 @@ class WithMemory(Mask):
 
 
 def as_mask(mask: Mask | jax.Array) -> Mask:
-    """A boolean array [batch or 1, queries or 1, keys] as a mask; a mask as it is."""
+    """Converts a boolean array [batch or 1, queries or 1, keys]; returns masks unchanged."""
     return mask if isinstance(mask, Mask) else Dense(mask)
 
 
 def named_parts(mask: Mask) -> dict[str, Pairs] | None:
-    """The parts of a conjunction by their names, such as causal and documents.
+    """Returns the named parts of a conjunction, such as 'causal' and 'documents'.
 
-    None where a part has no name, or is not one of a conjunction.
+    Returns None if a part has no name or the mask is not a conjunction.
     """
     if isinstance(mask, Pairs):
         return {mask.name: mask} if mask.name else None
@@ -145,12 +145,12 @@ def named_parts(mask: Mask) -> dict[str, Pairs] | None:
 
 
 def padding(documents: jax.Array) -> Mask:
-    """No one sees padding. documents: [batch, keys], 0 = padding."""
+    """Hides padding from all queries. documents: [batch, keys], 0 = padding."""
     return Pairs(jnp.zeros((1, 1), jnp.int32), (documents == 0).astype(jnp.int32), "at_most")
 
 
 def same_document(documents: jax.Array) -> Mask:
-    """Tokens see their own document alone, never padding.
+    """Tokens attend only to their own document, never to padding.
 
     documents: [batch, length] int, 0 = padding.
     """
@@ -158,13 +158,13 @@ def same_document(documents: jax.Array) -> Mask:
 
 
 def causal(length: int) -> Mask:
-    """Position i sees 0..i."""
+    """Position i attends to positions 0..i."""
     position = jnp.arange(length)[None]
     return Pairs(position, position, "at_most", "causal")
 
 
 def prefix(in_prefix: jax.Array) -> Mask:
-    """Everyone sees the prefix; to be joined with causal by `|` (Raffel et al. 2020, §3.2.1).
+    """All queries attend to the prefix; combine with causal by `|` (Raffel et al. 2020, §3.2.1).
 
     in_prefix: [batch, length] bool.
     """
@@ -172,41 +172,41 @@ def prefix(in_prefix: jax.Array) -> Mask:
 
 
 def permutation(query_place: jax.Array, key_place: jax.Array) -> Mask:
-    """In a factorisation order position i sees what stands before it.
+    """Position i attends to the positions before it in a factorization order.
 
-    XLNet's `perm_mask`, which is True where it *hides* j from i, is
+    XLNet's `perm_mask` is the negation: it is True where j is *hidden* from i, which is
     query_place[i] <= key_place[j].
 
     Args:
-      query_place: [batch, length], where a position stands as the one that looks.
-      key_place: [batch, length], where it stands as the one that is seen.
+      query_place: [batch, length], place of each position in the order as a query.
+      key_place: [batch, length], place of each position in the order as a key.
     """
     return Pairs(query_place, key_place, "below")
 
 
 def content(mask: Mask, length: int, keys: int) -> Mask:
-    """What XLNet's content stream sees: what the query stream sees, and itself (eq. 3-4).
+    """Mask of XLNet's content stream: that of the query stream, plus each token itself (eq. 3-4).
 
-    mask: of `length` queries and `keys` keys, the last `length` being the segment's own.
+    mask: mask of `length` queries and `keys` keys; the last `length` keys are the segment itself.
     """
     own = Pairs(jnp.arange(length)[None], jnp.arange(length - keys, length)[None], "equal")
     return mask | own
 
 
 def with_memory(mask: Mask, memory_length: int) -> Mask:
-    """Prepends keys of a memory that all queries see."""
+    """Prepends the keys of a memory, to which all queries may attend."""
     return WithMemory(mask, memory_length) if memory_length else mask
 
 
 def _rows(x: jax.Array, first: jax.Array | int, count: int) -> jax.Array:
-    """x[:, first : first + count]; the last row again beyond the end; one row is for all."""
+    """x[:, first : first + count], repeating the last row beyond the end; a single row is kept."""
     if x.shape[1] == 1:
         return x
     return jnp.take(x, first + jnp.arange(count), axis=1, mode="clip")
 
 
 def _taken(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rows of x [batch or 1, queries or 1, ...] at positions [batch, n]; one row is for all."""
+    """Gathers x [batch or 1, queries or 1, ...] at positions [batch, n]; a single row is kept."""
     if x.shape[1] == 1:
         return x
     if x.shape[0] == 1:

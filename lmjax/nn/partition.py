@@ -1,8 +1,8 @@
-"""The axes of the device mesh, and what the network itself must know of them.
+"""The axes of the device mesh and the sharding constraints of the network.
 
-Where parameters lie is written in one table (`lmjax.training.sharding`), and the compiler
-finds the rest. Only the length of a text needs a hand: it is split over `sequence`, and
-attention is the one place where positions meet.
+One table holds the sharding of parameters (`lmjax.training.sharding`), and the compiler derives
+most of the rest. Only the length needs explicit care: it is split over `sequence`, and attention
+combines positions across devices.
 """
 
 from collections.abc import Callable
@@ -13,37 +13,37 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
-ROWS = (DATA, FSDP)  # what the rows of a batch are split over
+ROWS = (DATA, FSDP)  # the axes over which the rows of a batch are split
 
 
 def sequence_parts() -> int:
-    """Into how many parts the present mesh splits the length; 1 without a mesh."""
+    """Number of parts into which the current mesh splits the length; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE, 1)
 
 
 def platform() -> str:
-    """'cpu', 'gpu' or 'tpu': of the present mesh's devices, which need not be here, or of here."""
+    """'cpu', 'gpu' or 'tpu': of the current mesh, whose devices may be abstract, or the default."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device.platform if device is not None else jax.default_backend()
 
 
 def _several_devices() -> bool:
-    """Whether the present mesh is one of ours, with more than one device."""
+    """Whether the current mesh has lmjax's axes and more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and SEQUENCE in mesh.shape
 
 
 def split_activations(x: jax.Array) -> jax.Array:
-    """Keeps x [batch, length, ...] split: rows over `data` and `fsdp`, positions over `sequence`.
+    """Constrains x [batch, length, ...]: rows over `data` and `fsdp`, positions over `sequence`.
 
-    Left alone, the compiler may split the features of an activation as those of the kernel
-    that made it lie, and then gather it whole.
+    Without the constraint, the compiler may split the features of an activation like those of the
+    kernel that produced it, and then gather the whole activation.
     """
     return _constrained(x, SEQUENCE)
 
 
 def split_rows(tree: Any) -> Any:
-    """Keeps arrays [batch, ...] split by rows alone."""
+    """Constrains arrays [batch, ...] to be split over rows only."""
     if not _several_devices():
         return tree
     rows = PartitionSpec(ROWS)
@@ -63,7 +63,7 @@ def _constrained(x: jax.Array, axis: str | None) -> jax.Array:
 
 
 def gathered(table: jax.Array) -> jax.Array:
-    """A table [rows, features] about to be used: whole along `fsdp`, which splits rows too."""
+    """Gathers a table [rows, features] along `fsdp` for use, since `fsdp` also splits its rows."""
     parts = jax.sharding.get_abstract_mesh().shape
     if parts.get(FSDP, 1) == 1:
         return table
@@ -72,16 +72,16 @@ def gathered(table: jax.Array) -> jax.Array:
 
 
 def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: Any) -> jax.Array:
-    """Attention in which each device has some of the queries and all keys and values.
+    """Runs attention with a part of the queries and all keys and values on each device.
 
-    Keys and values are gathered over `sequence`, their gradients summed and scattered back
+    Keys and values are gathered over `sequence`; their gradients are summed and scattered back
     (the "all-gather" context parallelism of Llama 3, Dubey et al. 2024 §3.3.2).
 
     Args:
-      f: called as f(first, queries, keys, shared), where `queries` are those from position
-        `first` on and `keys` all of them -> [batch, queries, ...].
-      queries, keys: pytrees of arrays [batch, length, ...], lengths that split evenly.
-      shared: pytree of what every device has whole.
+      f: called as f(first, queries, keys, shared) -> [batch, queries, ...], where `queries` start
+        at position `first` and `keys` holds all keys.
+      queries, keys: pytrees of arrays [batch, length, ...] whose lengths split evenly.
+      shared: pytree of arrays that are replicated over `sequence`.
 
     Returns:
       [batch, queries, ...].
@@ -94,7 +94,7 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
         def whole(x: jax.Array) -> jax.Array:
             return jax.lax.all_gather(x, SEQUENCE, axis=1, tiled=True)
 
-        # Sums of gradients over devices are then of `shared` itself, not of what is made of it.
+        # Gradients are then summed over devices for `shared`, not for values derived from it.
         shared = jax.tree.map(lambda x: jax.lax.pcast(x, SEQUENCE, to="varying"), shared)
         count = jax.tree.leaves(queries)[0].shape[1]
         first = jax.lax.axis_index(SEQUENCE) * count
@@ -111,7 +111,7 @@ def over_queries(f: Callable[..., jax.Array], queries: Any, keys: Any, shared: A
 
 
 def pad_length(x: jax.Array, length: int) -> jax.Array:
-    """x [batch, shorter, ...] with zeros up to `length`."""
+    """Pads x [batch, shorter, ...] with zeros to `length`."""
     if x.shape[1] == length:
         return x
     return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""Position encodings that are not learned."""
+"""Fixed (not learned) position encodings."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def sinusoid(distances: jax.Array, features: int) -> jax.Array:
     """Sines, then cosines, of `distances` [n] at geometric frequencies -> [n, features].
 
-    Vaswani et al. 2017 §3.5 with the columns of Transformer-XL and XLNet, which put all
-    sines before all cosines.
+    Vaswani et al. 2017 §3.5, with the column order of Transformer-XL and XLNet: all sines before
+    all cosines.
     """
     frequencies = 1.0 / (10_000.0 ** (jnp.arange(0, features, 2, dtype=jnp.float32) / features))
     angles = distances.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -16,12 +16,12 @@ def sinusoid(distances: jax.Array, features: int) -> jax.Array:
 
 
 def relative_distances(query_length: int, key_length: int, clamp_length: int = 0) -> jax.Array:
-    """Distances key_length, ..., -query_length + 1, one a column before `relative_shift`.
+    """Returns the distances key_length, ..., -query_length + 1 of `relative_shift`'s columns.
 
     Dai et al. 2019 App. B; XLNet's bidirectional `relative_positional_encoding`.
 
     Args:
-      clamp_length: farther is as far as this; 0 = no limit.
+      clamp_length: distances are clipped to +-clamp_length; 0 = no limit.
     """
     distances = jnp.arange(key_length, -query_length, -1)
     if clamp_length > 0:
@@ -30,11 +30,15 @@ def relative_distances(query_length: int, key_length: int, clamp_length: int = 0
 
 
 def relative_shift(scores: jax.Array, key_length: int) -> jax.Array:
-    """Aligns scores against distances to scores against keys, for consecutive queries.
+    """Converts scores by distance to scores by key, for consecutive queries.
 
-    scores: [..., query_length, key_length + query_length], column p for the distance
-    key_length - p -> [..., query_length, key_length] whose entry (i, j) stands at the
-    distance (key_length - query_length) + i - j.
+    Args:
+      scores: [..., query_length, key_length + query_length]; column p is the distance
+        key_length - p.
+
+    Returns:
+      [..., query_length, key_length]; entry (i, j) is at the distance
+      (key_length - query_length) + i - j.
     """
     *lead, queries, columns = scores.shape
     scores = scores.reshape(*lead, columns, queries)[..., 1:, :]
@@ -42,10 +46,14 @@ def relative_shift(scores: jax.Array, key_length: int) -> jax.Array:
 
 
 def relative_shift_at(scores: jax.Array, positions: jax.Array, query_length: int) -> jax.Array:
-    """`relative_shift` for queries at chosen positions of a segment.
+    """Applies `relative_shift` to queries at given positions of a segment.
 
-    scores: [batch, heads, n, key_length + query_length]; positions: [batch, n] in
-    [0, query_length) -> [batch, heads, n, key_length].
+    Args:
+      scores: [batch, heads, n, key_length + query_length].
+      positions: [batch, n] in [0, query_length).
+
+    Returns:
+      [batch, heads, n, key_length].
     """
     key_length = scores.shape[-1] - query_length
 

@@ -20,27 +20,28 @@ from lmjax.nn.positions import relative_shift, relative_shift_at
 from lmjax.nn.transformer import LEAVING, FeedForward
 from lmjax.nn.trunk import TransformerConfig
 
-# The salt that sets the query stream's dropout apart from the content stream's.
+# Salt that separates the query stream's dropout masks from the content stream's.
 QUERY_STREAM = 16
 
 
 @flax.struct.dataclass
 class RelativeContext:
-    """What relative attention needs besides queries, keys and values.
+    """Inputs of relative attention besides queries, keys and values.
 
-    `keys` counts the memory, which comes first; row p of `encoding` stands for the
-    distance keys - p, for keys + length rows.
+    `keys` includes the memory, which comes first. Row p of the keys + length rows of `encoding`
+    is the encoding of the distance keys - p.
 
     Attributes:
-      encoding: [keys + length, hidden_size], or [2, keys + length, hidden_size] for
-        text read forward and backward, when `direction` chooses.
-      direction: [batch] int, 0 forward or 1 backward; None without backward text.
-      content_mask: who sees whom, of [batch, length, keys].
-      content_same_segment: query and key in one segment, of [batch, length, keys].
-      query_mask: of [batch, num_predict, keys]; None without the query stream.
-      query_same_segment: of [batch, num_predict, keys].
-      target_mapping: [batch, num_predict] int, the position that each query predicts:
-        the paper's one-hot `target_mapping` as indices.
+      encoding: [keys + length, hidden_size], or [2, keys + length, hidden_size] for forward and
+        backward text, indexed by `direction`.
+      direction: [batch] int, 0 = forward, 1 = backward; None without backward text.
+      content_mask: attention mask of the content stream, [batch, length, keys].
+      content_same_segment: True where query and key share a segment, [batch, length, keys].
+      query_mask: attention mask of the query stream, [batch, num_predict, keys]; None without
+        the query stream.
+      query_same_segment: as `content_same_segment`, [batch, num_predict, keys].
+      target_mapping: [batch, num_predict] int, the position that each query predicts: the
+        paper's one-hot `target_mapping` as indices.
     """
 
     encoding: jax.Array
@@ -56,7 +57,7 @@ KeysValues = tuple[jax.Array, jax.Array]  # [batch, keys, heads, head_dim] each
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head attention with content, position and segment terms, no projection biases.
+    """Multi-head attention with content, position and segment terms and no projection biases.
 
     score(i, j) = [(q_i + content_bias) k_j + (q_i + position_bias) W_r R_{i-j}
                    + (q_i + segment_bias) s_{ij}] / sqrt(head_dim)
@@ -91,7 +92,7 @@ class RelativeAttention(nn.Module):
         return self.heads(self.key(h)), self.heads(self.value(h))
 
     def positions(self, context: RelativeContext) -> jax.Array:
-        """[columns, heads, head_dim], or [2, columns, heads, head_dim] with directions."""
+        """Projects the encoding -> [columns, heads, head_dim], or [2, ...] with directions."""
         return self.heads(self.relative(context.encoding))
 
     def attend(
@@ -106,11 +107,11 @@ class RelativeAttention(nn.Module):
         target_mapping: jax.Array | None,
         seeds: Seeds | None,
     ) -> jax.Array:
-        """One stream. x: [batch, queries, hidden_size] -> the same.
+        """Attention of one stream. x: [batch, queries, hidden_size] -> the same shape.
 
         Args:
           own, memory: keys and values of this segment and of the memory before it.
-          positions: what `positions` gives, of which `direction` chooses for each row.
+          positions: the result of `positions`; `direction` selects the encoding of each row.
           target_mapping: None for the content stream, whose queries are all positions.
         """
         c = self.config
@@ -156,7 +157,7 @@ class RelativeAttention(nn.Module):
 
 
 def _joined(memory: KeysValues, own: KeysValues) -> KeysValues:
-    """The memory's keys and values, then the segment's own."""
+    """Concatenates the keys and values of the memory and of the segment."""
     key, value = (jnp.concatenate(both, axis=1) for both in zip(memory, own, strict=True))
     return key, value
 
@@ -170,12 +171,12 @@ def _by_distance(
     target_mapping: jax.Array | None,
     dtype: Any,
 ) -> jax.Array:
-    """The position term [batch, heads, queries, keys].
+    """Computes the position term of the scores, [batch, heads, queries, keys].
 
     Args:
-      query: [batch, queries, heads, head_dim], the queries from `start` on, or those of the
+      query: [batch, queries, heads, head_dim], the queries from `start` on, or those at the
         positions `target_mapping` [batch, queries].
-      positions: [columns, heads, head_dim], or with a batch axis in front.
+      positions: [columns, heads, head_dim], optionally with a leading batch axis.
     """
     spec = "bqhd,phd->bhqp" if positions.ndim == 3 else "bqhd,bphd->bhqp"
     keys, count = key.shape[1], query.shape[1]
@@ -183,8 +184,8 @@ def _by_distance(
         by_distance = contract(spec, query, positions, dtype)
         return relative_shift_at(by_distance, target_mapping, length)
     if count != length:
-        # These queries meet keys + count of the keys + length distances. The last chunk may
-        # reach beyond the segment, where there are none: its queries are thrown away.
+        # These queries use keys + count of the keys + length distances. The last chunk may extend
+        # beyond the segment, where there are no distances; those queries are discarded.
         axis = positions.ndim - 3
         beyond = [(0, 0)] * positions.ndim
         beyond[axis] = (count, 0)
@@ -195,11 +196,11 @@ def _by_distance(
 
 
 class TwoStreamBlock(nn.Module):
-    """Post-norm block of XLNet: the same parameters for both streams.
+    """Post-norm block of XLNet; both streams use the same parameters.
 
     carry: (h, g), the content stream [batch, length, hidden_size] and the query stream
-    [batch, num_predict, hidden_size] or None. The block's output is its input h, which
-    becomes memory.
+    [batch, num_predict, hidden_size] or None. The block outputs its input h, which becomes
+    memory.
     """
 
     config: TransformerConfig

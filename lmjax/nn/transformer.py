@@ -1,4 +1,4 @@
-"""Feed-forward, residual sublayers, the block, and the stack of blocks."""
+"""Feed-forward layer, residual sublayers, Transformer block and stack of blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +16,15 @@ from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD = 3, 4  # dropout sites
 
-# Under these names the collection "intermediates", where it is asked for, gets the hidden
-# states that enter the first block, that leave each block, and the last ones normalised.
+# Names in the collection "intermediates", if it is mutable, of the hidden states that enter the
+# first block, that leave each block, and of the final normalized ones.
 ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
 
 
 class FeedForward(nn.Module):
     """dense -> activation -> dense: [..., hidden_size] -> the same (Vaswani et al. §3.3).
 
-    Gated, the activation is multiplied by a second dense layer (Shazeer 2020: SwiGLU with
+    With `gated`, the activation is multiplied by a second dense layer (Shazeer 2020: SwiGLU with
     'silu', GEGLU with 'gelu').
     """
 
@@ -37,7 +37,7 @@ class FeedForward(nn.Module):
             c.intermediate_size, c.kernel_initializer(), dtype=c.compute_dtype, name="inner"
         )
         outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
-        # Computed again in the backward pass, which would keep up to five arrays of this size.
+        # Recomputed in the backward pass: saving it would take up to five arrays of this size.
         y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
         if c.gated:
             y = y * Dense(
@@ -59,8 +59,8 @@ def sublayer(
 class Block(nn.Module):
     """Self-attention and feed-forward, each a residual sublayer.
 
-    carry: [batch, length, hidden_size]; `layer` is the index of the block; the output is
-    its cache with these tokens written from slot `start` on, or None without one.
+    carry: [batch, length, hidden_size]; `layer` is the index of the block. The output is the
+    layer's cache with these tokens written from slot `start` on, or None without a cache.
     """
 
     config: TransformerConfig
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 class Layers(nn.Module):
-    """`config.layers` blocks, one after the other, scanned or unrolled.
+    """A sequence of `config.layers` blocks, scanned or unrolled.
 
     Attributes:
       block: module class called as `block(config)(carry, layer, per_layer, *shared)`,
@@ -111,9 +111,9 @@ class Layers(nn.Module):
         """Runs the blocks.
 
         Args:
-          carry: what a block hands to the next.
+          carry: value passed from block to block.
           per_layer: pytree of arrays with a leading axis [layers], or None.
-          *shared: the same for every block.
+          *shared: arguments that are the same for every block.
 
         Returns:
           (carry, outputs stacked on a leading axis [layers]).
@@ -143,7 +143,7 @@ class Layers(nn.Module):
 
 
 class Stack(nn.Module):
-    """The trunk: [batch, length, hidden_size] -> the same, with the final norm of 'pre'."""
+    """The trunk: [batch, length, hidden_size] -> the same; 'pre' norm adds a final norm."""
 
     config: TransformerConfig
 
@@ -156,7 +156,7 @@ class Stack(nn.Module):
         cache: Cache | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Returns the hidden states and, where a cache is given, the cache with them in it."""
+        """Returns the hidden states and the updated cache, or None without a cache."""
         x, cache = Layers(self.config, Block, name="blocks")(x, cache, mask, seeds, start)
         if self.config.norm == "pre":
             x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)

@@ -1,4 +1,4 @@
-"""The settings of a Transformer trunk, the same for every model and objective."""
+"""Settings of the Transformer trunk, shared by all models and objectives."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
@@ -16,39 +16,40 @@ RematPolicy = Literal["", "nothing_saveable", "dots_with_no_batch_dims_saveable"
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of Transformer blocks.
+    """Config of a stack of Transformer blocks.
 
     Attributes:
       layers, hidden_size, heads, intermediate_size: L, H, A and the feed-forward size.
       head_dim: size of a head; 0 = hidden_size / heads.
-      activation: of the feed-forward layer; 'gelu' is the error-function form.
-      gated: the feed-forward layer is a gated one, of three kernels (Shazeer 2020).
-      norm: 'post' normalises after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
+      activation: activation of the feed-forward layer; 'gelu' is the error-function form.
+      gated: use a gated feed-forward layer with three kernels (Shazeer 2020).
+      norm: 'post' normalizes after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
         before each sublayer and once at the end (GPT-2).
       layer_norm_epsilon: 1e-12 in BERT, XLNet and ELECTRA, 1e-5 in GPT-2.
-      dropout: on embeddings and on each sublayer's output.
-      attention_dropout: on the attention weights.
-      activation_dropout: after the activation (XLNet).
-      initial_distribution, initial_std: of all kernels and embeddings.
+      dropout: rate on embeddings and on each sublayer's output.
+      attention_dropout: rate on the attention weights.
+      activation_dropout: rate after the activation (XLNet).
+      initial_distribution, initial_std: initialization of all kernels and embeddings.
       scale_residual_init: divides the initial std of each sublayer's last kernel by
         sqrt(2 layers) (GPT-2 §2.3).
-      base_width: hidden size at which the learning rate was found, of which the maximal update
-        parametrisation then makes the rate of this size (Yang et al. 2022, Table 8, heads of
-        one size): kernels begin smaller by sqrt(hidden_size / base_width) and learn slower by
-        that ratio, and logits are divided by it. 0 = the usual parametrisation.
-      dtype: of the operands of matrix products; parameters, softmax, normalisation and
-        loss are float32 always.
-      scan_layers: one compiled block for all layers, parameters stacked on a leading
-        axis: compile time does not grow with depth. Off is faster on CPU.
-      remat: what of a block is kept for the backward pass, by the name of a policy of
-        `jax.checkpoint_policies`, the rest being computed again: nothing, the products
-        with parameters, or those of attention too. '' = everything, nothing again.
-      attention: what computes softmax(query key^T) value: `plain` products, cuDNN's or
-        TPU's flash attention (`splash`); `auto` takes the device's where it can, else plain
-        ones (`lmjax.nn.kernels`).
-      query_chunk: queries whose attention scores exist at one time; they are computed again
-        in the backward pass, so that memory grows linearly with the length. 0 = all at
-        once, which is faster while the scores fit.
+      base_width: hidden size at which the learning rate was tuned. The maximal update
+        parametrization transfers that rate to this size (Yang et al. 2022, Table 8, with a fixed
+        head size): with r = hidden_size / base_width, the initial std of kernels is divided by
+        sqrt(r), and their learning rate and the logits are divided by r. 0 = the standard
+        parametrization.
+      dtype: dtype of the operands of matrix products; parameters, softmax, normalization and
+        loss are always float32.
+      scan_layers: compile one block for all layers, with parameters stacked on a leading axis,
+        so that compile time does not grow with depth. Unrolled layers are faster on CPU.
+      remat: name of a policy in `jax.checkpoint_policies` that selects what a block saves for
+        the backward pass: nothing, the products with parameters, or also those of attention.
+        The rest is recomputed. '' = save everything.
+      attention: implementation of softmax(query key^T) value: `plain` products, flash attention
+        of cuDNN (`cudnn`) or of TPUs (`splash`). `auto` uses the device's kernel where possible
+        and plain products otherwise (`lmjax.nn.kernels`).
+      query_chunk: number of queries whose attention scores are in memory at once. Scores are
+        recomputed in the backward pass, so memory grows linearly with the length. 0 = all at
+        once, which is faster as long as the scores fit.
     """
 
     layers: Annotated[int, Interval("[1, 1000]")]
@@ -59,7 +60,7 @@ class TransformerConfig:
     activation: Activation = "gelu_tanh"
     gated: bool = False
     norm: Literal["post", "pre"] = "post"
-    # Of smaller ones the gradient at equal features overflows.
+    # With smaller values, the gradient at equal features overflows.
     layer_norm_epsilon: Annotated[float, Interval("[1e-24, 1]")] = 1e-12
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.1
@@ -78,7 +79,7 @@ class TransformerConfig:
         check_ranges(self)
         if not self.head_dim and self.hidden_size % self.heads:
             raise ConfigError(
-                f"heads: {self.heads} heads do not divide hidden_size={self.hidden_size};"
+                f"heads: {self.heads} does not divide hidden_size={self.hidden_size};"
                 " choose a divisor or set head_dim"
             )
 
@@ -92,19 +93,19 @@ class TransformerConfig:
 
     @property
     def width_ratio(self) -> float:
-        """Of the hidden size to that of the base; 1 in the usual parametrisation."""
+        """hidden_size / base_width; 1 in the standard parametrization."""
         return self.hidden_size / self.base_width if self.base_width else 1.0
 
     def initializer(self) -> Initializer:
-        """Of tables, and of what has no inputs to sum."""
+        """Initializer of embedding tables and other parameters that do not sum over features."""
         return self._of_std(self.initial_std)
 
     def kernel_initializer(self) -> Initializer:
-        """Of what sums over features."""
+        """Initializer of kernels, which sum over features."""
         return self._of_std(self.initial_std * self.width_ratio**-0.5)
 
     def residual_initializer(self) -> Initializer:
-        """Of a sublayer's last kernel."""
+        """Initializer of a sublayer's last kernel."""
         depth = (2 * self.layers) ** -0.5 if self.scale_residual_init else 1.0
         return self._of_std(self.initial_std * depth * self.width_ratio**-0.5)
 
@@ -115,18 +116,18 @@ class TransformerConfig:
 
     @property
     def kernel_size(self) -> int:
-        """How many numbers the kernels of all blocks are."""
+        """Number of elements in the kernels of all blocks."""
         inner = (3 if self.gated else 2) * self.intermediate_size
         return self.layers * self.hidden_size * (4 * self.heads * self.head_size + inner)
 
     def forward_flops(self, queries: float, keys: float) -> float:
-        """FLOPs of the matrix products of one forward pass of one example.
+        """FLOPs of the matrix products of one forward pass for one example.
 
-        A product of [m, k] and [k, n] counts 2 m k n.
+        A product of [m, k] and [k, n] counts as 2 m k n.
 
         Args:
-          queries: rows that go through the blocks.
-          keys: rows that a query attends to. Masked pairs are computed, so they count.
+          queries: number of rows that go through the blocks.
+          keys: number of keys per query, including masked ones, which are computed too.
         """
         width = self.heads * self.head_size
         return queries * (2 * self.kernel_size + self.layers * 4 * keys * width)

@@ -18,13 +18,13 @@ from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores,
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class CausalLM(Objective):
-    """Each token from those before it in its document (Radford et al. 2018 eq. 1).
+    """Predicts each token from those before it in its document (Radford et al. 2018 eq. 1).
 
     Attributes:
-      z_loss: weight of the mean square of the log normaliser, which keeps logits from
-        drifting (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
-      loss_chunk: positions of a row whose logits exist at one time; they are computed
-        again in the backward pass, so that [batch, length, vocab_size] never exists.
+      z_loss: weight of the mean squared log normalizer, which keeps logits from drifting
+        (Chowdhery et al. 2022 §5: 1e-4); 0 = off.
+      loss_chunk: number of positions of a row whose logits are in memory at once. Logits are
+        recomputed in the backward pass, so [batch, length, vocab_size] is never allocated.
         0 = all positions at once, which is faster.
     """
 
@@ -47,7 +47,7 @@ class CausalLM(Objective):
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
         targets, segment_ids = jnp.roll(batch["tokens"], -1, axis=1), batch["segment_ids"]
-        # The last position has nothing to predict, nor has a document's last token.
+        # The last position and the last token of each document have no next token to predict.
         following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
         weights = (segment_ids == following) & (following > 0)
         scored = hidden, targets, weights
@@ -78,9 +78,10 @@ class CausalLM(Objective):
 
 
 def split_positions(x: jax.Array, size: int) -> jax.Array:
-    """[batch, length, ...] -> [chunks, batch, size, ...], filled with zeros.
+    """[batch, length, ...] -> [chunks, batch, size, ...], padded with zeros.
 
-    A chunk takes every chunks-th position: some of each device where the length is split.
+    Each chunk takes every chunks-th position, so that it uses all devices over which the length
+    is split.
     """
     chunks = -(-x.shape[1] // size)
     x = pad_length(x, chunks * size)

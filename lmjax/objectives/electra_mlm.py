@@ -1,4 +1,4 @@
-"""Language models that read a generator's samples: between masked LM and ELECTRA."""
+"""Language models that read a generator's samples: intermediates of masked LM and ELECTRA."""
 
 import dataclasses
 from typing import Any
@@ -22,13 +22,13 @@ from lmjax.objectives.rtd import Replacing
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ReplaceMLM(Replacing):
-    """Masked LM without [MASK] (Clark et al. 2020 §3.4): samples take its place."""
+    """Masked LM with samples in place of [MASK] (Clark et al. 2020 §3.4)."""
 
     headline = "identity"
 
     @property
     def weights(self) -> dict[str, float]:
-        # The paper gives no weight of the second network's loss; both are masked LMs.
+        # The paper does not give the weight of the second network's loss; both are masked LMs.
         return {"mlm": self.generator_weight, "identity": 1.0}
 
     @property
@@ -39,10 +39,10 @@ class ReplaceMLM(Replacing):
         read, terms, metrics = self.generated(params, batch, seeds)
         where = batch["target_positions"]
         logits, _ = apply(self.network, params, read, where, seeds, method="identify")
-        own, told = token_scores(
+        own, scores = token_scores(
             "identity", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
-        return Scored(terms | own, metrics | told)
+        return Scored(terms | own, metrics | scores)
 
     def forward_flops(self, length: int) -> float:
         predicted = min(self.max_predictions, length)
@@ -51,10 +51,10 @@ class ReplaceMLM(Replacing):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class AllTokensMLM(ReplaceMLM):
-    """Replace MLM of every token, with a copy mechanism (Clark et al. 2020 §3.4).
+    """Replace MLM on all tokens, with a copy mechanism (Clark et al. 2020 §3.4).
 
-    p(token) = D [it is what is read] + (1 - D) softmax(token), D by a sigmoid layer; scored on
-    all tokens but padding, as ELECTRA's discriminator is.
+    p(token) = D [token is the input token] + (1 - D) softmax(token), where a sigmoid layer
+    computes D. All tokens except padding are scored, as in ELECTRA's discriminator.
     """
 
     @property
@@ -82,11 +82,11 @@ def log_mixture(copies: jax.Array, kept: jax.Array, log_softmax: jax.Array) -> j
     """log(D [kept] + (1 - D) softmax), D = sigmoid(copies); all [...].
 
     Args:
-      copies: logits of copying what is read.
-      kept: bool, what is read is the token asked for.
-      log_softmax: of the token asked for.
+      copies: logits of copying the input token.
+      kept: bool, whether the input token is the target.
+      log_softmax: log softmax of the target.
     """
     by_softmax = jax.nn.log_sigmoid(-copies) + log_softmax
-    # Where nothing can be copied, logaddexp with -inf would have no gradient.
+    # Where copying is impossible, logaddexp with -inf would have no gradient.
     both = jnp.logaddexp(jax.nn.log_sigmoid(copies), by_softmax)
     return jnp.where(kept, both, by_softmax)

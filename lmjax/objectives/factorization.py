@@ -1,7 +1,7 @@
-"""Which tokens XLNet predicts, and in which order: one part of one example.
+"""XLNet's prediction targets and factorization order, for one part of one example.
 
-A transcription of `_sample_mask` and `_local_perm` of the authors' data_utils.py into
-code that runs on the device; Yang et al. 2019 §2.3, §2.6 and App. A.
+A port of `_sample_mask` and `_local_perm` in the authors' data_utils.py that runs on the device;
+Yang et al. 2019 §2.3, §2.6 and App. A.
 """
 
 import jax
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 def choose_targets(
     key: jax.Array, starts_word: jax.Array, count: int, *, spans: bool, max_ngram: int, alpha: int
 ) -> jax.Array:
-    """Exactly `count` positions of a part, as n-grams or as single tokens.
+    """Chooses exactly `count` positions of a part, as n-grams or as single tokens.
 
-    An n-gram is n pieces (the authors' code tests the start of a word only where the
-    n-gram begins; xlnet issue 220 calls this unintended but working). n is drawn with
-    p ~ 1/n; a context of alpha * n tokens is laid around it at a random offset; the
-    n-gram moves right to a start of a word, and the next context begins where this one
-    ends. What the n-grams leave of the quota is filled with single tokens uniformly.
+    An n-gram is n pieces (the authors' code requires a word start only at its first piece; xlnet
+    issue 220 calls this unintended but working). n is drawn with p ~ 1/n. The n-gram is placed at
+    a random offset in a context of alpha * n tokens and moved right to the next word start; the
+    next context begins where this one ends. Uniformly drawn single tokens fill the rest of the
+    quota.
 
     Args:
       starts_word: [size] bool.
@@ -30,7 +30,7 @@ def choose_targets(
     for_spans, for_rest = jax.random.split(key)
     masked = jnp.zeros(size, bool)
     if spans:
-        # Where the first start of a word at or after a position is; `size` = nowhere.
+        # Position of the first word start at or after each position; `size` if there is none.
         next_start = jax.lax.cummin(jnp.where(starts_word, index, size), reverse=True)
         log_p = -jnp.log(jnp.arange(1.0, max_ngram + 1))
 
@@ -43,7 +43,7 @@ def choose_targets(
             at = cursor + left
             begin = jnp.where(at < size, next_start[jnp.minimum(at, size - 1)], size)
             end = begin + n
-            # An n-gram that reaches the end of the part is given up, and so is the rest.
+            # An n-gram that reaches the end of the part is dropped, and so are the following ones.
             open_ &= (taken < count) & (cursor < size) & (end < size)
             masked |= open_ & (index >= begin) & (index < end)
             taken += jnp.where(open_, n, 0)
@@ -59,10 +59,10 @@ def choose_targets(
 
 
 def factorization_order(key: jax.Array, size: int, perm_size: int) -> jax.Array:
-    """The place of each position in the order: [size] int, a permutation.
+    """Draws the place of each position in the order: [size] int, a permutation.
 
-    Blocks of `perm_size` come one after the other, each permuted alike (the authors
-    shuffle one block and repeat it).
+    Consecutive blocks of `perm_size` use the same permutation (the authors shuffle one block and
+    repeat it).
     """
     order = jax.random.permutation(key, perm_size)
     blocks = jnp.arange(0, size, perm_size)
@@ -72,12 +72,12 @@ def factorization_order(key: jax.Array, size: int, perm_size: int) -> jax.Array:
 def places(
     order: jax.Array, is_masked: jax.Array, functional: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Where each position of a part stands, as the one that looks and as the one that is seen.
+    """Returns the place of each position of a part in the order, as a query and as a key.
 
-    Position i sees j where key_place[j] < query_place[i]. Tokens that are neither masked nor
-    functional come first: all see them, and they see no other kind. A target sees what comes
-    before it in the order, itself not; functional tokens (SEP, CLS) stand in the order too,
-    see themselves and are never targets.
+    Position i attends to j where key_place[j] < query_place[i]. Tokens that are neither masked nor
+    functional come first: all positions attend to them, and they attend only to each other. A
+    target attends to the positions before it in the order, but not to itself. Functional tokens
+    (SEP, CLS) are part of the order too; they attend to themselves and are never targets.
 
     Args:
       order: [size] int, place in the order.
@@ -94,5 +94,5 @@ def places(
 
 
 def perm_mask(query_place: jax.Array, key_place: jax.Array) -> jax.Array:
-    """XLNet's `perm_mask` [..., size, size]: True where i must not see j."""
+    """XLNet's `perm_mask` [..., size, size]: True where i must not attend to j."""
     return query_place[..., :, None] <= key_place[..., None, :]

@@ -30,17 +30,17 @@ from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count
 class MaskedLM(Objective):
     """BERT (Devlin et al. 2018 §3.1): mean masked-LM loss + mean sentence loss.
 
-    The masks are drawn anew in every step (RoBERTa's dynamic masking; the authors' data
-    has as many maskings as duplicates).
+    Masks are resampled in every step (RoBERTa's dynamic masking; the authors' data contains one
+    masking per duplicate).
 
     Attributes:
-      mask_rate: share of the tokens, specials counted, to predict.
-      max_predictions: prediction slots of an example (max_predictions_per_seq).
+      mask_rate: fraction of the tokens, special tokens included, to predict.
+      max_predictions: prediction slots per example (max_predictions_per_seq).
       masking: 'token', 'whole_word' or 'span'.
-      mask_fraction, random_fraction: of the chosen, become [MASK] or a random token; the
-        rest stay as they are.
-      sentence_prediction: score `label` of the batch with the sentence head: NSP or SOP,
-        as the examples are made.
+      mask_fraction, random_fraction: fractions of the chosen tokens that become [MASK] or a
+        random token; the others are unchanged.
+      sentence_prediction: predict the batch's `label` with the sentence head: NSP or SOP,
+        depending on the examples.
     """
 
     family = BertConfig
@@ -57,7 +57,7 @@ class MaskedLM(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
-            raise ConfigError("mask_fraction: mask_fraction + random_fraction exceed 1")
+            raise ConfigError("mask_fraction: mask_fraction + random_fraction exceeds 1")
 
     @property
     def network(self) -> Network:

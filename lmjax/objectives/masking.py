@@ -1,4 +1,4 @@
-"""Choosing what to mask, on the device, for one example."""
+"""Selection and replacement of masked tokens, on the device, for one example."""
 
 import math
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ from lmjax.configuration import Interval
 Masking = Literal["token", "whole_word", "span"]
 MaskRate = Annotated[float, Interval("(0, 1]")]
 
-# SpanBERT (Joshi et al. 2020 §3.1): span lengths in words, Geo(0.2) clipped at 10.
+# SpanBERT (Joshi et al. 2020 §3.1): span lengths in words from Geo(0.2) clipped at 10.
 SPAN_LENGTHS = np.arange(1, 11)
 SPAN_PROBABILITIES = 0.8 ** np.arange(10) / np.sum(0.8 ** np.arange(10))
 
@@ -21,9 +21,9 @@ class Chosen(NamedTuple):
     """Positions to predict, in a fixed number of slots.
 
     Attributes:
-      positions: [slots] int32, ascending; 0 in slots that are not used.
+      positions: [slots] int32, ascending; 0 in unused slots.
       weights: [slots] float32, 1 in used slots.
-      groups: [slots] int32, equal for positions whose corruption is drawn together.
+      groups: [slots] int32, equal for positions that share one corruption draw.
     """
 
     positions: jax.Array
@@ -35,11 +35,11 @@ def prediction_count(length: jax.Array, rate: float, slots: int) -> jax.Array:
     """min(slots, max(1, round(length * rate))), ties to even as Python's round.
 
     `create_masked_lm_predictions` of the authors' create_pretraining_data.py; `length`
-    counts the special tokens, padding not.
+    includes special tokens but not padding.
     """
-    # A table in double precision, as Python computes it: 190 * 0.15 is just below 28.5,
-    # but not in float32. Longer examples than it has rows fill all slots; no example exceeds
-    # 2**20 tokens (`lmjax.configuration.Size`).
+    # The table is in double precision, as in Python: 190 * 0.15 is just below 28.5, but not in
+    # float32. Examples longer than the table fill all slots; no example exceeds 2**20 tokens
+    # (`lmjax.configuration.Size`).
     lengths = np.arange(min(math.ceil((slots + 1) / rate), 2**20) + 1)
     counts = np.clip(np.round(lengths * rate), 1, slots).astype(np.int32)
     return jnp.asarray(counts)[jnp.minimum(length, len(counts) - 1)]
@@ -53,33 +53,33 @@ def choose(
     count: jax.Array,
     slots: int,
 ) -> Chosen:
-    """Chooses `count` candidates (fewer where there are fewer).
+    """Chooses `count` candidates, or all if there are fewer.
 
     Args:
       masking: 'token' (BERT), 'whole_word' (all pieces of a word or none, BERT's 2019
         release) or 'span' (SpanBERT).
       candidates: [length] bool, positions that may be chosen.
-      starts_word: [length] bool, the token begins a word.
+      starts_word: [length] bool, whether the token begins a word.
       count: [] int, the quota.
-      slots: the static bound of `count`.
+      slots: static upper bound of `count`.
     """
     if masking == "token":
         taken = choose_tokens(key, candidates, count)
         groups = jnp.arange(candidates.shape[0])
     else:
-        # A candidate after anything that is none begins a word too.
+        # A candidate that follows a non-candidate also begins a word.
         before = jnp.concatenate([jnp.zeros(1, bool), candidates[:-1]])
         words = jnp.cumsum(candidates & (starts_word | ~before)) - 1
         if masking == "whole_word":
             taken = choose_words(key, candidates, words, count)
-            groups = jnp.arange(candidates.shape[0])  # 80/10/10 is drawn for each piece
+            groups = jnp.arange(candidates.shape[0])  # 80/10/10 is drawn per piece
         else:
             taken, groups = choose_spans(key, candidates, words, count, slots)
     return to_slots(taken, groups, slots)
 
 
 def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:
-    """Packs the positions where `taken` [length] holds into `slots` ascending slots."""
+    """Packs the positions where `taken` [length] is True into `slots` slots, ascending."""
     order = jnp.argsort(~taken, stable=True)[:slots]
     used = taken[order]
     positions = jnp.where(used, order, 0).astype(jnp.int32)
@@ -87,16 +87,16 @@ def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:
 
 
 def choose_tokens(key: jax.Array, candidates: jax.Array, count: jax.Array) -> jax.Array:
-    """Each set of `count` candidates is as likely as any other. -> [length] bool."""
+    """Chooses `count` candidates, all sets being equally likely. -> [length] bool."""
     return candidates & (_ranks(key, candidates) < count)
 
 
 def choose_words(
     key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array
 ) -> jax.Array:
-    """Whole words in random order; one that would overflow the quota is passed over.
+    """Chooses whole words in random order, skipping those that would exceed the quota.
 
-    words: [length] int, the index of the word a candidate belongs to.
+    words: [length] int, index of the word to which a candidate belongs.
     """
     length = candidates.shape[0]
     sizes = jnp.zeros(length, jnp.int32).at[words].add(candidates.astype(jnp.int32))
@@ -115,14 +115,15 @@ def choose_words(
 def choose_spans(
     key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array, slots: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Spans of whole words until the quota is spent; the last one is cut to fit.
+    """Chooses spans of whole words until the quota is used up; the last span is truncated.
 
-    Joshi et al. 2020 §3.1 and the authors' PairWithSpanMaskingScheme: a length from the
-    clipped geometric distribution, an anchor drawn from what is not masked yet, from the
-    start of its word to the right; stops at what cannot be masked.
+    Joshi et al. 2020 §3.1 and the authors' PairWithSpanMaskingScheme: the length is drawn from
+    the clipped geometric distribution, the anchor from the positions that are not yet masked. The
+    span extends right from the start of the anchor's word and ends at the first position that
+    cannot be masked.
 
     Returns:
-      taken [length] bool, and the index of the span each position belongs to.
+      taken [length] bool, and the index of the span to which each position belongs.
     """
     length = candidates.shape[0]
     index = jnp.arange(length)
@@ -136,7 +137,7 @@ def choose_spans(
         anchor = jnp.argmax(jax.random.uniform(for_anchor, (length,)) * free)
         first_word = words[anchor]
         in_span = free & (words >= first_word) & (words < first_word + size)
-        # Words count candidates only; what lies between two of them ends the span.
+        # Word indices skip non-candidates, so a gap between two candidates must end the span.
         gaps = jnp.cumsum(~candidates)
         in_span &= gaps == gaps[anchor]
         in_span &= jnp.cumsum(in_span) <= count - taken.sum()
@@ -161,10 +162,10 @@ def replace(
     mask_fraction: float,
     random_fraction: float,
 ) -> jax.Array:
-    """Puts [MASK], a random token or the token itself at the chosen positions.
+    """Puts [MASK], a random token or the original token at the chosen positions.
 
-    Devlin et al. 2018 App. C.2: 80% / 10% / 10%. The random token is uniform over the
-    whole vocabulary, special tokens and the original included, as in the authors' code.
+    Devlin et al. 2018 App. C.2: 80% / 10% / 10%. As in the authors' code, random tokens are
+    uniform over the whole vocabulary, including special tokens and the original.
 
     Args:
       tokens: [length] int.
@@ -174,7 +175,7 @@ def replace(
     """
     for_kind, for_token = jax.random.split(key)
     length = tokens.shape[0]
-    # One draw a group; groups are smaller than length + slots.
+    # One draw per group; group indices are smaller than length + slots.
     draws = jax.random.uniform(for_kind, (length + chosen.positions.shape[0],))
     kind = draws[chosen.groups]
     original = tokens[chosen.positions]
@@ -190,6 +191,6 @@ def replace(
 
 
 def _ranks(key: jax.Array, candidates: jax.Array) -> jax.Array:
-    """Rank of each candidate in a random order; the others come after them. [length] int."""
+    """Ranks candidates in random order, all others after them. -> [length] int."""
     priority = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
     return jnp.argsort(jnp.argsort(priority))

@@ -19,21 +19,21 @@ from lmjax.objectives.masking import to_slots
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class PermutedLM(Objective):
-    """XLNet (Yang et al. 2019 eq. 3 and 5): targets in a random factorisation order.
+    """XLNet (Yang et al. 2019 eq. 3 and 5): predicts targets in a random factorization order.
 
-    An example of `length` is cut in two parts, the first `reuse_length` tokens and the
-    rest (or one part, when reuse_length = 0), each with its own targets and order; the
-    second part sees all of the first, the first nothing of the second. This is the
-    authors' data_utils.py, done on the device.
+    An example is split into two parts, the first `reuse_length` tokens and the rest (or a single
+    part if reuse_length = 0), each with its own targets and order. The second part attends to all
+    of the first, the first to none of the second. This is the authors' data_utils.py, run on the
+    device.
 
     Attributes:
-      num_predict: targets of an example; 85 of 512 in the paper (K = 6). Shared between
-        the parts, the first takes the odd one.
+      num_predict: targets per example; 85 of 512 in the paper (K = 6). They are divided between
+        the parts; the first part gets the odd one.
       reuse_length: tokens of the first part, whose states become memory (reuse_len).
-      perm_size: positions permuted together; parts longer than it are ordered block
-        after block, each by the same permutation (perm_size); 0 = the whole part.
-      spans: choose n-grams, p(n) ~ 1/n for n = 1..max_ngram, in a context of
-        alpha * n tokens; False: single tokens uniformly (Table 6, row 6).
+      perm_size: number of positions that are permuted together (perm_size). Longer parts are
+        ordered block by block with the same permutation; 0 = the whole part.
+      spans: choose n-grams with p(n) ~ 1/n for n = 1..max_ngram, each in a context of
+        alpha * n tokens; False chooses single tokens uniformly (Table 6, row 6).
       max_ngram, alpha: 5 and 6 in the paper (beta = 1).
     """
 
@@ -51,7 +51,8 @@ class PermutedLM(Objective):
         super().__post_init__()
         if self.perm_size and self.reuse_length % self.perm_size:
             raise ConfigError(
-                f"perm_size: {self.perm_size} does not divide reuse_length={self.reuse_length}"
+                f"perm_size: {self.perm_size} does not divide reuse_length={self.reuse_length};"
+                " choose a divisor"
             )
 
     @property
@@ -59,7 +60,7 @@ class PermutedLM(Objective):
         return Xlnet(self.model)
 
     def parts(self, length: int) -> list[tuple[int, int]]:
-        """(tokens, targets) of each part of an example."""
+        """Returns (tokens, targets) of each part of an example."""
         if not self.reuse_length:
             return [(length, self.num_predict)]
         second = self.num_predict // 2
@@ -72,12 +73,12 @@ class PermutedLM(Objective):
         for tokens, targets in self.parts(length):
             if tokens < 1:
                 raise ConfigError(
-                    f"config.objective.reuse_length: {self.reuse_length} leaves nothing of"
-                    f" examples of config.data.examples.length={length}"
+                    f"config.objective.reuse_length: {self.reuse_length} must be less than"
+                    f" config.data.examples.length={length}"
                 )
             if targets >= tokens:
                 raise ConfigError(
-                    f"config.objective.num_predict: {targets} targets do not fit into a part of"
+                    f"config.objective.num_predict: {targets} targets do not fit in a part of"
                     f" {tokens} tokens; about a sixth of the length is usual"
                 )
             if self.perm_size and tokens % self.perm_size:
@@ -92,9 +93,9 @@ class PermutedLM(Objective):
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `query_place`, `key_place`, `target_mapping`, `targets`, `target_weights`.
 
-        Position i must not see j where query_place[i] <= key_place[j], both [length], which
-        is `perm_mask[i, j]`; targets are [num_predict]. In text that runs backward n-grams
-        are laid as it reads forward (`reverse` of `_sample_mask`).
+        Places are [length]: `perm_mask[i, j]`, which hides j from i, is
+        query_place[i] <= key_place[j]. Targets are [num_predict]. In backward text, n-grams are
+        chosen in forward reading order (`reverse` of `_sample_mask`).
         """
         tokens, real = example["tokens"], example["segment_ids"] > 0
         vocabulary = self.vocabulary
@@ -122,7 +123,7 @@ class PermutedLM(Objective):
             is_masked = forward(is_masked)
             order = factorization_order(for_order, size, self.perm_size or size)
             query_place, key_place = places(order, is_masked, functional[here])
-            # Every place of a part comes after all those of the part before it.
+            # All places of a part come after those of the previous part.
             query_places.append(query_place + begin + part)
             key_places.append(key_place + begin + part)
             chosen.append(is_masked & ~functional[here])
@@ -146,11 +147,11 @@ class PermutedLM(Objective):
         return Scored(terms, metrics, mems)
 
     def forward_flops(self, length: int) -> float:
-        """Both streams; keys, values and encoded distances count once a row of them."""
+        """Counts both streams; keys, values and encoded distances count once per row."""
         trunk, memory = self.model.trunk, self.model.memory_length
         keys, width = memory + length, trunk.heads * trunk.head_size
-        # forward_flops counts keys and values for each query row: right for the content
-        # stream; the query stream has none, the memory only them.
+        # forward_flops counts keys and values for each query row. This is right for the content
+        # stream, but the query stream has no keys and values, and the memory has nothing else.
         streams = trunk.forward_flops(length + self.num_predict, keys)
         projections = 2 * trunk.hidden_size * width
         extra = 2 * (memory - self.num_predict) * projections

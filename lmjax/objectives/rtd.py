@@ -1,4 +1,4 @@
-"""Replaced-token detection: ELECTRA's objective, and what two networks have in common."""
+"""Replaced-token detection, ELECTRA's objective, and the base of objectives with a generator."""
 
 import dataclasses
 from typing import Any, Literal
@@ -22,18 +22,19 @@ from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count
 class Replacing(Objective):
     """A generator, and a second network that reads its samples in place of masked tokens.
 
-    No gradient flows through the sampling. The network has the methods of
-    `lmjax.models.electra.Electra` that belong to the generator.
+    No gradient flows through the sampling. The network must have the generator methods of
+    `lmjax.models.electra.Electra`.
 
-    Positions are drawn without replacement; the authors' code draws them with, which
-    now and then wastes a slot.
+    Positions are drawn without replacement; the authors' code draws them with replacement, which
+    occasionally wastes a slot.
 
     Attributes:
-      mask_rate: share of the tokens, specials counted, to mask (0.15; 0.25 for large).
-      max_predictions: slots of an example; int((mask_rate + 0.005) * length) in the paper.
+      mask_rate: fraction of the tokens, special tokens included, to mask (0.15; 0.25 for large).
+      max_predictions: slots per example; int((mask_rate + 0.005) * length) in the paper.
       masking: 'token', 'whole_word' or 'span'.
-      mask_fraction: of the chosen, become [MASK]; the rest stay and are re-sampled too.
-      generator_weight: of the generator's loss.
+      mask_fraction: fraction of the chosen tokens that become [MASK]; the others are unchanged.
+        All chosen tokens are resampled.
+      generator_weight: weight of the generator's loss.
     """
 
     headline = "mlm"
@@ -80,7 +81,7 @@ class Replacing(Objective):
     def generated(
         self, params: Any, batch: Batch, seeds: Seeds | None
     ) -> tuple[TextInputs, dict[str, Sum], dict[str, Sum]]:
-        """What the second network reads, and the generator's terms and metrics."""
+        """Returns the second network's inputs, and the generator's terms and metrics."""
         inputs, where = self.inputs(batch)
         logits = apply(self.network, params, inputs, where, seeds, method="generate")
         terms, metrics = token_scores(
@@ -91,7 +92,7 @@ class Replacing(Objective):
         return inputs.replace(tokens=tokens), terms, metrics
 
     def trunks_flops(self, length: int) -> float:
-        """Both trunks, and the generator's prediction, of one forward pass."""
+        """FLOPs of both trunks and the generator's predictions, for one forward pass."""
         c, n = self.model, min(self.max_predictions, length)
         generator, features = c.generator_trunk, c.embedding_features
         total = generator.forward_flops(length, length) + c.trunk.forward_flops(length, length)
@@ -101,7 +102,7 @@ class Replacing(Objective):
         return total + self.prediction_flops(generator, n)
 
     def prediction_flops(self, trunk: TransformerConfig, positions: int) -> float:
-        """Of telling the tokens at so many positions behind a trunk."""
+        """FLOPs of predicting the tokens at `positions` positions from the output of `trunk`."""
         c = self.model
         return 2 * positions * c.embedding_features * (trunk.hidden_size + c.vocab_size)
 
@@ -114,12 +115,12 @@ class Replacing(Objective):
 class ReplacedTokenDetection(Replacing):
     """ELECTRA (Clark et al. 2020 §2): L_MLM(generator) + 50 L_Disc(discriminator).
 
-    A sample that equals the original counts as original. The discriminator is scored on
-    all tokens but padding, [CLS] and [SEP] included.
+    A sample that equals the original counts as original. The discriminator is scored on all
+    tokens except padding, including [CLS] and [SEP].
 
     Attributes:
       generator_weight, discriminator_weight: 1 and 50 in the paper.
-      detects: 'all' tokens, or the 'chosen' ones alone: the "ELECTRA 15%" of §3.4.
+      detects: score 'all' tokens, or only the 'chosen' ones ("ELECTRA 15%" of §3.4).
     """
 
     discriminator_weight: Weight = 50.0
@@ -137,14 +138,14 @@ class ReplacedTokenDetection(Replacing):
         read, terms, metrics = self.generated(params, batch, seeds)
         replaced = read.tokens != batch["original"]
         detected = apply(self.network, params, read, seeds, method="discriminate")
-        judged = batch["segment_ids"] > 0 if self.detects == "all" else chosen_positions(batch)
+        scored = batch["segment_ids"] > 0 if self.detects == "all" else chosen_positions(batch)
         binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
-        terms["rtd"] = weighted_sum(binary, judged)
+        terms["rtd"] = weighted_sum(binary, scored)
         flagged = detected > 0
         metrics |= {
-            "rtd_accuracy": weighted_sum(flagged == replaced, judged),
-            "rtd_precision": weighted_sum(replaced, judged & flagged),
-            "rtd_recall": weighted_sum(flagged, judged & replaced),
+            "rtd_accuracy": weighted_sum(flagged == replaced, scored),
+            "rtd_precision": weighted_sum(replaced, scored & flagged),
+            "rtd_recall": weighted_sum(flagged, scored & replaced),
         }
         return Scored(terms, metrics)
 
@@ -154,19 +155,19 @@ class ReplacedTokenDetection(Replacing):
 
 
 def chosen_positions(batch: Batch) -> jax.Array:
-    """Where a token was chosen: [batch, length] bool."""
+    """Returns which tokens were chosen for masking: [batch, length] bool."""
     length = batch["tokens"].shape[1]
     where = jnp.where(batch["target_weights"] > 0, batch["target_positions"], length)
     return (where[:, :, None] == jnp.arange(length)).any(axis=1)
 
 
 def sample_replacements(logits: jax.Array, batch: Batch) -> jax.Array:
-    """The original tokens with the generator's samples at the target positions.
+    """Replaces the original tokens at the target positions with samples of the generator.
 
-    Gumbel-max sampling at temperature 1 behind a stop_gradient.
+    Gumbel-max sampling at temperature 1, with stop_gradient on the logits.
 
     Args:
-      logits: [batch, num_predict, vocab_size], the generator's.
+      logits: [batch, num_predict, vocab_size], the generator's logits.
 
     Returns:
       [batch, length] int32.

@@ -1,4 +1,4 @@
-"""Masked tokens told from both sides or from the left alone: a hybrid of BERT and GPT."""
+"""Masked LM with bidirectional or left-to-right attention: a hybrid of BERT and GPT."""
 
 import dataclasses
 from typing import Any
@@ -16,19 +16,19 @@ from lmjax.objectives.masked import MaskedLM
 class UnifiedLM(MaskedLM):
     """UniLM's masked LM under several attention masks (Dong et al. 2019 §2.3).
 
-    Each example is read in both directions or from left to right, drawn anew in every step; a
-    masked token sees itself, which is [MASK]. The paper also reads from right to left, and one
-    segment after another; those are left out.
+    Each example is read bidirectionally or from left to right, resampled in every step. A masked
+    token attends to itself, which is [MASK]. The paper's right-to-left and sequence-to-sequence
+    masks are not implemented.
 
     Attributes:
-      left_to_right: share of the examples that are read so.
+      left_to_right: fraction of the examples that are read from left to right.
     """
 
     left_to_right: Probability = 0.5
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
-        """As of masked LM, and `both_sides` [] bool."""
-        # The masks are those of masked LM, which splits the key in two: folds of 0 and 1.
+        """Like masked LM, and adds `both_sides`, [] bool."""
+        # Masked LM splits the key in two (folds 0 and 1); fold 2 leaves its masks unchanged.
         drawn = jax.random.uniform(jax.random.fold_in(key, 2))
         return {**super().corrupt(key, example), "both_sides": drawn >= self.left_to_right}
 

@@ -189,9 +189,13 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         ("training.ema_decay", math.nan, "config.training.ema_decay: must be a finite number"),
         ("training.ema_decay", 0.0, ""),  # the parameters that are not averaged are there, too
         ("objective", "x", "config.objective: expected a block"),
-        ("objective.type", ["x"], "config.objective.type: .* is no import path"),
-        ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is no lmjax"),
-        ("objective.type", "lmjax.models.bert.BertConfig", "is no lmjax.objectives.base.Objective"),
+        ("objective.type", ["x"], "config.objective.type: .* is not an import path"),
+        ("objective.type", "lmjax.load", "config.objective.type: 'lmjax.load' is not a lmjax"),
+        (
+            "objective.type",
+            "lmjax.models.bert.BertConfig",
+            "is not a lmjax.objectives.base.Objective",
+        ),
         ("objective.type", "lmjax.training.run_directory.os.system", "cannot import"),
         ("objective.max_predictions", 2**40, "config.objective.max_predictions: must lie in"),
         ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),
@@ -205,13 +209,13 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         (
             "model.trunk.hidden_size",
             10**6,
-            "config.model.generator_size: .* makes no generator",
+            "config.model.generator_size: .* gives no valid generator",
         ),
         ("model.trunk.hidden_size", 10**5, "makes '.*' float32\\[.*100000"),
         ("model.trunk.hidden_size", 10**7, "config.model.trunk.hidden_size: must lie in"),
         ("model.trunk.intermediate_size", 33, "makes '.*' float32"),
         ("model.max_length", 2**20, "makes 'embeddings/position/embedding' float32"),
-        ("model.generator_size", 1e-9, "config.model.generator_size: .* makes no generator"),
+        ("model.generator_size", 1e-9, "config.model.generator_size: .* gives no valid generator"),
         (
             "model.share_embeddings",
             False,

@@ -13,7 +13,7 @@ def test_lengths_are_rounded_up() -> None:
     assert batching.power_of_two(3, 16) == 16
     assert [batching.multiple_of(8, n) for n in (1, 8, 9)] == [8, 8, 16]
     assert [batching.first_that_holds((4, 8), n) for n in (1, 4, 5)] == [4, 4, 8]
-    with pytest.raises(ValueError, match="9 tokens do not fit into 8"):
+    with pytest.raises(ValueError, match="9 tokens do not fit in 8"):
         batching.first_that_holds((4, 8), 9)
 
 

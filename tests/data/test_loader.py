@@ -147,7 +147,7 @@ def test_streams_are_not_shuffled():
 
 def test_config_errors_name_the_field():
     for problem, options in {
-        r"config\.training\.batch_size: 6 rows cannot be shared": dict(
+        r"config\.training\.batch_size: 6 rows cannot be divided": dict(
             batch_size=6, process_count=4
         ),
         r"config\.training\.batch_size: 0 is not positive": dict(batch_size=0),

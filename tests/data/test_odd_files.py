@@ -200,16 +200,20 @@ def spoilt(data: bytes) -> bytes:
     return data[:middle] + bytes(255 - x for x in data[middle : middle + 20]) + data[middle + 20 :]
 
 
-_WRONG = "cannot read|not UTF-8|no JSON"  # a checksum stands behind the bytes that are wrong
+_WRONG = "cannot read|not UTF-8|not JSON"  # a checksum stands behind the bytes that are wrong
 # The ending that a file is given, what is done to its bytes, and what is said of it.
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
-    "empty": ("", lambda data: b"", "empty|no rows|no pair|no JSON"),
-    "blank": ("", lambda data: b" \n\n\t\n", "empty|no rows|no pair|no JSON|cannot be used"),
+    "empty": ("", lambda data: b"", "empty|has no rows|no pair|not JSON"),
+    "blank": (
+        "",
+        lambda data: b" \n\n\t\n",
+        "empty|has no rows|no pair|not JSON|is valid|are invalid",
+    ),
     "truncated gz": (".gz", lambda data: gzip.compress(data)[:-40], "cannot read"),
     "corrupt gz": (
         ".gz",
         lambda data: spoilt(gzip.compress(data)),
-        "cannot read|not UTF-8|no JSON",
+        "cannot read|not UTF-8|not JSON",
     ),
     "wrong sum gz": (".gz", lambda data: gzip.compress(data)[:-8] + b"12345678", "cannot read"),
     "no gz": (".gz", lambda data: data, "cannot read"),
@@ -220,7 +224,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "utf-16": ("", lambda data: data.decode().encode("utf-16"), "not UTF-8 at byte 0"),
     "half a surrogate pair": ("", lambda data: data.replace(b"x7y", b"\xed\xa0\xbd"), "not UTF-8"),
     "cut character": ("", lambda data: data + "é".encode()[:1], "not UTF-8 at byte"),
-    "old Mac's line ends": ("", lambda data: data.replace(b"\n", b"\r"), "end at CR alone"),
+    "old Mac's line ends": ("", lambda data: data.replace(b"\n", b"\r"), "has CR line endings"),
 }
 # No text is no error where a list of texts is asked for; its users refuse it.
 MAY_BE_NOTHING = {("empty", "prompts"), ("blank", "prompts"), ("empty", "json prompts")}
@@ -243,12 +247,12 @@ def test_a_damaged_file_is_refused_by_name(odd: str, reader: str, tmp_path: path
 # What is done to the second of three texts in JSON, 'two', and what is said of it. A row that can
 # be told from the others is named.
 ODD_JSON = {
-    "half a surrogate pair": (rb"\ud83d", "half of a surrogate pair"),
-    "the other half": (rb"a\uDC00b", "half of a surrogate pair"),
+    "half a surrogate pair": (rb"\ud83d", "an unpaired surrogate"),
+    "the other half": (rb"a\uDC00b", "an unpaired surrogate"),
     "a name twice": (b'two", "{name}": "too', "two values are named '{name}'"),
     "no string": (b'", "{name}": NaN, "x": "', "two values are named"),
-    "a control character": (b"a\x01b", "no JSON"),
-    "a quote": (b'a"b', "no JSON"),
+    "a control character": (b"a\x01b", "not JSON"),
+    "a quote": (b'a"b', "not JSON"),
 }
 
 
@@ -269,14 +273,14 @@ def test_what_json_cannot_say_is_refused_by_row(
         place = r"f\.json\[1\]" if reader == "contexts" else r"f\.json\[2\]"
         assert re.search(place, str(caught.value))
     else:
-        assert re.search(r"f\.json' is no JSON .*line \d+, column", str(caught.value))
+        assert re.search(r"f\.json' is not JSON .*line \d+, column", str(caught.value))
 
 
 @pytest.mark.parametrize("reader", sorted(LINES))
 def test_a_cr_is_a_character(reader: str, tmp_path: pathlib.Path) -> None:
     data = written(reader, ["one", "twotwo", "three"]).replace(b"twotwo", b"two\rtwo")
     if reader == "csv":  # but for CSV, where it stands in quotes or not at all
-        with pytest.raises(ConfigError, match=r"f\.csv:3: a CR outside of quotes"):
+        with pytest.raises(ConfigError, match=r"f\.csv:3: a CR outside quotes"):
             read(reader, tmp_path, data)
         data = data.replace(b"two\rtwo", b'"two\rtwo"')
     assert read(reader, tmp_path, data) == ["one", "two\rtwo", "three"]

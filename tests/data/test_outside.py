@@ -67,7 +67,10 @@ def test_tokens_are_computed_again_for_other_documents(book: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "tests.data.outside.Windows"}, r"corpus\.type: .* is no lmjax\.\S*CorpusReader"),
+        (
+            {"type": "tests.data.outside.Windows"},
+            r"corpus\.type: .* is not a lmjax\.\S*CorpusReader",
+        ),
         ({"type": "no_such_package.Reader"}, r"corpus\.type: cannot import 'no_such_package'"),
         ({"pth": "x"}, r"corpus\.pth: unknown field of Chapters; did you mean 'path'"),
         ({"path": 3}, r"corpus\.path: expected str"),

@@ -75,8 +75,8 @@ def test_bad_rows_are_named_or_counted(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read(path)
     message = str(caught.value)
-    assert "config.data.test: 5 of 6 rows cannot be used: r.jsonl:1: it is bad" in message
-    assert "r.jsonl:3: no JSON" in message
+    assert "config.data.test: 5 of 6 rows are invalid: r.jsonl:1: it is bad" in message
+    assert "r.jsonl:3: not JSON" in message
     assert "and 2 more" in message
     assert "on_bad_rows='skip'" in message
     notes = Notes()
@@ -90,13 +90,13 @@ def test_bad_rows_are_named_or_counted(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("e.jsonl", "", "holds no rows"),
-        ("e.csv", "a,b\n", "holds no rows"),
-        ("e.csv", "a,b\none\n", "not as many cells as columns"),
-        ("e.conll", "a b\nc\n", "lines of a sentence differ in columns"),
+        ("e.jsonl", "", "has no rows"),
+        ("e.csv", "a,b\n", "has no rows"),
+        ("e.csv", "a,b\none\n", "number of cells differs from columns"),
+        ("e.conll", "a b\nc\n", "lines of a sentence differ in their columns"),
         ("e.json", "{}", "no list of rows"),
-        ("e.json", "{", "is no JSON"),
-        ("e.xml", "<a/>", "what is in a '.xml' file"),
+        ("e.json", "{", "is not JSON"),
+        ("e.xml", "<a/>", "unknown format '.xml'"),
         ("e.jsonl", '{"a": "bad"}', "it is bad"),
     ],
 )

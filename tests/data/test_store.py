@@ -290,7 +290,7 @@ def test_another_user_reads_a_complete_cache_and_writes_nothing(
     assert "LMJAX_CACHE" in said and said.count("\n") == 1
     for store in (cache / "tokens").glob("[!.]*"):
         store.chmod(0)
-    assert "may not be read" in by_another(400)
+    assert "no permission to read" in by_another(400)
 
 
 @pytest.mark.parametrize("place", ["text.txt", "text.txt/cache"])

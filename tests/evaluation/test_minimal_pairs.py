@@ -105,8 +105,8 @@ def test_files_are_read_packed_or_not(tmp_path: pathlib.Path) -> None:
     [
         ("{}", r"--data: .*p\.jsonl:1: no sentence 'good'"),
         ('{"good": "a", "bad": ""}', "p.jsonl:1: no sentence 'bad'"),
-        ('{"good": "a", "bad": "b"}\nnothing', "p.jsonl:2: no JSON"),
-        ("[1]", "p.jsonl:1: no JSON object"),
+        ('{"good": "a", "bad": "b"}\nnothing', "p.jsonl:2: not JSON"),
+        ("[1]", "p.jsonl:1: not a JSON object"),
         ("", "no pair in"),
     ],
 )
@@ -155,5 +155,5 @@ def test_an_empty_file_among_others_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match=r"no pair in '.*b\.jsonl'"):
         read_pairs(tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(ConfigError, match="is a directory; it has no file that can be read here"):
+    with pytest.raises(ConfigError, match="is a directory; it has no readable file"):
         read_pairs(tmp_path / "none")

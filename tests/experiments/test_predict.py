@@ -84,7 +84,7 @@ def test_lines_come_with_the_rows_and_none_is_shifted(run: pathlib.Path) -> None
     )
     assert found[0] == {"where": "-:2", "review": " ", "id": "b", "error": "empty text"}
     assert found[1]["gold"] == "yes"
-    assert "no JSON" in found[2]["error"]
+    assert "not JSON" in found[2]["error"]
     assert "label 'maybe' is none of the set" in found[3]["error"]
     assert "prediction" in found[4]
     assert ["prediction" in line for line in found] == [False, True, False, False, True]
@@ -104,7 +104,7 @@ def test_bad_rows_are_refused_before_anything_is_written(
     _, error = child.communicate(timeout=120)
     assert child.returncode == 2
     (line,) = error.splitlines()
-    assert line.startswith("error: --data: 2 of 3 rows cannot be used: new.jsonl:2: label 'maybe'")
+    assert line.startswith("error: --data: 2 of 3 rows are invalid: new.jsonl:2: label 'maybe'")
     assert "--on_bad_rows=skip" in line and "--noscore" in line
     assert not out.exists()
 

@@ -127,5 +127,5 @@ def test_what_cannot_be_counted_is_refused() -> None:
         train([[0, 0, 0]])
     with pytest.raises(ConfigError, match="order: must be at least 1"):
         train([[0]], order=0)
-    with pytest.raises(ConfigError, match="a sentence to count in"):
+    with pytest.raises(ConfigError, match="at least one sentence"):
         train([])

@@ -236,7 +236,7 @@ def test_scan_and_remat_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "heads: 3 heads do not divide hidden_size=8"),
+        ({"heads": 3}, "heads: 3 does not divide hidden_size=8"),
         ({"layers": 0}, "layers: must be at least 1"),
         ({"dropout": 1.0}, "dropout: must lie in"),
         ({"head_dim": -1}, "head_dim: "),

@@ -123,13 +123,13 @@ def chosen(
         ({"here": "cpu"}, "plain", ""),
         ({"wanted": "plain"}, "plain", ""),
         ({"here": "tpu", "wanted": "plain"}, "plain", ""),
-        ({"dtype": jnp.float32}, "plain", "cudnn computes in bfloat16"),
-        ({"drops": True}, "plain", "cudnn has no dropout of the weights"),
+        ({"dtype": jnp.float32}, "plain", "cudnn needs config.model.trunk.dtype='bfloat16'"),
+        ({"drops": True}, "plain", "cudnn does not support attention dropout"),
         ({"capability": 7.5}, "plain", "of the Ampere generation"),
-        ({"head_dim": 12}, "plain", "a multiple of 8 up to 128, not of 12"),
-        ({"head_dim": 256}, "plain", "a multiple of 8 up to 128, not of 256"),
+        ({"head_dim": 12}, "plain", "a multiple of 8 and at most 128, not 12"),
+        ({"head_dim": 256}, "plain", "a multiple of 8 and at most 128, not 256"),
         ({"length": 127}, "plain", "an even length, not 127"),
-        ({"here": "tpu", "mask": "prefix"}, "plain", "knows causal masks and documents alone"),
+        ({"here": "tpu", "mask": "prefix"}, "plain", "supports only causal and document masks"),
         ({"here": "tpu", "length": 96}, "plain", "a multiple of 128, not 96"),
     ],
 )
@@ -140,12 +140,12 @@ def test_auto_takes_the_devices_kernel_where_it_can_and_says_once_where_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kernels._tell.cache_clear()
+    kernels._report.cache_clear()
     for _ in range(2):
         assert chosen(monkeypatch, **case) == expected
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == bool(said)
-    assert not said or (said in lines[0] and lines[0].startswith("attention: plain products"))
+    assert not said or (said in lines[0] and lines[0].startswith("attention: using plain products"))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,10 @@ def test_auto_takes_the_devices_kernel_where_it_can_and_says_once_where_not(
         ({"wanted": "splash"}, r"trunk\.attention: 'splash' does not run on this device \(gpu\)"),
         ({"wanted": "cudnn", "here": "cpu"}, r"'cudnn' does not run on this device \(cpu\)"),
         ({"wanted": "cudnn", "drops": True}, r"set config\.model\.trunk\.attention_dropout to 0"),
-        ({"wanted": "cudnn", "dtype": jnp.float32}, r"config\.model\.trunk\.dtype\), not in float"),
+        (
+            {"wanted": "cudnn", "dtype": jnp.float32},
+            r"needs config\.model\.trunk\.dtype='bfloat16'",
+        ),
     ],
 )
 def test_a_kernel_that_was_asked_for_by_name_is_refused_where_it_cannot(

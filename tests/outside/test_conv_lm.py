@@ -110,7 +110,7 @@ def test_it_is_fine_tuned_and_opened_again(
     ("objective", "message"),
     [
         ("masked.MaskedLM", "Conv has no masked language model"),
-        ("permuted.PermutedLM", "is no lmjax.models.xlnet.XlnetConfig"),
+        ("permuted.PermutedLM", "is not a lmjax.models.xlnet.XlnetConfig"),
     ],
 )
 def test_what_it_lacks_is_refused_by_name(

@@ -52,7 +52,7 @@ def test_adapters_begin_at_nothing_and_are_added(stacked: bool) -> None:
     old = flax.traverse_util.flatten_dict(params)[path]
     np.testing.assert_allclose(kernel, old + 4.0 * (a @ flat[b]), rtol=1e-5, atol=1e-6)
     assert set(found) == {"encoder", "head"}
-    with pytest.raises(ConfigError, match="no layer 'qery'; there are query"):
+    with pytest.raises(ConfigError, match="no layer 'qery'; choose from query"):
         init_adapters(jax.random.key(0), base, LoraConfig(rank=2, targets=("qery",)))
 
 

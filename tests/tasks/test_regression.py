@@ -125,7 +125,7 @@ def test_what_is_no_unit_is_refused() -> None:
     for scale in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="scale: must be"):
             made(scale=scale)
-    with pytest.raises(ConfigError, match="only a head for sequences has one"):
+    with pytest.raises(ConfigError, match="only a SequenceHead supports it"):
         in_unit(Headed(made().network.encoder, None, "mean_embedding"), (1.0, 2.0))  # type: ignore[arg-type]
     # The labels as they are, if that is wanted.
     task = made(mean=0.0, scale=1.0).fit(rows([4.0, 4.0]))

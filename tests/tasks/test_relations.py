@@ -73,7 +73,9 @@ def test_semeval_files_are_read_as_they_are(tmp_path: pathlib.Path) -> None:
     assert marked(second) == "A [E2]child[/E2] in the [E1]cradle[/E1]."
     (tmp_path / "bad.txt").write_text(SEMEVAL + '\n3\t"No <e1>entity</e1>."\nOther\n\n4\t"End')
     config = RowsConfig(train=str(tmp_path / "bad.txt"), validation=str(tmp_path / "train.TXT"))
-    with pytest.raises(ConfigError, match=r"2 of 4 rows.*bad.txt:9: not one <e1>.*bad.txt:12"):
+    with pytest.raises(
+        ConfigError, match=r"2 of 4 rows.*bad.txt:9: not exactly one <e1>.*bad.txt:12"
+    ):
         read_split(config, "train", task.parse, task.embedded, Notes())
 
 

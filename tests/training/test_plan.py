@@ -161,7 +161,7 @@ def test_a_config_becomes_typed_parts() -> None:
             "lmjax.data.examples",
         ),
         (XLNET | {"objective.num_predict": 128}, "objective.num_predict", "64 targets"),
-        (XLNET | {"objective.reuse_length": 128}, "objective.reuse_length", "leaves nothing"),
+        (XLNET | {"objective.reuse_length": 128}, "objective.reuse_length", "must be less than"),
         (XLNET | {"objective.perm_size": 24}, "objective.perm_size", "does not divide"),
         (XLNET | {"model.trunk.norm": "pre"}, "model.trunk.norm", "post"),
     ],

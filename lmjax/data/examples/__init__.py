@@ -1,7 +1,7 @@
-"""Fixed-length examples of a tokenised corpus, one class per way of cutting it.
+"""Fixed-length examples of a tokenized corpus, one class per format.
 
-Each class is a frozen dataclass whose fields are the fields of `config.data.examples`;
-its `source` turns a token store into a random-access source of rows.
+Each class is a frozen dataclass whose fields are the fields of `config.data.examples`. Its method
+`source` converts a token store to a random-access source of rows.
 """
 
 from lmjax.data.examples.electra import ElectraPairs

@@ -1,4 +1,4 @@
-"""The documents of a store as one long stream, never held in memory."""
+"""The documents of a store as one long stream that is never held in memory."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from lmjax.data.examples.source import Store, sentences
 
 
 class Concatenation:
-    """Documents in the order drawn for (seed, split, epoch), one `eod` token with each.
+    """Documents in the order drawn for (seed, split, epoch), each with one `eod` token.
 
     Attributes:
-      starts: int64 [documents + 1], where each document begins in the stream, its
-        `eod` included; the last entry is the length of the stream.
-      order: int64 [documents], which document of the store comes where; empty documents
-        are left out and not counted.
+      starts: int64 [documents + 1], start of each document (including its `eod`) in the stream;
+        the last entry is the length of the stream.
+      order: int64 [documents], document index at each place; empty documents are dropped and not
+        counted.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Concatenation:
         split: str,
         epoch: int,
     ) -> None:
-        """Lays out the stream; `eod_first` puts the token before the document, else after."""
+        """Lays out the stream; `eod_first` puts `eod` before each document instead of after."""
         self._tokens = np.asarray(store.tokens)
         self._eod, self._eod_first = eod, eod_first
         self._bounds, self._documents = sentences(store)
@@ -34,14 +34,14 @@ class Concatenation:
         self.order = stateless_random.generator(seed, split, epoch).permutation(len(offsets) - 1)
         sizes = np.diff(offsets)[self.order] + 1
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
-        # Stream position minus this is the position in the store.
+        # Subtract this from a stream position to get the position in the store.
         self._shift = self.starts[:-1] + eod_first - offsets[:-1][self.order]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def owners(self, start: int, stop: int) -> np.ndarray:
-        """Returns int64 [stop - start]: which document of `order` holds each position."""
+        """Returns the index in `order` of the document at each position: int64 [stop - start]."""
         low, high = np.searchsorted(self.starts, (start, stop - 1), side="right") - 1
         inner = np.searchsorted(
             self.starts[low + 1 : high + 1], np.arange(start, stop), side="right"
@@ -49,11 +49,11 @@ class Concatenation:
         return low + inner
 
     def read(self, start: int, stop: int, owners: np.ndarray | None = None) -> np.ndarray:
-        """Returns the tokens of the positions from start to stop: int32 [stop - start]."""
+        """Returns the tokens at positions start to stop - 1: int32 [stop - start]."""
         if owners is None:
             owners = self.owners(start, stop)
         positions = np.arange(start, stop)
-        # At the place of an `eod` the index is one off the document; any token will do.
+        # At an `eod` the index is one off the document; its token is overwritten below.
         text = self._tokens.take(positions - self._shift[owners], mode="clip").astype(np.int32)
         if self._eod_first:
             text[positions == self.starts[owners]] = self._eod
@@ -62,7 +62,7 @@ class Concatenation:
         return text
 
     def sentence_starts(self) -> np.ndarray:
-        """Returns int64 [sentences]: where sentences begin; an `eod` after belongs to the last."""
+        """Returns the starts of sentences, int64 [sentences]; a final `eod` is part of the last."""
         counts = np.diff(self._documents)[self.order]
         before = np.cumsum(counts) - counts
         index = np.arange(counts.sum()) + np.repeat(
@@ -72,6 +72,6 @@ class Concatenation:
 
 
 def stream_length(store: Store) -> int:
-    """Returns the length of the stream of any order: all tokens and one per document."""
+    """Returns the length of the stream: all tokens plus one per document."""
     offsets = np.unique(store.document_token_offsets)
     return int(offsets[-1] - offsets[0]) + len(offsets) - 1

@@ -1,7 +1,6 @@
-"""Pairs of segments as ELECTRA was trained on: no label, both from one text.
+"""Segment pairs as in ELECTRA's pretraining: both from one text, without a label.
 
-The algorithm is that of google-research/electra, build_pretraining_dataset.py
-(`ExampleBuilder`).
+The algorithm follows google-research/electra, build_pretraining_dataset.py (`ExampleBuilder`).
 """
 
 import dataclasses
@@ -26,19 +25,18 @@ _SHORT, _TARGET, _SINGLE, _COIN = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class ElectraPairs:
-    """[CLS] A [SEP] B [SEP], or [CLS] A [SEP], from sentences that follow each other.
+    """[CLS] A [SEP] B [SEP], or [CLS] A [SEP], from consecutive sentences.
 
-    Sentences gather until they hold the target length; a document's end closes an
-    example early. A sentence joins A while it fits in half of the target; the first one
-    that does not still joins A with probability 0.5, else it opens B. As in the original, a
-    later sentence that is short enough to fit in A still returns to A, which reorders
-    the text a little. What exceeds `length` is lost. The original draws the target for
-    the next example, and so always makes the first example of a file full; here every
-    example draws its own.
+    An example collects sentences until they reach the target length or the document ends. A
+    sentence joins A as long as it fits in half of the target. The first one that does not fit
+    joins A with probability 0.5 and starts B otherwise. As in the original, a later sentence that
+    is short enough to fit in A still joins A, which slightly reorders the text. Tokens beyond
+    `length` are dropped. The original draws the target for the next example, so the first example
+    of a file always has full length; here, every example draws its own target.
 
     Attributes:
-      length: tokens of a row, specials and padding included.
-      short_probability: probability of a target length uniform from 5 to `length`.
+      length: tokens per row, including special tokens and padding.
+      short_probability: probability of a target length drawn uniformly from 5 to `length`.
       single_segment_probability: probability of an example without B.
     """
 
@@ -54,7 +52,7 @@ class ElectraPairs:
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
     ) -> "ElectraSource":
-        """Draws the table of all examples; see `lmjax.data.examples.source.Examples`.
+        """Draws all examples; see `lmjax.data.examples.source.Examples`.
 
         Raises:
           ConfigError: the corpus gives fewer examples than `rows`.
@@ -65,7 +63,7 @@ class ElectraPairs:
 
 
 class ElectraSource:
-    """Rows of tokens, segments, documents and positions."""
+    """Rows of tokens, token_types, segment_ids and positions."""
 
     ordered = False
 
@@ -100,10 +98,10 @@ class ElectraSource:
 
 
 def split_sentences(sizes: np.ndarray, aim: int, coin: bool) -> np.ndarray:
-    """Returns bool [sentences]: which sentences, of `sizes` tokens, go to the first segment.
+    """Returns which sentences, of `sizes` tokens, join the first segment: bool [sentences].
 
-    One coin is enough: a sentence that overflows the first segment either fills it, or
-    opens the second, and after both the coin is never asked again.
+    One coin suffices: a sentence that overflows the first segment either fills it or starts the
+    second, and in both cases no further coin is needed.
     """
     in_first = np.zeros(len(sizes), bool)
     first = second = 0
@@ -119,7 +117,7 @@ def split_sentences(sizes: np.ndarray, aim: int, coin: bool) -> np.ndarray:
 def _chunks(
     form: ElectraPairs, bounds: np.ndarray, documents: np.ndarray, root: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns first and last + 1 sentence, target length and key of every example, each [n]."""
+    """Returns the sentence range, target length and key of each example, each array [n]."""
     lane = np.arange(len(documents) - 1)
     keys = stateless_random.fold_in(root, lane)
     cursor, limit = documents[:-1], documents[1:]

@@ -13,17 +13,17 @@ from lmjax.data.examples.source import Row, Specials, Store, check_rows
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """[eod] text [eod] text ..., cut into rows of exactly `length` tokens.
+    """[eod] text [eod] text ..., split into rows of exactly `length` tokens.
 
-    Documents come in an order drawn for each epoch; the few tokens that do not fill a
-    last row are left out of that epoch. A document that is cut goes on in the next row of
-    the epoch as a document of its own, its positions from 0.
+    The order of documents is drawn for each epoch; the tokens of an incomplete last row are
+    dropped. A document that crosses rows continues in the next row as a document of its own, with
+    positions from 0.
 
     Attributes:
-      length: tokens of a row.
-      across_documents: attention may cross documents: `segment_ids` is 1 everywhere and
-        positions run through the row, as GPT-2 and GPT-3 were trained (Brown et al. 2020,
-        appendix B); else documents are numbered from 1 and positions restart in each.
+      length: tokens per row.
+      across_documents: whether attention may cross documents. If so, `segment_ids` is 1 everywhere
+        and positions continue through the row, as in GPT-2 and GPT-3 (Brown et al. 2020,
+        appendix B). Otherwise, documents are numbered from 1 and positions restart in each.
     """
 
     length: Annotated[int, Interval("[2, 2**20]")]  # a token and its successor
@@ -35,10 +35,10 @@ class Packed:
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
     ) -> "PackedSource":
-        """Makes the source; see `lmjax.data.examples.source.Examples`.
+        """Returns the source; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus gives fewer rows than `rows`.
+          ConfigError: the corpus yields fewer rows than `rows`.
         """
         source = PackedSource(self, store, vocabulary, seed, split)
         check_rows(len(source), rows, split)
@@ -55,7 +55,7 @@ class PackedSource:
     ) -> None:
         self._form = form
         self._rows = stream_length(store) // form.length
-        # Prefetching threads read across the end of an epoch: two of them are kept.
+        # Two epochs are cached, since prefetching threads read across the end of an epoch.
         self._epoch = functools.lru_cache(maxsize=2)(
             lambda epoch: Concatenation(
                 store,

@@ -1,10 +1,10 @@
-"""Pairs of segments as BERT and ALBERT were trained on.
+"""Segment pairs as in the pretraining of BERT and ALBERT.
 
-The algorithm is that of google-research/bert, create_pretraining_data.py
-(`create_instances_from_document` and `truncate_seq_pair`), without the masking. Its
-quirks are kept, for they shape the data: fewer than half of the pairs are "next",
-since a chunk of one sentence always gets a random partner; the random document may,
-after ten tries, be the current one; one target length is drawn per document and pass.
+The algorithm follows google-research/bert, create_pretraining_data.py
+(`create_instances_from_document` and `truncate_seq_pair`), without the masking. Its quirks are
+kept because they shape the data: fewer than half of the pairs are "next", since a chunk of one
+sentence always gets a random partner; after ten tries, the random document may be the current
+one; one target length is drawn per document and pass.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from lmjax.data.examples.source import (
     sentences,
 )
 
-# Numbers of a chunk's draws.
+# Indices of the random draws of a chunk.
 _SPLIT, _COIN, _CUT, _START, _CUT_FIRST, _CUT_SECOND, _OTHER = range(7)
 _TRIES = 10
 
@@ -34,16 +34,16 @@ class SegmentPairs:
     """[CLS] A [SEP] B [SEP] (Devlin et al. 2019, section 3.1 and appendix A.2).
 
     Attributes:
-      length: tokens of a row, specials and padding included.
-      next_sentence: 'nsp': B follows A (label 0) or comes from a random place (label 1),
-        as in BERT. 'sop': A and B are consecutive, in order (label 0) or swapped
-        (label 1), as in ALBERT (Lan et al. 2020, section 3.1). 'none': always
-        consecutive, no label (the "No NSP" row of BERT's table 5). ALBERT's code gives a
-        chunk of one sentence a random B; with 'sop' and 'none' such a chunk is cut in
-        two at a random token instead, so that both segments are always of one text.
-      duplicates: passes over the corpus, each drawn anew; together they make an epoch.
-      short_probability: probability that a document is cut to a shorter target length,
-        uniform from 2 up.
+      length: tokens per row, including special tokens and padding.
+      next_sentence: 'nsp': B follows A (label 0) or comes from a random place (label 1), as in
+        BERT. 'sop': A and B are consecutive, in order (label 0) or swapped (label 1), as in ALBERT
+        (Lan et al. 2020, section 3.1). 'none': A and B are consecutive, without a label (the "No
+        NSP" row of BERT's table 5). ALBERT's code gives a chunk of one sentence a random B; here,
+        'sop' and 'none' split such a chunk at a random token, so that both segments always come
+        from one text.
+      duplicates: number of passes over the corpus with separate draws; together they form an epoch.
+      short_probability: probability that a document uses a shorter target length, drawn uniformly
+        from 2 on.
     """
 
     segment_types: ClassVar[int] = 2
@@ -59,10 +59,10 @@ class SegmentPairs:
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
     ) -> "PairSource":
-        """Draws the table of all pairs; see `lmjax.data.examples.source.Examples`.
+        """Draws all pairs; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus gives fewer pairs than `rows`.
+          ConfigError: the corpus yields fewer pairs than `rows`.
         """
         table = pair_table(self, store, stateless_random.root(seed, split))
         check_rows(len(table.label), rows, split)
@@ -71,7 +71,7 @@ class SegmentPairs:
 
 @dataclasses.dataclass(frozen=True)
 class PairTable:
-    """Token ranges of the segments of n pairs, already truncated."""
+    """Token ranges of the truncated segments of n pairs."""
 
     first: np.ndarray  # [n, 2] int64: start and stop in store.tokens
     second: np.ndarray  # [n, 2] int64
@@ -79,7 +79,7 @@ class PairTable:
 
 
 class PairSource:
-    """The rows of a table of pairs: tokens, token_types, segment_ids, positions and label."""
+    """Rows of pairs: tokens, token_types, segment_ids, positions and label."""
 
     ordered = False
 
@@ -108,7 +108,7 @@ class PairSource:
 
 
 def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
-    """Draws the pairs of all passes over all documents, in the order of pass and document."""
+    """Draws the pairs of all passes over all documents, ordered by pass and document."""
     bounds, documents = sentences(store)
     room = form.length - 3
     chunks = _chunks(form, bounds, documents, root, room)
@@ -125,7 +125,7 @@ def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
     else:
         alone = chunks.stop - chunks.first == 1
         size = first[:, 1] - first[:, 0]
-        keep = ~(alone & (size == 1))  # one token cannot be cut in two
+        keep = ~(alone & (size == 1))  # a single token cannot be split
         cut = first[:, 0] + stateless_random.integers(keys, _CUT, 1, size - 1)
         first[alone, 1] = second[alone, 0] = cut[alone]
         first, second, label, keys = first[keep], second[keep], label[keep], keys[keep]
@@ -139,14 +139,14 @@ def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """Runs of sentences of one document, each split in two; every array is [n]."""
+    """Runs of sentences of one document, each split into two parts; all arrays are [n]."""
 
-    lane: np.ndarray  # int64: which document of which pass
+    lane: np.ndarray  # int64, index of (pass, document)
     document: np.ndarray  # int64
     first: np.ndarray  # int64 into sentences
-    split: np.ndarray  # int64 into sentences: where A ends
+    split: np.ndarray  # int64 into sentences, end of A
     stop: np.ndarray  # int64 into sentences
-    random: np.ndarray  # bool: B is to come from elsewhere
+    random: np.ndarray  # bool, whether B comes from a random place
     target: np.ndarray  # int64 tokens
     keys: np.ndarray  # uint64
 
@@ -158,10 +158,10 @@ def _chunks(
     root: np.ndarray,
     room: int,
 ) -> _Chunks:
-    """Walks all documents of all passes in step, one chunk of each at a time.
+    """Processes all documents of all passes in parallel, one chunk of each at a time.
 
-    Where a chunk begins depends on the draws for the chunk before, so that a document
-    must be walked in order; but documents and passes are independent of each other.
+    The start of a chunk depends on the draws for the previous chunk, so each document must be
+    processed in order, but documents and passes are independent.
     """
     count = len(documents) - 1
     lane = np.arange(count * form.duplicates)
@@ -176,11 +176,11 @@ def _chunks(
         stop = chunk_ends(bounds, cursor, target, limit)
         size = stop - cursor
         chunk = stateless_random.fold_in(keys, number)
-        # A chunk of one sentence is all A: integers in [1, 0] gives 1.
+        # A chunk of one sentence is entirely A: drawing from [1, 0] gives 1.
         split = cursor + stateless_random.integers(chunk, _SPLIT, 1, size - 1)
         random = (size == 1) | (stateless_random.uniform(chunk, _COIN) < 0.5)
         found.append((lane, cursor, split, stop, random, target, chunk))
-        # The sentences that a random B displaces are put back.
+        # Sentences replaced by a random B are reused for the next chunk.
         cursor = np.where(random, split, stop) if form.next_sentence == "nsp" else stop
         more = cursor < limit
         if not more.all():
@@ -213,7 +213,7 @@ def _random_segments(
     own: np.ndarray,
     wanted: np.ndarray,
 ) -> np.ndarray:
-    """Returns int64 [n, 2]: token ranges of at least `wanted` tokens from other documents."""
+    """Draws ranges of at least `wanted` tokens in other documents: int64 [n, 2]."""
     last = len(documents) - 2
     other = stateless_random.integers(keys, _OTHER, 0, last)
     for attempt in range(1, _TRIES):
@@ -228,12 +228,11 @@ def _random_segments(
 
 
 def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray) -> None:
-    """Cuts pairs, in place, to `room` tokens together.
+    """Truncates pairs, in place, to a total of `room` tokens.
 
-    The original cuts one token at a time from the longer segment (from the second where
-    both are equal), from its front or its back with equal probability. Which segment
-    is cut how often follows from the lengths alone, and the cuts at the front are a number
-    of coins showing heads.
+    The original removes one token at a time from the longer segment (the second if both have
+    equal length), from its front or back with equal probability. The number of tokens removed from
+    each segment depends only on the lengths, and the number removed from the front is binomial.
     """
     first_kept, second_kept = kept_lengths(
         first[:, 1] - first[:, 0], second[:, 1] - second[:, 0], room
@@ -247,6 +246,6 @@ def _truncate(first: np.ndarray, second: np.ndarray, room: int, keys: np.ndarray
 
 
 def kept_lengths(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lengths left when the longer (the second if equal) is cut until both fit."""
+    """Returns the lengths after truncating the longer (the second if equal) until both fit."""
     kept = np.minimum(first, np.maximum((room + 1) // 2, room - second))
     return kept, np.minimum(second, room - kept)

@@ -1,4 +1,4 @@
-"""What the forms of examples share: their interface, and reading sentences of a store."""
+"""The interface of example classes, and helpers that they share."""
 
 from typing import NotRequired, Protocol, TypedDict
 
@@ -8,18 +8,18 @@ from lmjax.errors import ConfigError
 
 
 class Row(TypedDict):
-    """One example of clean text, and so the arrays of a batch, which have an axis in front.
+    """One uncorrupted example; batches have the same arrays with a leading batch axis.
 
-    An objective's `corrupt` adds arrays of its own.
+    An objective's `corrupt` adds further arrays.
 
     Attributes:
-      tokens: int32 [length], ids.
-      token_types: int32 [length]: 0 or 1, BERT's A or B; 2 for XLNet's [CLS].
-      segment_ids: int32 [length]: the number of the document in a packed row, from 1 on; 0 is
-        padding. Attention stays within a number.
+      tokens: int32 [length], token ids.
+      token_types: int32 [length], 0 or 1 for BERT's A or B, 2 for XLNet's [CLS].
+      segment_ids: int32 [length], number of the document in a packed row, from 1; 0 is padding.
+        Tokens attend only to tokens with the same number.
       positions: int32 [length], rows of the position table.
-      label: int32 []: whether the second text follows the first (0), or does not (1).
-      direction: int32 []: 1, or -1 where the text is reversed (XLNet's bi_data).
+      label: int32 [], 0 if the second text follows the first, otherwise 1.
+      direction: int32 [], 1, or -1 if the text is reversed (XLNet's bi_data).
     """
 
     tokens: np.ndarray
@@ -31,7 +31,7 @@ class Row(TypedDict):
 
 
 class Store(Protocol):
-    """The part of a token store that examples read; it holds no special token."""
+    """The part of a token store that examples read; it contains no special tokens."""
 
     @property
     def tokens(self) -> np.ndarray:
@@ -51,7 +51,7 @@ class Store(Protocol):
 
 
 class Specials(Protocol):
-    """The part of a vocabulary that examples read: ids of the special tokens."""
+    """The part of a vocabulary that examples read: the ids of special tokens."""
 
     @property
     def pad(self) -> int: ...
@@ -66,9 +66,9 @@ class Specials(Protocol):
 class Source(Protocol):
     """Random access to rows. Row i is a pure function of (store, settings, seed, i).
 
-    `len(source)` rows make an epoch; row i >= len(source) belongs to the epoch
-    i // len(source), for which a source may have drawn anew. `ordered` says that rows
-    i, i + batch, i + 2 * batch, ... continue one another, so that they must not be shuffled.
+    `len(source)` rows form an epoch. Row i >= len(source) belongs to epoch i // len(source), for
+    which a source may make new draws. `ordered` means that rows i, i + batch, i + 2 * batch, ...
+    are contiguous text, so rows must not be shuffled.
     """
 
     ordered: bool
@@ -78,9 +78,9 @@ class Source(Protocol):
 
 
 class Examples(Protocol):
-    """A form of examples: a frozen dataclass of settings that makes a source.
+    """An example class: a frozen dataclass of settings that creates a source.
 
-    Where its rows have other segments than 0, it says how many as `segment_types`.
+    If its rows have token types other than 0, `segment_types` is their number.
     """
 
     length: int
@@ -88,16 +88,16 @@ class Examples(Protocol):
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
     ) -> Source:
-        """Makes the source; `rows` is the number of rows of a global batch."""
+        """Returns the source; `rows` is the number of rows of a global batch."""
 
 
 def sentences(store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sentences and documents of a store, the empty ones left out.
+    """Returns the nonempty sentences and documents of a store.
 
     Returns:
       bounds: int64 [sentences + 1]; sentence s is tokens[bounds[s]:bounds[s + 1]].
-      documents: int64 [documents + 1]; document d is the sentences documents[d] up to
-        documents[d + 1].
+      documents: int64 [documents + 1]; document d consists of the sentences documents[d] to
+        documents[d + 1] - 1.
     """
     bounds = np.unique(store.sentence_offsets)
     documents = np.searchsorted(bounds, np.unique(store.document_token_offsets))
@@ -107,7 +107,7 @@ def sentences(store: Store) -> tuple[np.ndarray, np.ndarray]:
 def chunk_ends(
     bounds: np.ndarray, first: np.ndarray, target: np.ndarray | int, limit: np.ndarray
 ) -> np.ndarray:
-    """Returns where chunks end that take sentences until they hold `target` tokens.
+    """Returns the ends of chunks that collect sentences until they have `target` tokens.
 
     Args:
       bounds: int64 [sentences + 1] into tokens.
@@ -122,7 +122,7 @@ def chunk_ends(
 
 
 def check_rows(have: int, rows: int, split: str) -> None:
-    """Raises a ConfigError unless the split gives one batch."""
+    """Raises ConfigError unless the split has enough rows for one batch."""
     if have < rows:
         field = "validation_corpus" if split == "validation" else "corpus"
         raise ConfigError(
@@ -133,7 +133,7 @@ def check_rows(have: int, rows: int, split: str) -> None:
 
 
 def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Specials) -> Row:
-    """Lays out [CLS] first [SEP] second [SEP] padding; without second, [CLS] first [SEP].
+    """Builds [CLS] first [SEP] second [SEP] padding, or [CLS] first [SEP] padding.
 
     Args:
       first: [n] token ids.

@@ -1,4 +1,4 @@
-"""What rows look like, without a corpus."""
+"""Rows with the right shapes, without a corpus."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ _SENTENCE, _DOCUMENTS, _ROWS = 8, 8, 2
 
 @dataclasses.dataclass(frozen=True)
 class _Blank:
-    """A store of documents that are all one token."""
+    """A store whose documents repeat a single token."""
 
     tokens: np.ndarray
     sentence_offsets: np.ndarray
@@ -20,7 +20,7 @@ class _Blank:
 
 
 def stand_in_row(examples: Examples, vocabulary: Specials) -> Row:
-    """A row of `examples` with the names, shapes and dtypes of a real one, and no meaning."""
+    """Returns a dummy row of `examples` with the names, shapes and dtypes of real rows."""
     sentences = _DOCUMENTS * (examples.length // _SENTENCE + 2)
     ends = np.arange(sentences + 1) * _SENTENCE
     documents = np.linspace(0, sentences, _DOCUMENTS + 1).astype(np.int64)

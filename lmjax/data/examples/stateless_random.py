@@ -1,9 +1,9 @@
-"""Random numbers that depend on what they are drawn for, not on when.
+"""Stateless random numbers that depend on their purpose, not on the order of draws.
 
-A key is a 64-bit hash of (seed, split, duplicate, document, ...); the n-th number of a
-key is a hash of the key and n. Thousands of documents are thereby drawn for at once,
-in any order, with the result of drawing for each alone. The hash is SplitMix64
-(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+A key is a 64-bit hash of (seed, split, duplicate, document, ...), and the n-th number of a key is
+a hash of the key and n. Drawing for thousands of documents at once, in any order, gives the same
+result as drawing for each alone. The hash is SplitMix64 (Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators").
 """
 
 import zlib
@@ -21,29 +21,29 @@ def root(seed: int, split: str) -> np.ndarray:
 
 
 def generator(seed: int, split: str, *parts: int) -> np.random.Generator:
-    """Returns numpy's generator for (seed, split, parts): for one thing, not for many."""
+    """Returns a NumPy generator for (seed, split, parts), for use where speed does not matter."""
     return np.random.default_rng([seed, zlib.crc32(split.encode()), *parts])
 
 
 def fold_in(keys: np.ndarray, data: np.ndarray | int) -> np.ndarray:
-    """Returns new keys, uint64 [n], from keys, uint64 [n] or [1], and data, >= 0, [n] or int."""
+    """Returns new keys, uint64 [n]. keys: uint64 [n] or [1]; data: >= 0, [n] or int."""
     return _mix(_mix(keys) + (np.atleast_1d(data).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def uniform(keys: np.ndarray, number: int) -> np.ndarray:
-    """Returns the draw `number` of each key: float64 [n] in [0, 1)."""
+    """Returns draw `number` of each key: float64 [n] in [0, 1)."""
     return (fold_in(keys, number) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def integers(
     keys: np.ndarray, number: int, low: np.ndarray | int, high: np.ndarray | int
 ) -> np.ndarray:
-    """Returns int64 [n], uniform in [low, high], both ends included as in `random.randint`."""
+    """Returns int64 [n], uniform in [low, high], including both ends as in `random.randint`."""
     return low + (uniform(keys, number) * (np.asarray(high) - low + 1)).astype(np.int64)
 
 
 def heads(keys: np.ndarray, number: int, flips: np.ndarray) -> np.ndarray:
-    """Returns int64 [n]: how many of `flips` [n] fair coins show heads."""
+    """Returns the number of heads in `flips` [n] fair coin flips: int64 [n]."""
     result = np.zeros(len(flips), np.int64)
     todo = np.flatnonzero(flips > 0)
     keys, left, word = fold_in(keys, number)[todo], flips[todo], 0

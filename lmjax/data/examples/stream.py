@@ -1,7 +1,7 @@
-"""Contiguous streams of segment pairs, with memory from step to step, as in XLNet.
+"""Contiguous streams of segment pairs, for memory across steps, as in XLNet.
 
-The algorithm is that of zihangdai/xlnet, data_utils.py (`create_tfrecords` and
-`_split_a_and_b`), without the masking; there, documents were shuffled by the file.
+The algorithm follows zihangdai/xlnet, data_utils.py (`create_tfrecords` and `_split_a_and_b`),
+without the masking. The original shuffles documents per file.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from lmjax.errors import ConfigError
 class SegmentStream:
     """`reuse_length` tokens of running text, then A [SEP] B [SEP] [CLS] (Yang et al. 2019, 2.5).
 
-    The documents, an `eod` after each, are one stream, cut into as many contiguous
-    texts as a batch has rows; row r of step i starts i * reuse_length tokens into its
-    text, so that memories of the running text carry over from step to step. A begins
-    right after the running text and ends at a sentence's end; B follows A or, with
-    probability 0.5 (or where A's range has no sentence's end), is a random place of the
-    same text. Every epoch draws a new order of documents.
+    The documents, each followed by `eod`, form one stream, which is split into as many contiguous
+    texts as a batch has rows. Row r of step i starts i * reuse_length tokens into its text, so
+    memory of the running text carries over from step to step. A begins right after the running
+    text and ends at the end of a sentence. B follows A or, with probability 0.5 (or if no sentence
+    ends in A's range), comes from a random place in the same text. Every epoch draws a new order
+    of documents.
 
     Attributes:
-      length: tokens of a row; no row has padding.
-      reuse_length: tokens of running text, and the step from row to row.
-      bidirectional: the second half of the batch is the first half's text reversed.
+      length: tokens per row; rows have no padding.
+      reuse_length: tokens of running text, and the offset between consecutive rows.
+      bidirectional: whether the second half of the batch is the reversed text of the first half.
     """
 
     segment_types: ClassVar[int] = 3
@@ -45,28 +45,28 @@ class SegmentStream:
         check_ranges(self)
         if self.reuse_length >= self.length:
             raise ConfigError(
-                f"reuse_length: {self.reuse_length} is not below length {self.length}; "
+                f"reuse_length: {self.reuse_length} is not less than length {self.length}; "
                 f"length // 2 is usual"
             )
         if self.length - self.reuse_length < 5:
             raise ConfigError(
                 f"reuse_length: {self.reuse_length} leaves no room in {self.length} for "
-                f"A [SEP] B [SEP] [CLS]; give at most length - 5"
+                f"A [SEP] B [SEP] [CLS]; use at most length - 5"
             )
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
     ) -> "StreamSource":
-        """Makes the source; see `lmjax.data.examples.source.Examples`.
+        """Returns the source; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus does not fill one batch, or `rows` is odd where rows
-            come in pairs.
+          ConfigError: the corpus does not fill one batch, or `rows` is odd although rows come in
+            pairs.
         """
         if self.bidirectional and rows % 2:
             raise ConfigError(
-                f"config.training.batch_size: {rows} is odd, and bidirectional streams come in "
-                f"pairs of rows; give an even batch_size"
+                f"config.training.batch_size: {rows} is odd, but bidirectional streams need "
+                f"pairs of rows; use an even batch_size"
             )
         source = StreamSource(self, store, vocabulary, seed, split, rows)
         check_rows(len(source), rows, split)
@@ -76,8 +76,7 @@ class SegmentStream:
 @dataclasses.dataclass(frozen=True)
 class _Epoch:
     stream: Concatenation
-    # For every row of the batch, where its text has sentence ends: int64, sorted, inside
-    # (0, size).
+    # Sentence ends in the text of each row of the batch: int64, sorted, in (0, size).
     cuts: list[np.ndarray]
 
 
@@ -103,7 +102,7 @@ class StreamSource:
         self._texts = rows // 2 if form.bidirectional else rows
         self._size = stream_length(store) // self._texts
         self._steps = max(0, (self._size - form.length) // form.reuse_length + 1)
-        # Prefetching threads read across the end of an epoch: two of them are kept.
+        # Two epochs are cached, since prefetching threads read across the end of an epoch.
         self._epoch = functools.lru_cache(maxsize=2)(self._lay_out)
 
     def __len__(self) -> int:
@@ -118,7 +117,7 @@ class StreamSource:
         room = form.length - form.reuse_length - 3
         rng = stateless_random.generator(self._seed, self._split, epoch, step, row)
         (_, a_stop), (b, b_stop) = split_a_and_b(laid.cuts[row], self._size, split, room, rng)
-        # The running text and A are neighbours: one read for both.
+        # The running text and A are adjacent, so one read covers both.
         before = self._read(laid.stream, row, start, a_stop)
         after = self._read(laid.stream, row, b, b_stop)
         sep, cls = self._vocabulary.sep, self._vocabulary.cls
@@ -165,10 +164,10 @@ class StreamSource:
 def split_a_and_b(
     cuts: np.ndarray, size: int, begin: int, room: int, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Draws A, which begins at `begin`, and B, together of exactly `room` tokens.
+    """Draws A, which starts at `begin`, and B, with exactly `room` tokens in total.
 
     Args:
-      cuts: int64, sorted, sentence ends inside (0, size).
+      cuts: int64, sorted, sentence ends in (0, size).
       size: length of the text; begin + room < size.
       room: at least 2.
 
@@ -183,14 +182,14 @@ def split_a_and_b(
         least = max(1, room - (a_stop - begin))
         b = int(rng.integers(0, size - least))
         b_stop = b + least
-        # Grow to whole sentences; the original keeps off the last token, where its target
-        # would be missing.
+        # Extend to whole sentences. The original avoids the last token, which has no next token
+        # as its target.
         before = int(np.searchsorted(cuts, b, side="right"))
         after = int(np.searchsorted(cuts, b_stop))
         b = int(cuts[before - 1]) if before else 0
         b_stop = min(int(cuts[after]) if after < len(cuts) else size, size - 1)
     else:
         b, b_stop = a_stop, end
-    # Too much is cut from the right only, of the longer, of B where both are equal.
+    # Excess tokens are removed only from the right, from the longer (B if equal).
     a_kept, b_kept = kept_lengths(np.asarray(a_stop - begin), np.asarray(b_stop - b), room)
     return (begin, begin + int(a_kept)), (b, b + int(b_kept))

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from lmjax.data import sentences
 from lmjax.data.cache import cache_directory, prepared
 from lmjax.data.corpora import Corpus, check_corpus, open_corpus
 from lmjax.data.tokenizer_training import TRAINING_VERSION, train_tokenizer
@@ -26,6 +26,11 @@ _VERSION = 2  # version of the file format and of the text that tokenizers read
 _MANIFEST = "manifest.json"
 _ARRAYS = ("tokens", "sentence_offsets", "document_offsets", "counts")
 _DOCUMENTS_A_CHUNK = 512
+# After a line, or after . ! or ? (and closing quotes or brackets) followed by white space and a
+# possible start of a sentence. Abbreviations are split too, which does no harm to segment pairs.
+_BOUNDARY = re.compile(r"(?=\n)|(?<=[.!?])[\"')\]]*(?=[ \t]+[\"'(\[]?[A-Z0-9])")
+
+_SENTENCES_VERSION = 1  # version of the rule, on which stored token ids depend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +203,7 @@ def _not_empty(texts: Iterable[str], corpus: Corpus) -> Iterator[str]:
 
 
 def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str) -> TokenStore:
-    fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, sentences.VERSION, _VERSION)
+    fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, _SENTENCES_VERSION, _VERSION)
     directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
     store = prepared(
         directory,
@@ -250,7 +255,7 @@ def _write_arrays(
         for name in ("sentence_offsets", "document_offsets"):
             files[name].write(np.zeros(1, np.int64).tobytes())
         for document in _chunks(track(corpus.documents(), what, corpus.size)):
-            split = [sentences.split_sentences(text) for text in document]
+            split = [split_sentences(text) for text in document]
             ids = tokenizer.encode_batch([s for part in split for s in part])
             size += sum(len(text.encode()) for text in document)
             words += sum(len(text.split()) for text in document)
@@ -299,3 +304,20 @@ def _sync(file: Any) -> None:
 
 def _hash(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+
+
+def split_sentences(document: str) -> list[str]:
+    """Returns the sentences of a document, in order.
+
+    White space between two sentences belongs to the second. Joining the sentences gives the
+    stripped document, so a byte-level tokenizer loses nothing.
+    """
+    document = document.strip()
+    sentences, begin = [], 0
+    for boundary in _BOUNDARY.finditer(document):
+        if document[begin : boundary.end()].strip():
+            sentences.append(document[begin : boundary.end()])
+            begin = boundary.end()
+    if document[begin:]:
+        sentences.append(document[begin:])
+    return sentences

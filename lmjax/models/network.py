@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.published import Published
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.nn.masks import Mask
 
 ScoringMethod = Literal["causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator"]

@@ -15,8 +15,8 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.models.family import ModelConfig
 from lmjax.models.network import Network, TextInputs
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.nn.masks import Mask
 
 # Arrays [batch, ...] by name: those of `lmjax.data.examples.source.Row` and those `corrupt` adds.

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.electra import ElectraWithLM
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import (
     Batch,
     Scored,

@@ -12,8 +12,8 @@ from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig
 from lmjax.models.family import ModelConfig
 from lmjax.models.network import Network
-from lmjax.nn.cross_entropy import cross_entropy
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import cross_entropy
 from lmjax.nn.masks import same_document
 from lmjax.objectives.base import (
     Batch,

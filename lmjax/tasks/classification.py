@@ -17,8 +17,8 @@ from lmjax.errors import ConfigError
 from lmjax.models import heads
 from lmjax.models.heads import in_unit
 from lmjax.models.network import Network
-from lmjax.nn.cross_entropy import cross_entropy, score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import cross_entropy, score_targets
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number

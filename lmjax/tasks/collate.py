@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lmjax.data import batching
-from lmjax.data.position import Position
+from lmjax.data.loader import Position
 from lmjax.tasks.base import Example, Task
 
 _SHORTEST = 16  # tokens; shorter batches would be programs of their own for little

@@ -16,8 +16,8 @@ from lmjax.errors import ConfigError
 from lmjax.extras import installed
 from lmjax.models import heads
 from lmjax.models.network import Network
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, number
 from lmjax.tasks.input_format import InputFormat

@@ -17,8 +17,8 @@ from lmjax.extras import installed
 from lmjax.generation.api import generate
 from lmjax.generation.settings import GenerationConfig
 from lmjax.models import heads
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task
 from lmjax.tasks.baselines import words_of_code

@@ -15,8 +15,8 @@ from lmjax.data import batching, docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
-from lmjax.nn.cross_entropy import score_targets
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import Batch, Scored, apply, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.metrics import normalise_answer

@@ -14,7 +14,7 @@ import optax
 
 from lmjax.configuration import build, resolve_type
 from lmjax.convert.runs import own_parameters
-from lmjax.data.position import Position
+from lmjax.data.loader import Position
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
 from lmjax.nn.dropout import Seeds

@@ -16,7 +16,7 @@ from lmjax.data import docstrings
 from lmjax.data.rows import BadRowError, Notes, Row, column
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.models import heads
-from lmjax.nn.cross_entropy import score_targets
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import Batch, Scored, weighted_sum
 from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count
 from lmjax.tasks.input_format import spans, widest_windows

@@ -14,7 +14,7 @@ import pytest
 from lmjax.data import corpora, pydocs
 from lmjax.data.corpora import check_corpus, open_corpus
 from lmjax.data.rows import Notes, RowsConfig, read_split
-from lmjax.data.sentences import split_sentences
+from lmjax.data.store import split_sentences
 from lmjax.errors import ConfigError
 
 DOCUMENTS = [f"Title {i}\nThe {i}th document, häuslich.\nIt ends." for i in range(400)]

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from lmjax.data import store as stores
-from lmjax.data.sentences import split_sentences
-from lmjax.data.store import DataConfig, TokenStore, prepare
+from lmjax.data.store import DataConfig, TokenStore, prepare, split_sentences
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.nn.cross_entropy import score_targets
+from lmjax.nn.layers import score_targets
 from lmjax.objectives.base import apply
 from lmjax.objectives.causal import CausalLM
 from tests import tiny

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import ConfigError
-from lmjax.nn.cross_entropy import cross_entropy
+from lmjax.nn.layers import cross_entropy
 from lmjax.nn.masks import causal, same_document
 from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.masked import MaskedLM

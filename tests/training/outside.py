@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.nn.cross_entropy import cross_entropy
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import cross_entropy
 from lmjax.objectives.base import Batch, Scored, apply
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.training.evaluators import Evaluator

@@ -10,13 +10,13 @@ import numpy as np
 
 from lmjax.configuration import Interval, Probability, check_ranges
 from lmjax.data.examples import stateless_random
+from lmjax.data.examples.pairs import pair_row
 from lmjax.data.examples.source import (
     Row,
     Specials,
     Store,
     check_rows,
     chunk_ends,
-    pair_row,
     sentences,
 )
 

@@ -130,35 +130,3 @@ def check_rows(have: int, rows: int, split: str) -> None:
             f" config.data.examples.length, fewer than a batch of {rows}; give a batch_size of at"
             f" most {max(have, 1)}, or more text as config.data.{field}"
         )
-
-
-def pair_row(first: np.ndarray, second: np.ndarray, length: int, vocabulary: Specials) -> Row:
-    """Builds [CLS] first [SEP] second [SEP] padding, or [CLS] first [SEP] padding.
-
-    Args:
-      first: [n] token ids.
-      second: [m] token ids, m may be 0.
-
-    Returns:
-      tokens, token_types, segment_ids, positions: int32 [length].
-    """
-    tokens = np.full(length, vocabulary.pad, np.int32)
-    token_types = np.zeros(length, np.int32)
-    segment_ids = np.zeros(length, np.int32)
-    end = len(first) + 2
-    tokens[0] = vocabulary.cls
-    tokens[1 : end - 1] = first
-    tokens[end - 1] = vocabulary.sep
-    if len(second):
-        start, end = end, end + len(second) + 1
-        tokens[start : end - 1] = second
-        tokens[end - 1] = vocabulary.sep
-        token_types[start:end] = 1
-    segment_ids[:end] = 1
-    positions = np.arange(length, dtype=np.int32)
-    return {
-        "tokens": tokens,
-        "token_types": token_types,
-        "segment_ids": segment_ids,
-        "positions": positions,
-    }

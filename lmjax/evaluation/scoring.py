@@ -11,7 +11,7 @@ stream under the factorisation order 1, 2, 3, ...
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.models.network import Network, Scores, ScoringMethod
 from lmjax.objectives.base import apply
@@ -135,9 +136,9 @@ def passage_scores(
         for p in passages
     ]
     all_positions = not one_by_one and method != "discriminator"
-    batches = _batches(listed, model.pad_id, model.config.vocab_size if all_positions else 1)
-    for make in track(batches, f"scoring by {method}", len(batches)):
-        chosen, arrays = make()
+    batches = _batches(listed, model.config.vocab_size if all_positions else 1)
+    for chosen, size in track(batches, f"scoring by {method}", len(batches)):
+        arrays = _arrays(chosen, size, model.pad_id)
         logs, greedy = jax.device_get(_read(network, method, mask, params, *arrays))
         for row, values, best in zip(chosen, logs, greedy, strict=False):
             passage, scores = passages[row.text], found[row.text]
@@ -199,47 +200,30 @@ def _rows(
         yield _Row(text, tokens, at + len(begins), until + len(begins))
 
 
-def _batches(
-    rows: Sequence[_Row], pad: int, logits_a_token: int
-) -> list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]]:
-    """Makes batches of rows of like length, filled up with the first one.
+def _batches(rows: Sequence[_Row], logits_per_token: int) -> list[tuple[list[_Row], int]]:
+    """Batches of rows of similar length that fit into memory, each with its number of rows."""
 
-    Args:
-      logits_a_token: of what is read, how many there are.
+    def fitting(longest: int) -> int:
+        length = batching.multiple_of(_MULTIPLE, longest)
+        return min(_MOST_TOKENS // length, _MOST_LOGITS // (length * logits_per_token))
 
-    Returns:
-      A function for each batch: its rows, and tokens, real, positions, untils.
-    """
-    order = sorted(rows, key=lambda row: len(row.tokens))
-    made: list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]] = []
-    start = 0
-    while start < len(order):
-        length, size = 0, _BATCH
-        # The longest row says how many fit, and how many fit says which is the longest.
-        while length != (length := _rounded(order[start : start + size][-1])):
-            most = min(_MOST_TOKENS // length, _MOST_LOGITS // (length * logits_a_token))
-            size = max(1, min(size, most))
-        made.append(functools.partial(_batch, order[start : start + size], size, length, pad))
-        start += size
-    return made
+    lengths = [len(row.tokens) for row in rows]
+    return [
+        ([rows[i] for i in chosen], size)
+        for chosen, size in batching.by_length(lengths, _BATCH, fitting)
+    ]
 
 
-def _rounded(row: _Row) -> int:
-    return -(-len(row.tokens) // _MULTIPLE) * _MULTIPLE
-
-
-def _batch(
-    chosen: list[_Row], size: int, length: int, pad: int
-) -> tuple[list[_Row], tuple[jax.Array, ...]]:
-    tokens = np.full((size, length), pad, np.int32)
-    real = np.zeros((size, length), bool)
-    positions, untils = np.zeros((2, size), np.int32)
-    for i in range(size):
-        row = chosen[i] if i < len(chosen) else chosen[0]
-        tokens[i, : len(row.tokens)] = row.tokens
-        real[i, : len(row.tokens)] = True
-        positions[i], untils[i] = row.position, row.until
-    return chosen, tuple(jnp.asarray(x) for x in (tokens, real, positions, untils))
+def _arrays(rows: Sequence[_Row], size: int, pad: int) -> tuple[np.ndarray, ...]:
+    """Tokens and real [size, length], positions and untils [size] of a batch."""
+    lengths = [len(row.tokens) for row in rows]
+    length = batching.multiple_of(_MULTIPLE, max(lengths))
+    hidden = [np.array([row.position, row.until], np.int32) for row in rows]
+    return (
+        batching.stack([row.tokens for row in rows], length, pad, rows=size),
+        batching.real(lengths, length, rows=size),
+        *batching.stack(hidden, rows=size).T,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

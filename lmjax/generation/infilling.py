@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.logits import Filters
 from lmjax.generation.outputs import Generated
-from lmjax.generation.prompts import Prompt, bucket
+from lmjax.generation.prompts import SMALLEST, Prompt
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
 
@@ -55,9 +56,9 @@ def infill(
             f"max_new_tokens: a text of {longest} tokens is longer than the {room} rows of the"
             " position table; ask for fewer, or cut the prompt"
         )
-    length = min(bucket(longest), room)
+    length = min(batching.power_of_two(longest, SMALLEST), room)
     most = max(1, _MOST_LOGITS // (length * model.config.vocab_size))
-    count = min(bucket(len(rows), 1), most)
+    count = min(batching.power_of_two(len(rows)), most)
     texts: list[Generated] = []
     for start in range(0, len(rows), count):
         keys = [prompt.key for prompt in prompts[start : start + count]]
@@ -77,11 +78,8 @@ def _infill_rows(
     tokenizer, network = model.tokenizer, model.network
     assert tokenizer is not None
     mask = model.role_id("mask")
-    tokens = np.full((count, length), model.pad_id, np.int32)
-    real = np.zeros((count, length), bool)
-    real[:, 0] = True
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
+    tokens = batching.stack(rows, length, model.pad_id, rows=count)
+    real = batching.real([len(ids) for ids in rows], length, rows=count)
     filled, log_probs = _fill(
         network,
         model.params,

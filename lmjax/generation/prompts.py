@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
@@ -50,11 +51,6 @@ class LeftPadded:
     keys: jax.Array
     width: int
     count: int
-
-
-def bucket(count: int, smallest: int = SMALLEST) -> int:
-    """The power of two, at least `smallest`, that holds `count`."""
-    return max(smallest, 1 << (count - 1).bit_length())
 
 
 def end_of_text(model: Pretrained, config: GenerationConfig) -> int:
@@ -126,21 +122,24 @@ def check_room(model: Pretrained, prompts: Sequence[Prompt], config: GenerationC
         )
 
 
-def left_padded(prompts: Sequence[Prompt], new_tokens: int, rows_to: int = 1) -> LeftPadded:
-    """The arrays of prompts; rows, prompt length and new tokens are filled up to powers of two.
+def left_padded(prompts: Sequence[Prompt], new_tokens: int) -> LeftPadded:
+    """Stacks prompts; rows, prompt length and new tokens are rounded up to powers of two.
 
     Args:
-      new_tokens: how many there may be.
-      rows_to: rows at least.
+      new_tokens: the most that may follow a prompt.
     """
-    width = bucket(max(len(prompt.ids) for prompt in prompts))
-    rows = bucket(len(prompts), rows_to)
-    tokens = np.zeros((rows, width + bucket(new_tokens)), np.int32)
-    real = np.zeros(tokens.shape, bool)
-    real[:, width - 1 :] = True  # a row that is no prompt reads one token of 0
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt.ids) : width] = prompt.ids
-        real[row, width - len(prompt.ids) :] = True
+    lengths = [len(prompt.ids) for prompt in prompts]
+    width = batching.power_of_two(max(lengths), SMALLEST)
+    slots = width + batching.power_of_two(new_tokens, SMALLEST)
+    rows = batching.power_of_two(len(prompts))
+    tokens = batching.stack([prompt.ids for prompt in prompts], width, rows=rows, left=True)
+    real = batching.real(lengths, width, rows=rows, left=True)
     keys = [prompt.key for prompt in prompts]
     keys += [keys[0]] * (rows - len(keys))
-    return LeftPadded(tokens, real, jax.numpy.stack(keys), width, len(prompts))
+    return LeftPadded(
+        tokens=batching.pad(tokens, slots, 0),
+        real=batching.pad(real, slots, True),
+        keys=jax.numpy.stack(keys),
+        width=width,
+        count=len(prompts),
+    )

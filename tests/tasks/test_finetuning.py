@@ -382,7 +382,7 @@ NETWORK = [
     ("model.trunk.layers", 2, "the checkpoint has no 'encoder/stack/blocks/layer_1/"),
     ("model.trunk.hidden_size", 10**6, "makes 'encoder/.*' float32"),
     ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
-    ("task", "no_such_task", "the network is one of another task"),
+    ("task", "no_such_task", "the network belongs to another task"),
     ("task", "token_classification", "'token_classification' has TokenHead, not SequenceHead"),
     ("task", "language_model", "network.json.*Bert was not built to continue texts"),
     ("head", "x", "network.json.head: expected a block"),
@@ -447,8 +447,8 @@ def test_a_run_of_an_earlier_version_opens(
         ("task", {}, "task.json: task.type: missing"),
         ("task.type", "os.path", "task.json: task.type: 'os.path' is not of lmjax"),
         ("task.type", "lmjax.models.gpt.GptConfig", "is no lmjax.tasks.base.Task"),
-        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network is one of"),
-        ("task.labels", ["no", "yes", "maybe"], "the network is one of another task"),
+        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network belongs to"),
+        ("task.labels", ["no", "yes", "maybe"], "the network belongs to another task"),
         ("task.head_dropout", math.nan, "task.head_dropout: must be a finite number"),
         ("task.length", 10**9, "task.length: must lie in"),
         ("data", None, "task.json: data: expected a block"),
@@ -564,9 +564,9 @@ def test_test_sets_are_named_in_a_block_or_a_line(tmp_path: pathlib.Path) -> Non
     for spec in (str(path), "./lang=de/x.jsonl", "data/lang=de/x.jsonl"):
         assert named(spec) == {"test": spec}
     for spec, message in (
-        ("a=b.jsonl,a=c.jsonl", "two test sets of one name"),
-        ({"train": "b.jsonl"}, "'train' cannot name a test set"),
-        ({"a/b": "b.jsonl"}, "'a/b' cannot name a test set"),
+        ("a=b.jsonl,a=c.jsonl", "uses one name for two test sets"),
+        ({"train": "b.jsonl"}, "'train' is not a valid name of a test set"),
+        ({"a/b": "b.jsonl"}, "'a/b' is not a valid name of a test set"),
         ({"a": ""}, "config.data.test.a: expected a path, got ''"),
         (7, "config.data.test: expected a path or a block of paths, got 7"),
     ):

@@ -181,5 +181,5 @@ def test_a_run_learns_which_span_is_which_and_opens_again(tmp_path: pathlib.Path
     transformers = pytest.importorskip("transformers", reason="opens the encoder")
     model = transformers.AutoModel.from_pretrained(tmp_path / "run" / "model")
     assert model.config.vocab_size == prepared.start.tokenizer.size
-    with pytest.raises(ConfigError, match="a model of no task, not of Relations"):
+    with pytest.raises(ConfigError, match="a model for no task, not for Relations"):
         open_run(tmp_path / "run" / "model", Relations, "--relations")

@@ -79,7 +79,7 @@ def test_a_run_learns_and_leaves_what_there_is_to_know(
     assert values["baselines"][f"majority ({majority})"]["accuracy"] == pytest.approx(share)
     report = (place / "report.md").read_text()
     assert "| no |" in report
-    assert "The surest mistakes" in report
+    assert "The most confident of" in report
 
 
 def test_the_saved_model_says_the_same(whole: tuple[ConfigDict, pathlib.Path, Any]) -> None:

@@ -112,7 +112,7 @@ def test_shots_are_drawn_by_seed_and_row_and_never_the_row_itself(files: dict[st
     made["template"]["shots"] = 12
     with pytest.raises(
         ConfigError,
-        match=r"config\.template\.shots: 12, but config.data.train has only 11 other rows",
+        match=r"shots: 12, but config\.data\.train has only 11",
     ):
         draw_shots(read_questions(made), 0)
 

@@ -177,9 +177,7 @@ def test_batches_are_as_large_as_memory_allows() -> None:
 
 def test_what_cannot_be_scored_is_refused() -> None:
     model = random_model(MODELS["gpt"])
-    with pytest.raises(
-        ConfigError, match="method: Gpt does not support 'pseudo'; use one of causal"
-    ):
+    with pytest.raises(ConfigError, match=r"method: Gpt does not support 'pseudo'; .* causal"):
         token_scores(model, TEXTS, "pseudo")
     with pytest.raises(ConfigError, match="a text of 31 tokens does not fit the 16 rows"):
         token_scores(model, ["w6 " * 30])

@@ -1,4 +1,4 @@
-"""The results of an ablation's cells, read for its report."""
+"""Results of an ablation's cells."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from lmjax.lab.statistics import Difference, Interval, interval, paired
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """An ablation's description, and the results of the cells that are done.
+    """An ablation's description, and the results of its finished cells.
 
     Attributes:
       described: see `lmjax.lab.plan.Ablation.described`.
@@ -41,7 +41,7 @@ class Results:
         return len(self.described["variants"]) * len(self.described["seeds"])
 
     def values(self, variant: str, measure: str) -> dict[int, float]:
-        """Seed -> number, where there is one."""
+        """Returns seed -> value, without seeds that have none."""
         found = {seed: cell["measures"][measure] for seed, cell in self.cells[variant].items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -50,7 +50,7 @@ class Results:
         return interval(values) if values else None
 
     def difference(self, variant: str, measure: str) -> Difference | None:
-        """Of the variant to the base, over the seeds that both have."""
+        """Returns the variant's difference to the base, over the seeds that both have."""
         own, base = self.values(variant, measure), self.values(self.base, measure)
         both = [seed for seed in own if seed in base]
         if not both or variant == self.base:
@@ -74,7 +74,7 @@ _RENAMED = {"says": "description", "better": "direction", "beside": "compare_to"
 
 
 def _renamed(described: dict[str, Any]) -> dict[str, Any]:
-    """The description with the names that its fields have now."""
+    """Renames fields of earlier versions."""
 
     def block(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {_RENAMED.get(name, name): value for name, value in fields.items()}

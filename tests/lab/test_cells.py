@@ -147,7 +147,7 @@ def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
 
 
 def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="--only: 'bert' is none of causal, prefix"):
+    with pytest.raises(ConfigError, match="--only: 'bert' is not one of causal, prefix"):
         run(config, tmp_path / "run", only=["bert"])
     assert not (tmp_path / "run").exists()
 

@@ -270,7 +270,7 @@ def test_a_gpt_without_delimiters_gets_them(
     config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
     config.init = str(tmp_path / "gpt")
     prepared = prepare(config)
-    assert "5 tokens get new rows in the token table, which begin random: [PAD], [UNK], [CLS]" in (
+    assert "5 tokens get new, random rows in the token table: [PAD], [UNK], [CLS]" in (
         capsys.readouterr().err
     )
     task = prepared.task
@@ -378,12 +378,12 @@ NETWORK = [
     ("model.vocab_size", 10**12, "network.json.model.vocab_size: must lie in"),
     ("model.vocab_size", "a", "network.json.model.vocab_size: expected int"),
     ("model.trunk.layers", 10**6, "network.json.model.trunk.layers: must lie in"),
-    ("model.trunk.layers", 900, "network.json: 900 layers, and the checkpoint holds only"),
+    ("model.trunk.layers", 900, "network.json: 900 layers, but the checkpoint has only"),
     ("model.trunk.layers", 2, "the checkpoint has no 'encoder/stack/blocks/layer_1/"),
-    ("model.trunk.hidden_size", 10**6, "makes 'encoder/.*' float32"),
+    ("model.trunk.hidden_size", 10**6, "'encoder/.*' should be float32"),
     ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
     ("task", "no_such_task", "the network belongs to another task"),
-    ("task", "token_classification", "'token_classification' has TokenHead, not SequenceHead"),
+    ("task", "token_classification", "'token_classification' needs TokenHead, not SequenceHead"),
     ("task", "language_model", "network.json.*Bert was not built to continue texts"),
     ("head", "x", "network.json.head: expected a block"),
     ("head.type", "os.path", "network.json.head.type: 'os.path' is not of lmjax"),
@@ -398,7 +398,7 @@ NETWORK = [
     ("head.classes", 3, "network.json.labels: 2 for 3 classes"),
     ("head.dropout", "x", "network.json.head.dropout: expected float"),
     ("head.dropout", 1.0, "network.json.head.dropout: must lie in"),
-    ("classes", 2, "network.json.classes: the block `head` has it"),
+    ("classes", 2, "network.json.classes: is a field of the block"),
     ("adapter_scale", "q", "network.json.adapter_scale: expected float"),
     ("adapter_scale", math.nan, "network.json.adapter_scale: must be a finite number"),
     ("adapter_scale", math.inf, "network.json.adapter_scale: must be a finite number"),

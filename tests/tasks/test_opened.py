@@ -250,7 +250,7 @@ def test_what_has_no_task_says_so(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="a Headed has no task to predict"):
         opened.predict(["bak"])
     (tmp_path / "config.json").write_text(json.dumps({"tasks": {"a": {}, "b": {}}}))
-    with pytest.raises(ConfigError, match=r"a run of several tasks; open one, such as .*a$"):
+    with pytest.raises(ConfigError, match=r"a run of several tasks; open one of them, e\.g\. .*a$"):
         lmjax.load(tmp_path)
 
 

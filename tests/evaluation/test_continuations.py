@@ -79,7 +79,7 @@ def test_a_long_context_loses_its_beginning_and_is_counted() -> None:
 def test_what_cannot_be_scored_is_named() -> None:
     with pytest.raises(ConfigError, match="a continuation has no tokens: ''"):
         continuation_scores(MODEL, [("w6", "")])
-    with pytest.raises(ConfigError, match=r"does not fit .* room for 7 tokens: ' w7 w7"):
+    with pytest.raises(ConfigError, match=r"exceeds the 7 tokens of the position table: ' w7 w7"):
         continuation_scores(MODEL, [("w6", " w7" * 9)])
 
 

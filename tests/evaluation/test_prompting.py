@@ -170,7 +170,7 @@ def test_equal_choices_share_the_answer() -> None:
         ({"prompt": "{text"}, r"template\.prompt: expected '\}'"),
         ({"labels": ()}, r"template\.labels: set either"),
         ({"words": ("a",)}, r"template\.words: 1 for 3 labels"),
-        ({"words": ("a", "a", "b")}, r"template\.words: .* all different"),
+        ({"words": ("a", "a", "b")}, r"template\.words: .* distinct values"),
         ({"shots": -1}, r"template\.shots: must not be negative"),
         ({"shotz": 1}, r"template\.shotz: unknown field of Template; did you mean 'shots'"),
         ({"prompt": "{textt}"}, r"no column 'textt' \(config\.template\.prompt"),

@@ -128,7 +128,7 @@ def test_a_variant_that_another_process_is_at_is_left_to_it(
     with (place / "cells" / "causal" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         run(config, place, say=said.append)
-    assert said == ["causal: another process is at it"]
+    assert said == ["causal: another process is working on it"]
     assert len(results(place)) == 3
     run(config, place, say=said.append)
     assert len(said) == 1

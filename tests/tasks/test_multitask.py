@@ -165,7 +165,7 @@ def test_a_run_learns_all_tasks_and_continues_exactly(
         ("temperature", 0.0, "config.temperature: must be positive"),
         ("init", "", "config.init: empty"),
         ("seeds", 2, "config.seeds: multi-task runs support neither several seeds"),
-        ("tasks.spans.task.freeze", "trunk", "config.tasks.spans.task: multi-task runs train a shared"),
+        ("tasks.spans.task.freeze", "trunk", "config.tasks.spans.task: multi-task runs"),
         ("tasks.spans.task.lenght", 3, "config.tasks.spans.task.lenght: unknown field"),
         ("tasks.spans.data.train", "none.jsonl", "config.tasks.spans.data.train"),
     ],

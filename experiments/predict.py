@@ -221,9 +221,7 @@ def arriving(items: Iterable["Item"]) -> Iterator[list["Item"]]:
 def check_out(path: str, data: str | None) -> None:
     """Raises ConfigError if the output cannot be a file or is one of the inputs."""
     if pathlib.Path(path).is_dir() or not pathlib.Path(path).absolute().parent.is_dir():
-        raise ConfigError(
-            f"--out: '{path}' cannot be a file; give a file in an existing directory"
-        )
+        raise ConfigError(f"--out: '{path}' cannot be a file; give a file in an existing directory")
     for given in glob.glob(os.path.expanduser(data or "")):
         if os.path.exists(path) and os.path.samefile(given, path):
             raise ConfigError(f"--out: '{path}' is read by --data; give another file")

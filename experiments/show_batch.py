@@ -21,9 +21,7 @@ from lmjax.errors import ConfigError
 from lmjax.training.plan import make_plan
 
 BATCH = flags.DEFINE_integer("batch", None, "Index of the training batch, from 0.")
-ROWS = flags.DEFINE_integer(
-    "rows", 8, "Number of rows to show, the rarest texts first.", 1
-)
+ROWS = flags.DEFINE_integer("rows", 8, "Number of rows to show, the rarest texts first.", 1)
 
 
 def main() -> None:

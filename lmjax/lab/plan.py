@@ -62,6 +62,17 @@ class Scaling:
     exponent: Finite
 
 
+# Fields of earlier versions.
+_RENAMED = {"says": "description", "better": "direction", "beside": "compare_to"}
+
+
+def updated_names(fields: Any) -> Any:
+    """Renames the fields of a block that earlier versions called differently."""
+    if not isinstance(fields, Mapping):
+        return fields
+    return {_RENAMED.get(name, name): value for name, value in fields.items()}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
     """Common fields of the configs of ablations and searches.
@@ -74,6 +85,15 @@ class ComparisonConfig:
       budget: the budget of each variant and seed.
       measures: measures by name; see `lmjax.lab.measures`.
     """
+
+    @classmethod
+    def updated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Renames the fields of a stored config that earlier versions called differently."""
+        blocks = {"published": updated_names(values.get("published") or {})}
+        for name in ("variants", "measures"):
+            inner = values.get(name, {})
+            blocks[name] = {key: updated_names(block) for key, block in inner.items()}
+        return {**values, **{name: block for name, block in blocks.items() if name in values}}
 
     name: str
     question: str

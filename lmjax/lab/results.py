@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmjax.lab.plan import updated_names
 from lmjax.lab.statistics import Difference, Interval, interval, paired
 
 
@@ -69,18 +70,11 @@ def read_results(directory: str | pathlib.Path) -> Results:
     return Results(described, cells)
 
 
-# Fields of ablation.json in earlier versions.
-_RENAMED = {"says": "description", "better": "direction", "beside": "compare_to"}
-
-
 def _renamed(described: dict[str, Any]) -> dict[str, Any]:
     """Renames fields of earlier versions."""
-
-    def block(fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {_RENAMED.get(name, name): value for name, value in fields.items()}
-
+    variants = {name: updated_names(block) for name, block in described["variants"].items()}
     return described | {
-        "variants": {name: block(variant) for name, variant in described["variants"].items()},
-        "measures": [block(measure) for measure in described["measures"]],
-        "published": described["published"] and block(described["published"]),
+        "variants": variants,
+        "measures": [updated_names(measure) for measure in described["measures"]],
+        "published": described["published"] and updated_names(described["published"]),
     }

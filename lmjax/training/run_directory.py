@@ -62,7 +62,8 @@ class RunDirectory:
           config: plain values; config.json holds them with the defaults of what they leave out.
           kind: the dataclass that the config becomes. Its MAY_CHANGE names dotted fields, such as
             `training.steps`, or whole blocks of fields, that may differ from those that the run
-            started with. None: plain values without defaults, none of which may differ.
+            started with; its classmethod `updated`, if any, gives a stored config the names that
+            fields have now. None: plain values without defaults, none of which may differ.
 
         Raises:
           ConfigError: the directory belongs to another config, or cannot be written to.
@@ -177,6 +178,8 @@ class RunDirectory:
         old, new, missing = started_with, self._config, "(absent)"
         may_change: tuple[str, ...] = ()
         if self._kind is not None:
+            if hasattr(self._kind, "updated"):
+                started_with = self._kind.updated(started_with)
             # What was stored need not state every field.
             old, new = (
                 json.loads(json.dumps(comparable(self._kind, values, self._stated)))

@@ -88,7 +88,7 @@ def show_scores(
     place: pathlib.Path,
     name: str = "",
 ) -> None:
-    """Prints the scores of each set beside those of the rules, and writes them to table.md.
+    """Prints the scores of each set with those of the baselines, and writes them to table.md.
 
     Args:
       prepared: a Prepared.

@@ -74,7 +74,7 @@ class Task(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze and self.adapter.rank:
-            raise ConfigError("freeze: an adapter freezes the trunk by itself; set it to ''")
+            raise ConfigError("freeze: an adapter already freezes the trunk; set it to ''")
         longest = getattr(self.model, "max_length", None)
         if longest is not None and self.length > longest:
             raise ConfigError(

@@ -46,7 +46,7 @@ class Classes(Task):
     def check(self, row: Row) -> None:
         if "gold" in row and row["gold"] not in self.labels:
             shown = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
-            raise BadRowError(f"label '{row['gold']}' is none of the set (known: {shown})")
+            raise BadRowError(f"label '{row['gold']}' is not in the set (known: {shown})")
 
     def target(self, row: Row) -> Any:
         """Returns the target of the loss; the first class if the row has no label."""

@@ -94,7 +94,7 @@ class Embeddings(Task):
         return row
 
     def parse_gold(self, values: Row, row: Row) -> Row:
-        # SimCSE's training rows may be texts alone.
+        # SimCSE's training rows may be single texts.
         if self.loss_form == "simcse" and "pair" not in row:
             return {"pair": row["text"]}
         column(values, self.pair, "pair")

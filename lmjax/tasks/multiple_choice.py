@@ -67,7 +67,7 @@ class MultipleChoice(Task):
         except (TypeError, ValueError):
             raise BadRowError(f"no number in column '{self.label}' ('{label}')") from None
         if not 0 <= gold < count:
-            raise BadRowError(f"label {gold} is none of the {count} choices, from 0")
+            raise BadRowError(f"label {gold} is out of range for {count} choices, from 0")
         return {"gold": gold}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:

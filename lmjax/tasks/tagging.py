@@ -104,7 +104,7 @@ class Tagging(Task):
         for i, tag in enumerate(row.get("gold", ())):
             if tag not in self.labels:
                 known = ", ".join(self.labels[:12])
-                raise BadRowError(f"tag {tag!r} is none of the set ({known})", i)
+                raise BadRowError(f"tag {tag!r} is not in the set ({known})", i)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool

@@ -478,7 +478,7 @@ def test_the_task_of_a_malformed_run_is_one_clear_error(
         ({"task.type": "lmjax.objectives.causal.CausalLM"}, "is no lmjax.tasks.base.Task"),
         ({"task.lm_weight": 0.5}, "config.task.lm_weight: the auxiliary loss"),
         ({"task.label": "tag"}, r"no column 'tag' \(config.task.label; the row has: text, label\)"),
-        ({"task.labels": ("no", "maybe")}, "label 'yes' is none of the set"),
+        ({"task.labels": ("no", "maybe")}, "label 'yes' is not in the set"),
         ({"data.on_bad_rows": "ignore"}, "config.data.on_bad_rows: 'ignore' is not one of"),
         ({"data.train": "missing.csv"}, "config.data.train: no such file"),
         ({"optimizer.warmup_steps": 5}, "set one of them to 0"),
@@ -518,7 +518,7 @@ def test_bad_rows_of_held_out_data_are_skipped_and_told(tmp_path: pathlib.Path) 
     assert len(prepared.rows["test"]) == 4
     lines = finetuning.note_lines(prepared)
     assert "- test: 1 skipped: empty text" in lines
-    assert "- test: 1 skipped: label 'maybe' is none of the set" in lines
+    assert "- test: 1 skipped: label 'maybe' is not in the set" in lines
     assert any("test.jsonl:5" in line for line in lines)
 
 

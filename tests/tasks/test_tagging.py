@@ -34,7 +34,7 @@ def test_the_line_of_a_bad_tag_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match=r"u\.conllu:4: 'X' is not a BIO tag"):
         read_split(config, "test", made.parse, made.embedded, Notes())
     bound = made.bind([{"words": ["a"], "gold": ["O"]}])
-    with pytest.raises(BadRowError, match="'B-Y' is none of the set") as caught:
+    with pytest.raises(BadRowError, match="'B-Y' is not in the set") as caught:
         bound.check({"words": ["a", "b"], "gold": ["O", "B-Y"]})
     assert place_of(caught.value, "c.conll:8") == "c.conll:8, word 2"
 
@@ -145,7 +145,7 @@ def test_bad_rows(values: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_tag_does_not_fit() -> None:
     made = task(small.tokenizer()).bind([{"words": ["a"], "gold": ["O"]}])
-    with pytest.raises(BadRowError, match="tag 'B-Z' is none of the set"):
+    with pytest.raises(BadRowError, match="tag 'B-Z' is not in the set"):
         made.check({"words": ["a"], "gold": ["B-Z"]})
 
 

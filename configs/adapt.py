@@ -1,12 +1,12 @@
-"""Pretraining that goes on from another model, on other text.
+"""Continued pretraining of another model on other text.
 
   python -m experiments.pretrain --config=configs/adapt.py:bert --config.init=runs/bert \\
       --config.data.corpus='medicine/*.txt' --workdir=runs/bert-medicine
 
 Domain-adaptive pretraining (Gururangan et al. 2020: 12.5k steps of RoBERTa's recipe, 256 rows;
 here a recipe for small models and short texts). `init` is a run or a Hugging Face directory of
-the objective's family; model and tokenizer are its own, and whatever `model` names is changed
-(`--config.model.trunk.dropout=0.1`). What it costs depends on the model.
+the objective's family. The run uses its model config and tokenizer; fields of `model` override the
+config (`--config.model.trunk.dropout=0.1`). The cost depends on the model.
 """
 
 from ml_collections import ConfigDict
@@ -16,12 +16,12 @@ from lmjax.configuration import size_of
 
 
 def get_config(name: str = "bert") -> ConfigDict:
-    """The config of one objective: bert, gpt, xlnet or electra."""
+    """Returns the config of an objective: bert, gpt, xlnet or electra."""
     own = OBJECTIVES[size_of(OBJECTIVES, name)]
     return ConfigDict(
         {
             "objective": own["objective"],
-            # Of the model, what is said here replaces what the checkpoint says.
+            # These fields override those of the checkpoint's model.
             "model": {"trunk": {"dropout": 0.1, "attention_dropout": 0.1, "dtype": "float32"}},
             "data": {"examples": own["examples"]},
             "optimizer": {

@@ -2,12 +2,12 @@
 
 Reproduces the pretraining of BERT base and large (paper §3.1, App. A.2) and of the compact
 models (Turc et al. 2019, same recipe): 1M steps of 256 sequences, AdamW without bias
-correction, learning rate 1e-4, warmup 10k, linear decay. The paper trains the last tenth of
-the steps at 512 tokens; here all are at 128. The paper's text, BooksCorpus and Wikipedia,
-is not to be had as it was: give yours as --config.data.corpus (a path, a glob or a TFDS
-name such as wiki40b/en); the default is the embedded docstrings.
+correction, learning rate 1e-4, warmup 10k, linear decay. The paper trains the last 10% of the
+steps with 512 tokens; here all steps use 128. The paper's exact text, BooksCorpus and Wikipedia,
+is no longer available. The default corpus is the embedded docstrings; set --config.data.corpus
+to a path, a glob or a TFDS name such as wiki40b/en.
 
-What it costs (python -m experiments.cost --config=configs/bert.py:SIZE; tokens with padding):
+Cost (python -m experiments.cost --config=configs/bert.py:SIZE; tokens include padding):
   tiny    4.43M parameters, 32.8B tokens, 2.1e+17 FLOPs
   mini    11.3M parameters, 32.8B tokens, 9.1e+17 FLOPs
   small   29.1M parameters, 32.8B tokens, 3.1e+18 FLOPs
@@ -25,7 +25,7 @@ from lmjax.configuration import size_of
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A trunk; the feed-forward size is four hidden sizes."""
+    """The size of a trunk; the feed-forward size is 4 * hidden_size."""
 
     layers: int
     hidden_size: int
@@ -43,7 +43,7 @@ SIZES = {
 
 
 def get_config(size: str = "base") -> ConfigDict:
-    """The config of one size; see SIZES."""
+    """Returns the config of a size; see SIZES."""
     s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {
@@ -54,7 +54,7 @@ def get_config(size: str = "base") -> ConfigDict:
                     "hidden_size": s.hidden_size,
                     "heads": s.heads,
                     "intermediate_size": 4 * s.hidden_size,
-                    "activation": "gelu",  # the error function, as the first release had it
+                    "activation": "gelu",  # exact, with the error function, as in the first release
                     "scan_layers": s.layers >= 24,
                 },
             },

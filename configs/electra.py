@@ -3,11 +3,11 @@
 Reproduces Table 6 of the paper: small (14M; E = 128, generator 1/4, 128 tokens, batch 128, 1M
 steps, 5e-4), base (generator 1/3, 512 tokens, batch 256, 766k steps, 2e-4) and large
 (generator 1/4, mask 25%, batch 2048, 400k steps, 2e-4), AdamW without bias correction,
-warmup 10k multiplied with linear decay. tiny is no paper's: for laptops.
-The paper's text (BERT's; XLNet's for large) is given as --config.data.corpus; the default is
-the embedded docstrings.
+warmup 10k multiplied by linear decay. tiny is for laptops and not from the paper.
+The default corpus is the embedded docstrings; set --config.data.corpus to use the paper's text
+(BERT's; for large, XLNet's).
 
-What it costs (python -m experiments.cost --config=configs/electra.py:SIZE; tokens with padding):
+Cost (python -m experiments.cost --config=configs/electra.py:SIZE; tokens include padding):
   tiny   2.15M parameters, 81.9M tokens, 6.7e+14 FLOPs
   small  14.2M parameters, 16.4B tokens, 1.1e+18 FLOPs
   base   119M parameters, 100B tokens, 6.7e+19 FLOPs
@@ -23,7 +23,7 @@ from lmjax.configuration import size_of
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A discriminator with its generator, and how they are trained."""
+    """The size and training recipe of a discriminator and its generator."""
 
     layers: int
     hidden_size: int
@@ -94,7 +94,7 @@ SIZES = {
 
 
 def get_config(size: str = "small") -> ConfigDict:
-    """The config of one size; see SIZES."""
+    """Returns the config of a size; see SIZES."""
     s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {

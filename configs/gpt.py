@@ -1,20 +1,20 @@
 """GPT (Radford et al. 2018), GPT-2 (2019) and GPT-3 (Brown et al. 2020): causal LM.
 
 gpt1: paper §4.1: post-norm, 512 tokens, 64 sequences, Adam 2.5e-4, warmup 2000, cosine to 0,
-100 epochs of BooksCorpus (3.36M steps if it has 1.1B tokens, an estimate of
-this file, not of the paper).
-gpt2 sizes: architecture of the released code (pre-norm, 1024 tokens). The paper gives the
-batch (512 sequences) and no optimizer; learning rate, decay and betas are nanoGPT's
-reproduction of the 124M model (AdamW 6e-4 to 6e-5, betas 0.9 and 0.95, decay 0.1 of
-matrices, warmup 2000, 600k steps of 480 x 1024 tokens), for larger sizes GPT-3's rates.
-gpt3 sizes: Table 2.1 and App. B: 2048 tokens, 300B tokens in all, warmup 375M tokens, cosine
-to a tenth. Dense attention throughout (the paper alternates with banded sparse), the batch
-is not ramped up, and the cosine ends with the run (the paper's ends at 260B). Two rows of
-the printed table do not fit together: XL takes 16 heads of 128, 13B takes d = 5120.
-Documents are joined without a mask between them, as GPT-3 did; `SIZE,separate` keeps
-attention and positions inside documents.
+100 epochs of BooksCorpus (3.36M steps, assuming 1.1B tokens, which the paper does not state).
+gpt2 sizes: architecture of the released code (pre-norm, 1024 tokens). The paper states the batch
+(512 sequences) but no optimizer; learning rate, decay and betas are those of nanoGPT's
+reproduction of the 124M model (AdamW 6e-4 to 6e-5, betas 0.9 and 0.95, decay 0.1 of matrices,
+warmup 2000, 600k steps of 480 x 1024 tokens), with GPT-3's learning rates for larger sizes.
+gpt3 sizes: Table 2.1 and App. B: 2048 tokens, 300B tokens in total, warmup over 375M tokens,
+cosine decay to 10%. Differences to the paper: attention is dense throughout (the paper alternates
+with banded sparse attention), the batch size is not ramped up, and the cosine ends with the run
+(the paper's ends at 260B tokens). Two rows of the printed table are inconsistent: here XL has 16
+heads of 128, and 13B has d = 5120.
+Documents are joined without a mask between them, as in GPT-3; `SIZE,separate` restricts attention
+and positions to documents.
 
-What it costs (python -m experiments.cost --config=configs/gpt.py:SIZE; tokens with padding):
+Cost (python -m experiments.cost --config=configs/gpt.py:SIZE; tokens include padding):
   gpt1         117M parameters, 110B tokens, 8.3e+19 FLOPs
   tiny         1.46M parameters, 81.9M tokens, 7.4e+14 FLOPs
   mini         5.29M parameters, 81.9M tokens, 2.7e+15 FLOPs
@@ -41,7 +41,7 @@ from lmjax.configuration import size_of
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A trunk, the sequences of a batch, and the peak of the learning rate."""
+    """The size of a trunk, the batch size in sequences, and the peak learning rate."""
 
     layers: int
     hidden_size: int
@@ -52,7 +52,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the sizes of one family share."""
+    """Settings that the sizes of one family share."""
 
     length: int
     vocab_size: int
@@ -83,7 +83,7 @@ GPT3 = {
     "gpt3-13b": Size(layers=40, hidden_size=5120, heads=40, batch_size=1024, learning_rate=1e-4),
     "gpt3-175b": Size(layers=96, hidden_size=12_288, heads=96, batch_size=1600, learning_rate=6e-5),
 }
-LAPTOP = {  # no paper's
+LAPTOP = {  # not from a paper
     "tiny": Size(layers=2, hidden_size=128, heads=2, batch_size=32, learning_rate=1e-3),
     "mini": Size(layers=4, hidden_size=256, heads=4, batch_size=32, learning_rate=1e-3),
 }
@@ -91,7 +91,7 @@ SIZES = GPT1 | LAPTOP | GPT2 | GPT3
 
 
 def recipe_of(name: str, batch_size: int) -> Recipe:
-    """The recipe of the family that a size belongs to."""
+    """Returns the recipe of a size's family."""
     if name in GPT1:
         return Recipe(
             length=512,
@@ -130,7 +130,7 @@ def recipe_of(name: str, batch_size: int) -> Recipe:
 
 
 def get_config(argument: str = "small") -> ConfigDict:
-    """The config of one size; see SIZES. `SIZE,separate` masks between documents."""
+    """Returns the config of a size; see SIZES. `SIZE,separate` masks between documents."""
     name, _, option = argument.partition(",")
     size_of(("", "separate"), option)
     s = SIZES[size_of(SIZES, name)]

@@ -1,12 +1,12 @@
-"""Four objectives on one trunk, one tokenizer, one corpus and one token budget.
+"""Four objectives with the same trunk, tokenizer, corpus and token budget.
 
-No paper's: the smallest comparison that shows all four learning, in about 8 minutes on two
-CPU cores. `python -m experiments.quickstart` runs it whole; one alone is
+A small comparison, not from a paper, in which all four objectives learn within about 8 minutes on
+two CPU cores. `python -m experiments.quickstart` runs all of them; to run a single one:
 `python -m experiments.pretrain --config=configs/quickstart.py:bert --workdir=runs/bert`.
 
-The trunk, the tokenizer and the embedded docstrings are the same for all. What differs is
-what each paper says must: the corruption and the score, how examples are cut, and
-positions (learned in BERT, GPT and ELECTRA, relative in XLNet).
+The trunk, the tokenizer and the embedded docstrings are shared. The rest follows each paper:
+corruption and loss, how examples are formed, and positions (learned in BERT, GPT and ELECTRA,
+relative in XLNet).
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ from lmjax.configuration import size_of
 
 LENGTH = 128
 BATCH = 32
-TOKENS = 1_300_000  # an objective's budget, padding not counted
+TOKENS = 1_300_000  # budget per objective, without padding
 
-# Share of a row that is text: docstrings are short, and pairs end where they end.
+# Fraction of a row that is text: docstrings are short, and pairs are not filled up.
 FILL = {"bert": 0.65, "gpt": 1.0, "xlnet": 1.0, "electra": 0.71}
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def get_config(name: str = "bert") -> ConfigDict:
-    """The config of one objective; see OBJECTIVES."""
+    """Returns the config of an objective; see OBJECTIVES."""
     own = OBJECTIVES[size_of(OBJECTIVES, name)]
     return ConfigDict(
         {
@@ -77,10 +77,10 @@ def get_config(name: str = "bert") -> ConfigDict:
                     "hidden_size": 128,
                     "heads": 2,
                     "intermediate_size": 512,
-                    # As much as 0.02 is at the papers' width of 768: 0.02 * sqrt(768 / 128).
-                    # With less, the loss rests at the unigram score for a hundred steps.
+                    # Equivalent to 0.02 at the papers' width of 768: 0.02 * sqrt(768 / 128).
+                    # With less, the loss stays at the unigram score for a hundred steps.
                     "initial_std": 0.05,
-                    # Less than an epoch is read: there is nothing to regularise.
+                    # Training takes less than an epoch, so there is nothing to regularize.
                     "dropout": 0.0,
                     "attention_dropout": 0.0,
                 },

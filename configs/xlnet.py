@@ -1,15 +1,15 @@
 """XLNet (Yang et al. 2019): permutation LM, two streams, Transformer-XL memory.
 
 large: Table 7 and the authors' command: 512 tokens in two parts of 256, 85 targets (K = 6),
-memory 384, batch 8192, 500k steps, learning rate 4e-4, warmup 40k, decay of the rate to a
-thousandth, Adam without bias correction (eps 1e-6, weight decay 0.01).
+memory 384, batch 8192, 500k steps, learning rate 4e-4, warmup 40k, decay of the learning rate to
+0.1%, Adam without bias correction (eps 1e-6, weight decay 0.01).
 base: "XLNet-Base, wikibooks" of Table 6: BERT's hyperparameters at 512 tokens (batch 256, 1M
-steps, learning rate 1e-4, warmup 10k); it is not the released base model, whose recipe is
-not published.
-tiny and mini are no paper's: the same recipe at a quarter of the length, for laptops.
+steps, learning rate 1e-4, warmup 10k). This is not the released base model, whose recipe is
+unpublished.
+tiny and mini are for laptops and not from the paper: the same recipe at a quarter of the length.
 Half of each batch reads its text backward (bidirectional data).
 
-What it costs (python -m experiments.cost --config=configs/xlnet.py:SIZE; tokens with padding):
+Cost (python -m experiments.cost --config=configs/xlnet.py:SIZE; tokens include padding):
   tiny   1.49M parameters, 81.9M tokens, 4.5e+14 FLOPs
   mini   5.53M parameters, 81.9M tokens, 2.6e+15 FLOPs
   base   117M parameters, 131B tokens, 1.1e+20 FLOPs
@@ -25,7 +25,7 @@ from lmjax.configuration import size_of
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A trunk and how it is trained."""
+    """The size and training recipe of a model."""
 
     layers: int
     hidden_size: int
@@ -90,7 +90,7 @@ SIZES = {
 
 
 def get_config(size: str = "base") -> ConfigDict:
-    """The config of one size; see SIZES."""
+    """Returns the config of a size; see SIZES."""
     s = SIZES[size_of(SIZES, size)]
     return ConfigDict(
         {

@@ -1,9 +1,9 @@
-"""Tokens a second of greedy search, here and with transformers, on random GPT-2 weights.
+"""Benchmarks greedy search against transformers, in tokens per second, on random GPT-2 weights.
 
   python -m experiments.bench_generate --batch=1,8
 
-Both have the same weights in float32, the same prompts and caches, and write until the same
-length. Runs take turns, and medians are printed; what is compiled is compiled before.
+Both use the same float32 weights and prompts, a cache, and the same number of new tokens. Runs
+alternate, and medians are printed. Compilation is excluded.
 """
 
 import pathlib
@@ -20,11 +20,11 @@ from experiments import command_line
 from lmjax.extras import require
 from lmjax.tables import markdown_row, markdown_table
 
-flags.DEFINE_list("batch", ["1", "8"], "Prompts at a time.")
-flags.DEFINE_integer("prompt_length", 32, "Tokens of a prompt.")
-flags.DEFINE_integer("new_tokens", 64, "Tokens written after each.")
-flags.DEFINE_integer("repeats", 5, "Runs of each.")
-flags.DEFINE_string("size", "small", "Of configs/gpt.py.")
+flags.DEFINE_list("batch", ["1", "8"], "Batch sizes.")
+flags.DEFINE_integer("prompt_length", 32, "Tokens per prompt.")
+flags.DEFINE_integer("new_tokens", 64, "New tokens per prompt.")
+flags.DEFINE_integer("repeats", 5, "Runs per batch size.")
+flags.DEFINE_string("size", "small", "A size of configs/gpt.py.")
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def timed(run: Callable[[np.ndarray], np.ndarray], prompts: np.ndarray) -> float:
-    """Seconds of one run."""
+    """Returns the seconds of one run."""
     begin = time.perf_counter()
     run(prompts)
     return time.perf_counter() - begin

@@ -1,9 +1,9 @@
-"""What every program does around its work: flags, errors in one line, exit codes.
+"""Command lines of all programs: flags, one-line errors, exit codes.
 
-Exit codes: 0 done, 1 a crash, 2 a setting that cannot work, 3 training diverged or a score is
-not finite, 4 the disk is full or not writable, or a checkpoint on it is damaged, 75 SIGTERM was
-received and a checkpoint saved, or another process of the run was lost (sysexits.h: "temporary
-failure, try again later"), 130 interrupted.
+Exit codes: 0 success, 1 crash, 2 invalid setting, 3 training diverged or a score is not finite, 4
+the disk is full or not writable, or a checkpoint is damaged, 75 SIGTERM was received and a
+checkpoint saved, or another process of the run was lost (sysexits.h: "temporary failure, try again
+later"), 130 interrupted.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from lmjax.overrides import with_overrides
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
-# A field that only configs of one kind have, and the dataclass of that kind.
+# A field that identifies a kind of config -> the dataclass of that kind.
 _KINDS = {
     "variants": "lmjax.lab.plan.AblationConfig",
     "space": "lmjax.lab.search.SearchConfig",
@@ -38,43 +38,43 @@ _KINDS = {
     "objective": "lmjax.training.plan.PretrainConfig",
 }
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
-_overrides: dict[str, str] = {}  # of the flags that were parsed
+_overrides: dict[str, str] = {}  # parsed from the command line
 
 CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The run: FILE.py or FILE.py:SIZE; its fields, and those that it leaves at their defaults, as"
-    " --config.field=value.",
+    "The config: FILE.py or FILE.py:SIZE. --config.field=value overrides any of its fields,"
+    " including those that the file leaves at their defaults.",
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made, or continued.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; created, or resumed.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "Of several processes: HOST:PORT of process 0, or 'auto' on TPU pods and Kubernetes."
-    " SLURM and Open MPI need none.",
+    "For several processes: HOST:PORT of process 0, or 'auto' on TPU pods and Kubernetes."
+    " Not needed with SLURM and Open MPI.",
 )
-PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are; with HOST:PORT.")
+PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes; with HOST:PORT.")
 ALLOW_MODULES = flags.DEFINE_list(
     "allow_modules",
     [],
-    "Modules, with commas, from which a run that is opened may name classes: their code is run."
-    " Others than lmjax are refused.",
+    "Modules other than lmjax, separated by commas, from which opened runs may import classes,"
+    " which executes their code.",
 )
-PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0; with HOST:PORT.")
+PROCESS = flags.DEFINE_integer("process", -1, "Index of this process from 0; with HOST:PORT.")
 
 
 def start(main: Callable[[], None]) -> None:
     """Parses the flags, runs `main`, and exits."""
     tune_host_memory()
-    # XLA's C++ side logs to stderr, in the middle of a progress bar.
+    # XLA's C++ code logs to stderr, which would break progress bars.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
 def _guarded(main: Callable[[], None]) -> None:
-    # Libraries tell what they do through absl's handler, which app.run has just made talkative;
-    # what goes wrong in them is raised, too, and told once.
+    # app.run enables log messages of libraries through absl's handler. Their errors are raised as
+    # well, so they are reported once.
     logging.disable(logging.ERROR)
     from lmjax.training.checkpoints import CheckpointError
     from lmjax.training.monitor import DivergedError
@@ -99,7 +99,7 @@ def _guarded(main: Callable[[], None]) -> None:
     except LostProcessError as error:
         _fail_at_once(str(error), 75)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues from the last checkpoint", 130)
+        _fail("interrupted; rerun the same command to resume from the last checkpoint", 130)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +107,10 @@ class Opened:
     """A config file with the overrides of a command line.
 
     Attributes:
-      kind: the dataclass that the config becomes.
-      stated: what the file states, as plain values.
+      kind: the dataclass of the config.
+      stated: the fields that the file sets, as plain values.
       overrides: dotted names of fields -> text.
-      values: `stated` with the overrides; what neither names is left out.
+      values: `stated` with the overrides, without fields that neither sets.
     """
 
     kind: type
@@ -124,25 +124,25 @@ def open_config(argument: str, overrides: Mapping[str, str]) -> Opened:
 
     Args:
       argument: FILE.py or FILE.py:SIZE.
-      overrides: dotted names of fields -> text. Any field of the dataclasses that the config
-        becomes can be named, whether the file states it or not.
+      overrides: dotted names of fields -> text. Any field of the config's dataclasses can be
+        overridden, whether the file sets it or not.
 
     Raises:
-      ConfigError: the file cannot be read, or there is no such field or it does not take the value.
+      ConfigError: the file cannot be read, a field does not exist, or its value is invalid.
     """
     file, colon, size = argument.partition(":")
     path = pathlib.Path(file)
     if not path.is_file():
-        raise ConfigError(f"--config: cannot read '{file}'; is the path right?")
+        raise ConfigError(f"--config: cannot read '{file}'; check the path")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"--config: '{file}' is no Python file; give FILE.py or FILE.py:SIZE")
+        raise ConfigError(f"--config: '{file}' is not a Python file; give FILE.py or FILE.py:SIZE")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config: '{file}' has no function get_config")
     if colon and not inspect.signature(module.get_config).parameters:
-        raise ConfigError(f"--config: '{file}' has no sizes; leave ':{size}' out")
+        raise ConfigError(f"--config: '{file}' has no sizes; remove ':{size}'")
     found = module.get_config(size) if colon else module.get_config()
     stated = found.to_dict() if isinstance(found, ConfigDict) else found
     kind = next((kind for field, kind in _KINDS.items() if field in stated), None)
@@ -153,10 +153,10 @@ def open_config(argument: str, overrides: Mapping[str, str]) -> Opened:
 
 
 def opened_config() -> Opened:
-    """What --config names, with the overrides.
+    """Opens the config of --config with the overrides.
 
     Raises:
-      ConfigError: none was given; or as `open_config`.
+      ConfigError: --config is missing, or as `open_config`.
     """
     if CONFIG.value is None:
         what = f"config.{next(iter(_overrides))} is a field of one" if _overrides else "give one"
@@ -165,7 +165,7 @@ def opened_config() -> Opened:
 
 
 def config() -> ConfigDict:
-    """What --config names, with the overrides; fields at their defaults are left out.
+    """Returns the config of --config with the overrides, without fields at their defaults.
 
     Raises:
       ConfigError: as `opened_config`.
@@ -174,19 +174,19 @@ def config() -> ConfigDict:
 
 
 def _ordered(values: Mapping[str, Any]) -> ConfigDict:
-    """A ConfigDict whose blocks keep the order of their fields."""
+    """Creates a ConfigDict whose blocks keep the order of their fields."""
     inner = {k: _ordered(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     return ConfigDict(inner, sort_keys=False)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments that are no overrides, and the overrides: dotted names -> text."""
+    """Separates overrides (dotted names -> text) from the other arguments."""
     rest, overrides, waiting = [], dict[str, str](), ""
     for argument in argv:
         found = _OVERRIDE.fullmatch(argument)
         if found is not None:
             no, waiting, value = found.groups()
-            overrides.pop(waiting, None)  # the last one counts
+            overrides.pop(waiting, None)  # the last one wins
             overrides[waiting] = "false" if no else "true" if value is None else value
             waiting = "" if no or value is not None else waiting
         elif waiting and not argument.startswith("-"):  # --config.field value
@@ -198,10 +198,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def workdir() -> str:
-    """The value of --workdir.
+    """Returns the value of --workdir.
 
     Raises:
-      ConfigError: it was not given.
+      ConfigError: --workdir is missing.
     """
     if not WORKDIR.value:
         raise ConfigError("--workdir: missing; give a directory for the run, such as runs/bert")
@@ -209,7 +209,7 @@ def workdir() -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """flags.FLAGS(argv), with every mistake told in one line that names the field."""
+    """Parses flags; reports every mistake in one line that names the field."""
     try:
         expanded = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         own, overrides = split_overrides(expanded)
@@ -225,7 +225,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _last_line(error: BaseException) -> str:
-    """The last line of a message that says something."""
+    """Returns the last nonempty line of an error message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -236,6 +236,6 @@ def _fail(message: str, code: int) -> None:
 
 
 def _fail_at_once(message: str, code: int) -> None:
-    """Without what is done at exit: other threads wait for what will not come, or cry for it."""
+    """Exits without exit handlers, where other threads would hang or report errors."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Writes a run of lmjax, or a Hugging Face directory, as a Hugging Face directory.
+"""Converts a run of lmjax, or a Hugging Face directory, to a Hugging Face directory.
 
 python -m experiments.convert --from=runs/bert --to=bert-hf
 """
@@ -11,7 +11,7 @@ from lmjax.errors import ConfigError
 flags.DEFINE_string("from", None, "A run of lmjax (its --workdir) or a Hugging Face directory.")
 flags.DEFINE_string("to", None, "The new directory: config.json, model.safetensors, tokenizer.")
 flags.DEFINE_enum(
-    "part", "discriminator", ["discriminator", "generator"], "Of an ELECTRA run, which network."
+    "part", "discriminator", ["discriminator", "generator"], "Which network of an ELECTRA run."
 )
 
 

@@ -1,9 +1,9 @@
-"""What a config costs, without its data: parameters, tokens, FLOPs.
+"""Estimates the cost of a config without its data: parameters, tokens, FLOPs.
 
   python -m experiments.cost --config=configs/bert.py:base
 
-FLOPs are those of the matrix products of forward and backward pass (three times the
-forward pass); the vocabulary counts as large as the config asks for.
+FLOPs are those of the matrix products of the forward and backward pass (three times the forward
+pass). The vocabulary has the size that the config requests.
 """
 
 import math
@@ -22,8 +22,8 @@ def main() -> None:
 
 
 def summary(config: ConfigDict) -> str:
-    """One line, such as `110M parameters, 32.8B tokens, 1.9e19 FLOPs`."""
-    # A cost is that of the config's batch, whatever devices are here.
+    """Returns a line such as `110M parameters, 32.8B tokens, 1.9e19 FLOPs`."""
+    # The cost does not depend on the devices of this machine.
     config = ConfigDict(config.to_dict())
     config.mesh = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
     plan = make_plan(config)
@@ -37,14 +37,14 @@ def summary(config: ConfigDict) -> str:
 
 
 def parameters(plan: Plan) -> int:
-    """How many numbers the parameters are; nothing is allocated."""
+    """Counts the parameters without allocating them."""
     row = stand_in_row(plan.examples, plan.objective.vocabulary)
     program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract_state.params))
 
 
 def short(number: float) -> str:
-    """Three significant digits with K, M, B or T."""
+    """Formats a number with three significant digits and K, M, B or T."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= size:
             return f"{number / size:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""Judges pretrained models without training.
+"""Evaluates pretrained models without training.
 
   python -m experiments.evaluate --data=blimp.jsonl --model=runs/gpt --model=runs/bert \
       --unigram=pydocs --trigram=pydocs --out=blimp
@@ -9,12 +9,12 @@
       --model=runs/gpt --model=runs/bert --config.template.shots=2
   python -m experiments.evaluate --task=harness --harness_tasks=lambada_openai --model=runs/gpt
 
-Minimal pairs: a column a model, scored in its family's own way (--method takes others), beside
-chance, token frequencies and a trigram model of a corpus; of several files also the mean of their
-accuracies. Perplexity: of causal models, each document by itself in overlapping windows. Last
-word: how often the last word of a text is what the model would write. Prompting: which of several
-choices a model finds likeliest. Harness: tasks of EleutherAI's lm-evaluation-harness. --out leaves
-OUT.md with the table and OUT.jsonl with what it is made of.
+Minimal pairs: accuracy of each model with its default scoring method (--method selects others), and
+of unigram and trigram baselines; for several files also the mean of their accuracies. Perplexity:
+of causal models, for each document separately, in overlapping windows. Last word: how often the
+model predicts the last word of a text. Prompting: which of several choices a model prefers.
+Harness: tasks of EleutherAI's lm-evaluation-harness. --out writes OUT.md with the table and
+OUT.jsonl with the underlying results.
 """
 
 import json
@@ -33,34 +33,34 @@ from lmjax.errors import ConfigError
 from lmjax.tables import markdown_table
 
 TASKS = ["minimal_pairs", "perplexity", "last_word", "prompting", "harness"]
-TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "What to do.")
-LENGTH = flags.DEFINE_integer("length", 0, "Of a window in tokens; 0 = all positions.", 0)
-STRIDE = flags.DEFINE_integer("stride", 0, "From window to window; 0 = half of one.", 0)
+TASK = flags.DEFINE_enum("task", "minimal_pairs", TASKS, "The evaluation.")
+LENGTH = flags.DEFINE_integer("length", 0, "Tokens per window; 0 = all positions.", 0)
+STRIDE = flags.DEFINE_integer("stride", 0, "Tokens between windows; 0 = half a window.", 0)
 DATA = flags.DEFINE_string(
     "data",
     "",
-    "Pairs: JSON lines, by path, glob or directory. Perplexity: a corpus. Last word: rows with a"
-    " text, or .txt with a text a line.",
+    "Pairs: JSON lines, as a path, glob or directory. Perplexity: a corpus. Last word: rows with a"
+    " text, or .txt with one text per line.",
 )
 TEXT_FEATURE = flags.DEFINE_string(
-    "text_feature", "text", "The column or TFDS feature that holds the text."
+    "text_feature", "text", "The column or TFDS feature of the text."
 )
 ON_BAD_ROWS = flags.DEFINE_enum(
-    "on_bad_rows", "refuse", ["refuse", "skip"], "Last word: of texts without two words."
+    "on_bad_rows", "refuse", ["refuse", "skip"], "Last word: how to treat texts without two words."
 )
 METHOD = flags.DEFINE_list(
     "method",
     [],
-    "Of causal, pseudo, pseudo_within_word, left_to_right, discriminator; several with commas:"
-    " each model takes those that it has.",
+    "Scoring methods, separated by commas: causal, pseudo, pseudo_within_word, left_to_right,"
+    " discriminator. Each model uses those that it supports.",
 )
-PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs of each paradigm; 0 = all.", 0)
-UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus whose token frequencies are a baseline.")
-TRIGRAM = flags.DEFINE_string("trigram", "", "Corpus whose trigrams are a baseline.")
-HARNESS_TASKS = flags.DEFINE_list("harness_tasks", [], "Names of tasks of lm-eval, with commas.")
-INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with tasks of your own.")
-LIMIT = flags.DEFINE_integer("limit", None, "Harness: documents of a task; none = all.", 1)
-OUT = flags.DEFINE_string("out", "", "Where to write, without the ending; '' = nowhere.")
+PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs per paradigm; 0 = all.", 0)
+UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus of the unigram baseline.")
+TRIGRAM = flags.DEFINE_string("trigram", "", "Corpus of the trigram baseline.")
+HARNESS_TASKS = flags.DEFINE_list("harness_tasks", [], "Tasks of lm-eval, separated by commas.")
+INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with custom tasks.")
+LIMIT = flags.DEFINE_integer("limit", None, "Harness: documents per task; all by default.", 1)
+OUT = flags.DEFINE_string("out", "", "Output files without suffix; '' = none.")
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def minimal_pairs() -> None:
-    """A table by phenomenon; OUT.md has one by paradigm, too, and OUT.jsonl every pair."""
+    """Prints accuracies by phenomenon; OUT.md also has them by paradigm, OUT.jsonl by pair."""
     from lmjax.evaluation.minimal_pairs import (
         by_ngrams,
         judge,
@@ -121,12 +121,12 @@ def minimal_pairs() -> None:
 
 
 def perplexities() -> None:
-    """A line a model."""
+    """Prints one line per model."""
     from lmjax.data.corpora import open_corpus
     from lmjax.evaluation.perplexity import perplexity
 
     rows: list[Sequence[str]] = [
-        ("model", "tokens", "unknown", "words", "perplexity a token", "a word", "bits per byte")
+        ("model", "tokens", "unknown", "words", "perplexity per token", "per word", "bits per byte")
     ]
     lines = []
     for path, _, model in _models():
@@ -142,7 +142,7 @@ def perplexities() -> None:
 
 
 def last_word() -> None:
-    """A line a model and method; OUT.jsonl has every text's last word."""
+    """Prints one line per model and method; OUT.jsonl has the last word of every text."""
     from lmjax.data.rows import Notes
     from lmjax.evaluation.continuations import last_words, read_last_words
 
@@ -151,7 +151,7 @@ def last_word() -> None:
     _print_notes(notes)
     pairs = [(row["context"], row["word"]) for row in asked]
     rows: list[Sequence[str]] = [
-        ("", "texts", "last word right", "perplexity a word", "contexts cut")
+        ("", "texts", "last word correct", "perplexity per word", "contexts truncated")
     ]
     lines: list[Mapping[str, Any]] = []
     for _, name, model in _models():
@@ -169,10 +169,10 @@ def last_word() -> None:
 
 
 def prompting() -> None:
-    """A line a model and method, a column a normalisation; OUT.jsonl has every row's scores."""
+    """Prints one line per model and method, with all normalizations; OUT.jsonl has all scores."""
     if command_line.CONFIG.value is None:
         raise ConfigError(
-            "--config: missing; give one, such as --config=configs/prompting.py:multiple_choice"
+            "--config: missing; give a file, such as --config=configs/prompting.py:multiple_choice"
         )
     config = command_line.config()
     from lmjax.evaluation.prompting import (
@@ -188,8 +188,8 @@ def prompting() -> None:
     _print_notes(asked.notes)
     context = asked.template.context(asked.rows[0], draw_shots(asked, 0))
     right = f"{asked.template.before}[{asked.rows[0]['choices'][asked.rows[0]['gold']]}]"
-    print(f"The first of {len(asked.rows):,} prompts, with its right answer:\n{context}{right}\n")
-    rows: list[Sequence[str]] = [("", *NORMALISATIONS, "contexts cut", "too long")]
+    print(f"The first of {len(asked.rows):,} prompts with its answer:\n{context}{right}\n")
+    rows: list[Sequence[str]] = [("", *NORMALISATIONS, "contexts truncated", "too long")]
     lines: list[Mapping[str, Any]] = []
     for _, name, model in _models():
         for method in _methods(model):
@@ -201,19 +201,19 @@ def prompting() -> None:
                 | {n: _listed(found.scores[n][i]) for n in NORMALISATIONS}
                 for i, row in enumerate(asked.rows)
             ]
-    rows.append(("commonest in train", _percent(majority(asked), True), *[""] * 5))
+    rows.append(("most frequent in train", _percent(majority(asked), True), *[""] * 5))
     rows.append(("chance", f"{chance(asked):.1%}", *[""] * 5))
-    _show(f"Right answers, {asked.template.shots} shots, scores by", rows)
+    _show(f"Accuracy, {asked.template.shots} shots, scores by", rows)
     _write([rows], lines)
 
 
 def harness() -> None:
-    """What lm-eval reports, a line a model, task and metric."""
+    """Prints the results of lm-eval, one line per model, task and metric."""
     if not HARNESS_TASKS.value:
-        raise ConfigError("--harness_tasks: missing; name tasks of lm-eval, with commas")
+        raise ConfigError("--harness_tasks: missing; give tasks of lm-eval, separated by commas")
     from lmjax.evaluation.harness import harness_model, register
 
-    register()  # says what to install before anything is read
+    register()  # reports missing packages before any file is read
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -221,7 +221,7 @@ def harness() -> None:
     for task in HARNESS_TASKS.value:
         if not manager.match_tasks([task]):
             raise ConfigError(
-                f"--harness_tasks: lm-eval knows no '{task}'; is --include_path right?"
+                f"--harness_tasks: lm-eval has no task '{task}'; check --include_path"
             )
     rows: list[Sequence[str]] = [("model", "task", "metric", "value", "standard error")]
     lines = []
@@ -247,8 +247,8 @@ def harness() -> None:
 
 
 def _models() -> Iterator[tuple[str, str, Any]]:
-    """(directory, its name, model) of each --model that scores text."""
-    import lmjax  # after the flags: it takes seconds
+    """Yields (directory, its name, model) of each --model."""
+    import lmjax  # imported after the flags are parsed: this takes seconds
     from lmjax.evaluation.scoring import methods_of
 
     names = [pathlib.Path(path).name for path in MODELS.value]
@@ -262,25 +262,25 @@ def _models() -> Iterator[tuple[str, str, Any]]:
 
 
 def _methods(model: Any) -> Sequence[Any]:
-    """Those of --method that the model has, or its family's own."""
+    """Returns the methods of --method that the model supports, or its default."""
     from lmjax.evaluation.scoring import Method, methods_of
 
     known = methods_of(model)
     every = typing.get_args(Method)
     for method in METHOD.value:
         if method not in every:
-            raise ConfigError(f"--method: '{method}' is none of {', '.join(sorted(every))}")
+            raise ConfigError(f"--method: '{method}' is not one of {', '.join(sorted(every))}")
     chosen = [method for method in METHOD.value if method in known]
     if METHOD.value and not chosen:
         raise ConfigError(
-            f"--method: a {type(model.network).__name__} has none of"
-            f" {', '.join(METHOD.value)}; it has {', '.join(known)}"
+            f"--method: a {type(model.network).__name__} does not support"
+            f" {', '.join(METHOD.value)}; use {', '.join(known)}"
         )
     return chosen or known[:1]
 
 
 def _store(corpus: str, path: str, flag: str) -> Any:
-    """The corpus that a flag names, in the tokens of the model in `path`."""
+    """Prepares the corpus of a flag with the tokenizer of the model in `path`."""
     from lmjax.data.corpora import check_corpus
     from lmjax.data.store import DataConfig, prepare
     from lmjax.data.tokenizers import TokenizerConfig
@@ -299,12 +299,12 @@ def _trigrams(store: Any, vocab_size: int) -> Any:
         store.tokens, store.sentence_offsets, vocab_size, discount_fallback=True
     )
     for order in model.fell_back:
-        print(f"{order}-grams: too few rare ones for discounts of their own; 0.5, 1 and 1.5 taken")
+        print(f"{order}-grams: too few rare ones to estimate discounts; using 0.5, 1 and 1.5")
     return model
 
 
 def _listed(scores: Any) -> list[float] | None:
-    """For JSON; None of a row without scores."""
+    """Converts scores for JSON; None for a row without scores."""
     return None if scores is None else [float(score) for score in scores]
 
 
@@ -315,7 +315,7 @@ def _percent(share: Any, with_interval: bool) -> str:
 
 def _print_notes(notes: Any) -> None:
     for kind, count in notes.counts.items():
-        print(f"{kind}: {count} rows, such as {', '.join(notes.named)}")
+        print(f"{kind}: {count} rows, e.g. {', '.join(notes.named)}")
 
 
 def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -327,7 +327,7 @@ def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _write(tables: Sequence[Sequence[Sequence[str]]], lines: Iterable[Mapping[str, Any]]) -> None:
-    """OUT.md and OUT.jsonl, if --out names them."""
+    """Writes OUT.md and OUT.jsonl if --out is set."""
     if not OUT.value:
         return
     place = pathlib.Path(OUT.value)

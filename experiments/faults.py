@@ -1,13 +1,13 @@
-"""Kills a run at random moments until it is done, and compares it with one left in peace.
+"""Kills a run at random moments until it finishes, and compares it with an undisturbed run.
 
   python -m experiments.faults --workdir=/tmp/faults --kills=30
 
-A small XLNet (memory, moving average, dropout, held-out looks) trains as a process of its own.
-Then the same run is killed by SIGKILL `--kills` times, every third time while it saves, and told
-to stop by SIGTERM a third as often. Its disk is filled, one of its checkpoints truncated, its
-directory made read-only (these need a tmpfs, and so the right to mount one). In the end every
-number of the last checkpoint and of metrics.jsonl must be that of the run left in peace; after
-SIGTERM of the checkpoint alone, for it ends an interval of metrics.jsonl before its time.
+A small XLNet with memory, moving average, dropout and evaluation trains in a process of its own.
+Then the same run is killed by SIGKILL `--kills` times, every third time while it saves, and stopped
+by SIGTERM a third as often. Other runs have a full disk, a truncated checkpoint or a read-only
+directory, for which the program must be allowed to mount a tmpfs. In the end every number in the
+last checkpoint and in metrics.jsonl must equal that of the undisturbed run. After SIGTERM only the
+checkpoint is compared, because SIGTERM ends an interval of metrics.jsonl early.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ from lmjax.tables import markdown_table
 from lmjax.training.run_directory import read_metrics
 
 KILLS = flags.DEFINE_integer("kills", 30, "How often the run is killed.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-STEPS = flags.DEFINE_integer("steps", 3_000, "Of the run; each life must get some way.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+STEPS = flags.DEFINE_integer("steps", 3_000, "Steps of the run; use enough for all kills.")
 
 CLOCK = ("time", "tokens_per_second", "flops_per_second")
 SETTINGS = {
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 class Fault(AssertionError):
-    """A run did not survive as it must."""
+    """A run did not recover correctly."""
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     started = time.time()
     peace = place / "peace"
     finish(peace)
-    rows = [("left in peace", f"{STEPS.value} steps", "")]
+    rows = [("undisturbed", f"{STEPS.value} steps", "")]
     for name, number, times in (
         ("SIGKILL", signal.SIGKILL, KILLS.value),
         ("SIGTERM", signal.SIGTERM, max(1, KILLS.value // 3)),
@@ -74,13 +74,13 @@ def main() -> None:
     ):
         run = place / name.replace(" ", "-")
         rows.append((name, scenario(run), same(run, peace)))
-    columns = ("what", "how it went", "all numbers the same")
+    columns = ("fault", "result", "all numbers equal")
     print(*markdown_table(columns, rows, "l"), sep="\n")
     print(f"{time.time() - started:.0f} seconds")
 
 
 def begin(run: pathlib.Path) -> "subprocess.Popen[str]":
-    """The run as a process; what it says goes to a file."""
+    """Starts the run as a process, with stderr redirected to a file."""
     overrides = [f"--config.{field}={value}" for field, value in SETTINGS.items()]
     overrides.append(f"--config.training.steps={STEPS.value}")
     place = pathlib.Path(command_line.workdir())
@@ -102,27 +102,27 @@ def begin(run: pathlib.Path) -> "subprocess.Popen[str]":
 
 
 def said() -> str:
-    """The error that the latest process ended with."""
+    """Returns the error message of the latest process."""
     lines = (pathlib.Path(command_line.workdir()) / "said.log").read_text().strip().splitlines()
     return next((line for line in lines if line.startswith("error: ")), "nothing")
 
 
 def finish(run: pathlib.Path) -> None:
-    """Runs to the end."""
+    """Runs until the end."""
     if begin(run).wait():
         raise Fault(f"{run}: {said()}")
 
 
 def fails(run: pathlib.Path, code: int, message: str) -> str:
-    """Runs into a clear error, and says it."""
+    """Checks that the run fails with a clear error; returns the message."""
     found = begin(run).wait()
     if found != code or message not in said():
-        raise Fault(f"{run}: exit code {found}, wanted {code}; it said: {said()}")
+        raise Fault(f"{run}: exit code {found}, expected {code}; message: {said()}")
     return message
 
 
 def disturb(run: pathlib.Path, name: str, number: int, times: int) -> str:
-    """Sends the signal at random moments of as many lives, then lets the run end."""
+    """Sends the signal at random moments of `times` processes, then lets the run finish."""
     moments = random.Random(SEED.value)
     steps, saving, done = [], 0, 0
     for life in track(range(times), f"{name} at random moments", times):
@@ -135,7 +135,7 @@ def disturb(run: pathlib.Path, name: str, number: int, times: int) -> str:
                 time.sleep(0.0002)
             time.sleep(moments.uniform(0.0, 0.02))
         elif life % 3 == 1:
-            # Any time of the start, too.
+            # Also at any time during startup.
             child.kill()
             child.wait()
             child = begin(run)
@@ -148,9 +148,9 @@ def disturb(run: pathlib.Path, name: str, number: int, times: int) -> str:
             raise Fault(f"{run}: exit code {code}: {said()}")
         steps.append(latest(run))
     finish(run)
-    met = f"{done} times, {saving} of them with a save begun, at steps {min(steps)} to {max(steps)}"
+    met = f"{done} times, {saving} of them during a save, at steps {min(steps)} to {max(steps)}"
     if steps[-1] >= STEPS.value:
-        met += " (it ended before the last of them: give more --steps)"
+        met += " (the run finished before the last one: increase --steps)"
     return met
 
 
@@ -161,7 +161,7 @@ def saves(run: pathlib.Path) -> bool:
 
 
 def latest(run: pathlib.Path) -> int:
-    """The latest whole checkpoint."""
+    """Returns the step of the latest complete checkpoint."""
     folder = run / "checkpoints"
     found = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     return max(found, default=0)
@@ -182,7 +182,7 @@ def mount(place: pathlib.Path, *options: str) -> None:
 
 
 def full_disk(run: pathlib.Path) -> str:
-    """Four MiB hold one checkpoint and not three."""
+    """Four MiB fit one checkpoint but not three."""
     disk = run.parent / "disk"
     with small_disk(disk, 4):
         inside = disk / "run"
@@ -192,7 +192,7 @@ def full_disk(run: pathlib.Path) -> str:
         mount(disk, "-o", "remount,size=100m")
         finish(inside)
         shutil.copytree(inside, run)
-    return f'"{met}", step {kept} stays; with more room it goes on'
+    return f'"{met}", step {kept} is kept; resumes with more space'
 
 
 def read_only(run: pathlib.Path) -> str:
@@ -209,11 +209,11 @@ def read_only(run: pathlib.Path) -> str:
         mount(disk, "-o", "remount,rw")
         finish(inside)
         shutil.copytree(inside, run)
-    return f'"{met}"; once writable it goes on'
+    return f'"{met}"; resumes once writable'
 
 
 def truncated(run: pathlib.Path) -> str:
-    """The largest file of the latest checkpoint is cut."""
+    """Truncates the largest file of the latest checkpoint."""
     child = begin(run)
     while not (run / "checkpoints").is_dir() or latest(run) < 20:
         time.sleep(0.01)
@@ -226,11 +226,11 @@ def truncated(run: pathlib.Path) -> str:
     met = fails(run, 4, "move it away and rerun the same command to resume from step")
     newest.rename(run / "damaged")
     finish(run)
-    return f'"cannot be read (...); {met} ..."; moved away it goes on'
+    return f'"cannot be read (...); {met} ..."; resumes once moved away'
 
 
 def same(run: pathlib.Path, peace: pathlib.Path, logs_too: bool = True) -> str:
-    """'yes', or raises Fault naming the first difference."""
+    """Returns 'yes', or raises Fault with the first difference."""
     ours, theirs = state(run), state(peace)
     if ours.keys() != theirs.keys():
         raise Fault(f"{run}: other tensors")
@@ -247,7 +247,7 @@ def same(run: pathlib.Path, peace: pathlib.Path, logs_too: bool = True) -> str:
 
 
 def state(run: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of the last checkpoint under their names."""
+    """Returns all arrays of the last checkpoint by name."""
     warnings.filterwarnings("ignore", "Sharding info not provided")
     stored = ocp.load_checkpointables(run / "checkpoints" / str(STEPS.value))["state"]
     keys = jax.dtypes.prng_key

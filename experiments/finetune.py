@@ -1,11 +1,12 @@
-"""Fine-tunes a pretrained model on a task, and holds it against simple rules.
+"""Fine-tunes a pretrained model on a task and compares it with simple baselines.
 
   python -m experiments.finetune --config=configs/finetune/classification.py \
       --config.init=runs/bert --workdir=runs/packages
 
-`init` is a run of lmjax or a Hugging Face directory; without one the encoder of `config.model`
-is trained from scratch. `--config.compare_scratch=true` trains a random encoder of the same
-shape beside it, `--config.seeds=N` takes N seeds of each. An interrupted command continues.
+`init` is a run of lmjax or a Hugging Face directory; without it, the encoder of `config.model` is
+trained from scratch. `--config.compare_scratch=true` also trains a random encoder of the same
+shape; `--config.seeds=N` trains N seeds of each. Rerun the same command to resume an interrupted
+run.
 """
 
 import pathlib
@@ -23,17 +24,17 @@ WIDTH = 120
 
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
-    # After the flags: importing it takes seconds.
+    # Imported after the flags are parsed: this takes seconds.
     from lmjax.tasks.plan import FinetuneConfig
     from lmjax.training.run_directory import RunDirectory
 
-    # The directories of the other seeds are in that of the first.
+    # The directories of the other seeds are inside the directory of the first.
     with RunDirectory(workdir, config, FinetuneConfig).locked():
         finetune_all(config, workdir)
 
 
 def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Fine-tunes with every seed, and from scratch if the config says so; shows the scores."""
+    """Fine-tunes with every seed, also from scratch if requested, and shows the scores."""
     from lmjax.configuration import build
     from lmjax.tasks.finetuning import finetune, note_lines, suffix_of
     from lmjax.tasks.plan import FinetuneConfig, prepare
@@ -55,7 +56,7 @@ def finetune_all(config: ConfigDict, workdir: pathlib.Path) -> None:
                 parts.append("scratch")
             if i:
                 parts.append(f"seed{seed}")
-            # The first run is the workdir's own; those beside it have directories in it.
+            # The first run uses the workdir itself; the others use directories inside it.
             place = workdir / "-".join(parts) if parts else workdir
             title = f"{kind}, seed {seed}"
             found.append(finetune(prepared, config, place, title, seed=seed, scratch=scratch))
@@ -87,12 +88,12 @@ def show_scores(
     place: pathlib.Path,
     name: str = "",
 ) -> None:
-    """Prints the scores of each set beside those of the rules, and writes them to table.md.
+    """Prints the scores of each set with those of the baselines, and writes them to table.md.
 
     Args:
       prepared: a Prepared.
-      results: by the name of their line, the Result of each seed.
-      name: stands before the title.
+      results: name of a row -> the Result of each seed.
+      name: a prefix of the title.
     """
     from lmjax.tasks.finetuning import score_table, suffix_of, table_rows
 
@@ -112,8 +113,8 @@ def show_scores(
     for line, found in results.items():
         for result in found if prepared.task.tunes else ():
             told = "  ".join(f"{key} {value:.4f}" for key, value in result.chosen.items())
-            same = ", the rows that are scored" if "validation" in prepared.scored else ""
-            console.print(f"{line}: chosen on validation{same}: {told}", highlight=False)
+            same = " (the scored rows)" if "validation" in prepared.scored else ""
+            console.print(f"{line}: selected on validation{same}: {told}", highlight=False)
 
 
 if __name__ == "__main__":

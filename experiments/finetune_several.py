@@ -1,10 +1,10 @@
-"""Fine-tunes a pretrained model on several tasks at once: one encoder, a head a task.
+"""Fine-tunes a pretrained model on several tasks: one shared encoder, one head per task.
 
   python -m experiments.finetune_several --config=configs/finetune/multitask.py \
       --config.init=runs/bert --workdir=runs/several
 
-Each task's scores stand beside simple rules, as those of `experiments.finetune` do. An
-interrupted command continues.
+Prints each task's scores and simple baselines, as `experiments.finetune` does. Rerun the same
+command to resume an interrupted run.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from experiments.finetune import WIDTH, show_scores
 
 def main() -> None:
     config, workdir = command_line.config(), pathlib.Path(command_line.workdir())
-    # After the flags: importing it takes seconds.
+    # Imported after the flags are parsed: this takes seconds.
     from lmjax.tasks.finetuning import note_lines
     from lmjax.tasks.multitask import finetune_several, prepare_several
 
@@ -31,8 +31,8 @@ def main() -> None:
     for name, one in prepared.items():
         show_scores(console, one, {"fine-tuned": [results[name]]}, workdir / name, f"{name}: ")
     console.print(
-        f"Of each task a directory in {workdir}: predictions.jsonl, report.md, model/."
-        f" lmjax.load('{workdir / name}') opens it.",
+        f"Each task has a directory in {workdir} with predictions.jsonl, report.md and model/."
+        f" Open it with lmjax.load('{workdir / name}').",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -1,13 +1,13 @@
-"""Goes on with prompts, or fills their masks.
+"""Continues prompts, or fills their masks.
 
   python -m experiments.generate --model=runs/gpt --prompt="Returns the sum of"
   python -m experiments.generate --model=gpt2-hf --prompt="Once" --prompt="Then" \
       --temperature=0.8 --top_p=0.9 --num_return_sequences=2
   python -m experiments.generate --model=runs/gpt --prompts=lines.txt --num_beams=4 --jsonl
 
---model is a run of lmjax (its --workdir) or a Hugging Face directory. One greedy or sampled text
-of a GPT or XLNet is shown as it comes. Settings are the fields of `GenerationConfig`
-(lmjax/generation/settings.py), which says what they mean: --helpfull lists them.
+--model is a run of lmjax (its --workdir) or a Hugging Face directory. A single greedy or sampled
+text of a GPT or XLNet is streamed. Settings are the fields of `GenerationConfig`, documented in
+lmjax/generation/settings.py; --helpfull lists them.
 """
 
 import dataclasses
@@ -24,19 +24,21 @@ from lmjax.data.files import lines_of, read_texts
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
-flags.DEFINE_string("draft", None, "A smaller GPT of the same tokenizer, to draft with.")
-flags.DEFINE_multi_string("prompt", [], "A text to go on from; may be given several times.")
+flags.DEFINE_string("draft", None, "A small GPT with the same tokenizer: speculative decoding.")
+flags.DEFINE_multi_string("prompt", [], "A text to continue; may be given several times.")
 flags.DEFINE_string(
     "prompts",
     None,
-    "A file with one prompt a line, or JSON lines (.jsonl) with a 'prompt'; - reads standard input,"
-    " one a line.",
+    "A file with one prompt per line, or JSON lines (.jsonl) with a 'prompt'; - reads one prompt"
+    " per line from standard input.",
 )
-flags.DEFINE_bool("jsonl", False, "Print a JSON object a text: text, token ids, log-probabilities.")
+flags.DEFINE_bool(
+    "jsonl", False, "Print a JSON object per text: text, token ids, log-probabilities."
+)
 
 
 def _define_settings() -> None:
-    """A flag for each field of `GenerationConfig`; None where it is not given."""
+    """Defines a flag for each field of `GenerationConfig`; None if it is not given."""
     for name, hint in typing.get_type_hints(GenerationConfig).items():
         about = f"GenerationConfig.{name}"
         if hint is bool:
@@ -85,7 +87,7 @@ def main() -> None:
         print(prompt + text.text if text.follows else text.text)
     if draft is not None and not values["jsonl"]:
         rates = [text.accepted for text in made if text.accepted is not None]
-        print(f"accepted of the draft: {sum(rates) / len(rates):.0%}", file=sys.stderr)
+        print(f"accepted draft tokens: {sum(rates) / len(rates):.0%}", file=sys.stderr)
 
 
 def _prompts(values: dict[str, Any]) -> list[str]:
@@ -96,7 +98,7 @@ def _prompts(values: dict[str, Any]) -> list[str]:
     elif values["prompts"]:
         given += read_texts(values["prompts"], "--prompts", column="prompt")
     if not given:
-        raise ConfigError("--prompt: missing; give one, or a file of them as --prompts")
+        raise ConfigError("--prompt: missing; give a prompt, or a file of prompts as --prompts")
     return given
 
 
@@ -109,7 +111,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """An array as a list, numbers rounded to what float32 tells."""
+    """Converts an array to a list with numbers rounded to float32 precision."""
     if not hasattr(value, "tolist"):
         return value
     return [round(x, 6) if isinstance(x, float) else x for x in value.tolist()]

@@ -2,9 +2,9 @@
 
   python -m experiments.lengths --plot=docs/lengths.png
 
-Memory is what the compiled forward and backward pass needs besides its arguments; time is the
-median of three runs on the first device (one, if it takes long), where the memory is at most
---gigabytes.
+Memory is that of the compiled forward and backward pass without its arguments. Time is the median
+of three runs on the first device, or a single run if it takes long. Cases that need more memory
+than --gigabytes are not run.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from lmjax.nn.transformer import Block, Stack
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.tables import markdown_row, markdown_table
 
-PLOT = flags.DEFINE_string("plot", "", "Where to draw memory against length; '' = nowhere.")
-GIGABYTES = flags.DEFINE_float("gigabytes", 4.0, "What needs more memory is not run.")
+PLOT = flags.DEFINE_string("plot", "", "Plot of memory over length; '' = none.")
+GIGABYTES = flags.DEFINE_float("gigabytes", 4.0, "Skip cases that need more memory.")
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 CHUNK = 256
 TRUNK = TransformerConfig(
@@ -77,7 +77,7 @@ def main() -> None:
 def one_stream(
     config: TransformerConfig, length: int
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A causal block on one text, and its arguments."""
+    """Returns the loss of a causal block on one text, and its arguments."""
     x = jnp.ones((1, length, config.hidden_size))
     block, layer = Block(config), jnp.uint32(0)
     mask = masks.causal(length)
@@ -90,7 +90,7 @@ def one_stream(
 
 
 def two_streams(config: TransformerConfig, length: int) -> Case:
-    """XLNet's block, with a memory as long as the text and a sixth of it predicted."""
+    """As `one_stream`, for XLNet's block with a memory of the text's length and 1/6 targets."""
     width, layer = config.hidden_size, jnp.uint32(0)
     block = TwoStreamBlock(config)
 
@@ -122,7 +122,7 @@ def two_streams(config: TransformerConfig, length: int) -> Case:
 
 
 def stack(config: TransformerConfig, length: int) -> Case:
-    """A trunk on eight texts."""
+    """As `one_stream`, for a trunk on eight texts."""
     model, x = Stack(config), jnp.ones((8, length, config.hidden_size))
     mask = masks.causal(length)
     params = jax.jit(lambda: model.init(jax.random.key(0), x[:1], mask, None))()
@@ -134,7 +134,7 @@ def stack(config: TransformerConfig, length: int) -> Case:
 
 
 def measure(loss: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:
-    """MiB and, where they fit, median seconds of the gradient by the parameters."""
+    """Measures the gradient with respect to the parameters: MiB and, if they fit, seconds."""
     run = jax.jit(jax.grad(loss)).lower(*arguments).compile()
     memory = run.memory_analysis()
     assert memory is not None

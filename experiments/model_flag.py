@@ -1,4 +1,4 @@
-"""--model, of the programs that read pretrained models."""
+"""The flag --model of programs that read pretrained models."""
 
 from absl import flags
 
@@ -7,16 +7,16 @@ from lmjax.errors import ConfigError
 MODELS = flags.DEFINE_multi_string(
     "model",
     [],
-    "A run of lmjax (its --workdir) or a Hugging Face directory; may be given again where several"
-    " are compared.",
+    "A run of lmjax (its --workdir) or a Hugging Face directory; may be repeated to compare several"
+    " models.",
 )
 
 
 def one_model() -> str:
-    """The directory of a program that reads one model.
+    """Returns the value of --model for programs that read a single model.
 
     Raises:
-      ConfigError: none was given, or several.
+      ConfigError: --model is missing or repeated.
     """
     if len(MODELS.value) != 1:
         how = (

@@ -1,14 +1,15 @@
-"""Predicts with a fine-tuned model: rows in, a JSON object a row out.
+"""Predicts rows with a fine-tuned model; writes one JSON object per row.
 
   python -m experiments.predict --model=runs/packages --text="Returns the mean of an array."
   python -m experiments.predict --model=runs/packages --data=new.jsonl --out=predictions.jsonl
   tail -f new.jsonl | python -m experiments.predict --model=runs/packages --data=-
 
---model is a finished run of experiments.finetune (or of experiments.finetune_several with a task
-behind it), or a Hugging Face directory with a head for sequences, tokens, answers or choices. Rows
-have the columns that the run was trained with and need no label. Each line of the output holds
-the fields of its row, 'prediction', and 'confidence' where the task has one; lines come in the
-order of the rows, as soon as there are some. Rows with a label are scored, on standard error.
+--model is a finished run of experiments.finetune, a task's directory in a run of
+experiments.finetune_several, or a Hugging Face directory with a head for sequence classification,
+token classification, question answering or multiple choice. Rows have the columns that the run was
+trained with; labels are optional. Each output line contains the fields of its row, 'prediction',
+and 'confidence' if the task has one. Lines are written in the order of the rows, as soon as they
+are ready. Scores of rows with labels are printed to standard error.
 """
 
 import contextlib
@@ -35,24 +36,24 @@ flags.DEFINE_string(
     "data",
     None,
     "Rows: a path or glob of .jsonl, .json, .csv, .tsv or CoNLL columns; a TFDS name; 'pydocs'; or"
-    " -, JSON lines from standard input.",
+    " - for JSON lines from standard input.",
 )
 flags.DEFINE_multi_string(
-    "text", [], "A text, of a task that reads one; may be given several times."
+    "text", [], "A text, for a task that reads a single text; may be given several times."
 )
 flags.DEFINE_string("out", "-", "A file for the JSON lines; - is standard output.")
 flags.DEFINE_enum(
     "on_bad_rows",
     "refuse",
     ["refuse", "skip"],
-    "Of rows that cannot be used: 'refuse' stops; 'skip' counts them and gives their lines an"
-    " 'error' instead of a prediction.",
+    "How to treat unusable rows: 'refuse' stops with an error; 'skip' counts them and writes lines"
+    " with 'error' instead of a prediction.",
 )
-flags.DEFINE_bool("score", True, "Read the labels of rows that have some, and score these rows.")
+flags.DEFINE_bool("score", True, "Read labels and score the rows that have one.")
 
-_NAMED = 3  # rows without a prediction that are told at the end
-_WINDOW = 512  # rows whose batches are sorted by length together
-_REMEDY = "--on_bad_rows=skip passes over such rows, --noscore over their labels"
+_NAMED = 3  # rows without a prediction that are reported at the end
+_WINDOW = 512  # rows that are sorted by length together
+_REMEDY = "--on_bad_rows=skip skips such rows, --noscore ignores their labels"
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     if bool(data) == bool(texts):
         raise ConfigError(f"--data, --text: give {'one of them' if data else 'rows or a text'}")
     check_out(flags.FLAGS.out, data)
-    # After the flags: importing it takes seconds.
+    # Imported after the flags are parsed: this takes seconds.
     import lmjax
     from lmjax.data.rows import Notes
     from lmjax.tasks.opened import added, line
@@ -68,7 +69,7 @@ def main() -> None:
     model = lmjax.load(path)
     if model.task is None:
         raise ConfigError(
-            f"--model: '{path}' has no task to predict; give a run of experiments.finetune, or a"
+            f"--model: '{path}' has no task to predict; use a run of experiments.finetune, or a"
             " model with a head and a tokenizer"
         )
     items, finite = read_items(model), data != "-"
@@ -88,7 +89,7 @@ def main() -> None:
                     notes.named += [f"{item.where or '--text'}: {item.row}"] if bad < _NAMED else []
                     bad += 1
                 elif model.task.scored(told):
-                    # Of the row itself, scores read the label alone.
+                    # Of the row's own fields, scores need only the label.
                     gold = {"gold": told["gold"]} if "gold" in told else {}
                     scored.append(gold | added(item, told))
             file.flush()
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def read_items(model: "Opened") -> Iterator["Item"]:
-    """The rows of --data or --text, as the task reads them."""
+    """Yields the parsed rows of --data or --text."""
     from lmjax.data.rows import RowsConfig, raw_rows
     from lmjax.tasks.opened import Item
 
@@ -135,10 +136,10 @@ def read_items(model: "Opened") -> Iterator["Item"]:
 
 
 def standard_input() -> Iterator[tuple[str, Any]]:
-    """(place, columns) of JSON lines, as soon as each has come."""
+    """Yields (location, columns) of JSON lines as they arrive."""
     from lmjax.data.files import BadRowError, json_row
 
-    # Not sys.stdin, which a thread that waits for it would keep from being closed at the end.
+    # Not sys.stdin, which could not be closed at exit while a thread waits for it.
     with open(0, "rb", closefd=False) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -151,7 +152,7 @@ def standard_input() -> Iterator[tuple[str, Any]]:
 
 
 def refusing(items: Iterable["Item"]) -> Iterator["Item"]:
-    """The items up to the first that cannot be used, which is a ConfigError."""
+    """Yields usable items; raises ConfigError at the first unusable one."""
     for item in items:
         if not isinstance(item.row, dict):
             raise ConfigError(f"{item.where}: {item.row}; {_REMEDY}")
@@ -159,10 +160,10 @@ def refusing(items: Iterable["Item"]) -> Iterator["Item"]:
 
 
 def refuse_bad_rows(model: "Opened") -> None:
-    """Reads all rows once, before anything is predicted.
+    """Reads all rows once before prediction starts.
 
     Raises:
-      ConfigError: there are none, or some cannot be used.
+      ConfigError: there are no rows, or some cannot be used.
     """
     from lmjax.data.rows import Notes, settle
 
@@ -177,7 +178,7 @@ def refuse_bad_rows(model: "Opened") -> None:
 
 
 def batched(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yields lists of `size` items; the last may be shorter."""
     window: list[Item] = []
     for item in items:
         window.append(item)
@@ -189,7 +190,7 @@ def batched(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
 
 
 def arriving(items: Iterable["Item"]) -> Iterator[list["Item"]]:
-    """Lists of the items that have come, without waiting for more."""
+    """Yields lists of the items available so far, without waiting for more."""
     waiting: queue.Queue[Any] = queue.Queue(_WINDOW)
     end = object()
 
@@ -218,11 +219,9 @@ def arriving(items: Iterable["Item"]) -> Iterator[list["Item"]]:
 
 
 def check_out(path: str, data: str | None) -> None:
-    """Raises ConfigError for an output that is no file, or one of the inputs."""
+    """Raises ConfigError if the output cannot be a file or is one of the inputs."""
     if pathlib.Path(path).is_dir() or not pathlib.Path(path).absolute().parent.is_dir():
-        raise ConfigError(
-            f"--out: '{path}' cannot be a file; give one in a directory that is there"
-        )
+        raise ConfigError(f"--out: '{path}' cannot be a file; give a file in an existing directory")
     for given in glob.glob(os.path.expanduser(data or "")):
         if os.path.exists(path) and os.path.samefile(given, path):
             raise ConfigError(f"--out: '{path}' is read by --data; give another file")
@@ -230,23 +229,23 @@ def check_out(path: str, data: str | None) -> None:
 
 @contextlib.contextmanager
 def output(path: str) -> Iterator[BinaryIO]:
-    """Where lines go."""
+    """Opens the output file."""
     if path != "-":
         with pathlib.Path(path).open("wb") as file:
             yield file
         return
     try:
         yield sys.stdout.buffer
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def encoded(values: dict[str, Any]) -> bytes:
-    """A line of JSON."""
+    """Encodes a line of JSON."""
     try:
         return (json.dumps(values, ensure_ascii=False, default=str) + "\n").encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return (json.dumps(values, default=str) + "\n").encode()
 
 

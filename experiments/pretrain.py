@@ -1,9 +1,9 @@
-"""Pretrains one objective, or continues the run in --workdir.
+"""Pretrains a model, or resumes the run in --workdir.
 
   python -m experiments.pretrain --config=configs/bert.py:tiny --workdir=runs/bert
 
-Goes on from another model, if config.init names one (configs/adapt.py). Or compiles a step for
-devices that need not be here, and prints what it would need on them:
+If config.init names a model, training starts from it (configs/adapt.py). --dry_run compiles a step
+for other devices, which need not be present, and prints its memory and FLOPs:
 
   python -m experiments.pretrain --config=configs/gpt.py:xl --config.mesh.fsdp=16 --dry_run=v5e:4x4
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def profiled_steps(value: str) -> tuple[int, int] | None:
-    """The first and the last step of a value such as '10-12'; None for ''."""
+    """Parses a value such as '10-12' to the first and last step; None for ''."""
     if not value:
         return None
     found = re.fullmatch(r"(\d+)-(\d+)", value)
@@ -64,7 +64,7 @@ def profiled_steps(value: str) -> tuple[int, int] | None:
 
 
 def initialization(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
-    """The config with the model of its `init`, and a function that loads its parameters."""
+    """Returns the config completed from its `init`, and a function that loads the parameters."""
     from lmjax.convert.warm_start import adapted, put_in
 
     config, given = adapted(config)
@@ -72,7 +72,7 @@ def initialization(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]
     def warm_start(fresh: Any) -> Any:
         params, random = put_in(fresh, given)
         if random:
-            print(f"not in {given.source}, and begun at random: {', '.join(random)}")
+            print(f"not in {given.source}, initialized randomly: {', '.join(random)}")
         return params
 
     return config, warm_start

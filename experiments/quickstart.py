@@ -1,9 +1,9 @@
-"""Pretrains the four objectives, one after the other, and shows what each has learnt.
+"""Pretrains the four objectives in turn and shows samples of their predictions.
 
   python -m experiments.quickstart
 
-About 8 minutes on two CPU cores. An interrupted run continues; a finished one shows its
-results again.
+Takes about 8 minutes on two CPU cores. Rerun the command to resume an interrupted run, or to show
+the results of a finished one again.
 """
 
 import math
@@ -30,7 +30,7 @@ from lmjax.objectives.rtd import ReplacedTokenDetection
 from lmjax.tables import markdown_table
 from lmjax.training.loop import Result, pretrain
 
-STEPS = flags.DEFINE_integer("steps", None, "Steps of each objective, instead of the config's.", 1)
+STEPS = flags.DEFINE_integer("steps", None, "Steps per objective; default: the config's.", 1)
 COLUMNS = (
     "objective",
     "parameters",
@@ -63,8 +63,8 @@ def main() -> None:
     console.print(rich_table(rows))
     (workdir / "table.md").write_text("\n".join(markdown_table(COLUMNS, rows)) + "\n")
     console.print(
-        "Losses are in nats per target, on held-out text; what is scored differs between rows,\n"
-        "so each is to be held against the unigram score beside it.\n"
+        "Losses are in nats per target, on held-out text. Targets differ between rows,\n"
+        "so compare each loss with the unigram score in the same row.\n"
         f"Curves: {workdir / 'curves.png'}   table: {workdir / 'table.md'}   runs: {workdir}/*",
         markup=False,
         highlight=False,
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def table_rows(name: str, result: Result) -> Iterator[tuple[str, ...]]:
-    """The line of an objective; ELECTRA's discriminator gets a second one."""
+    """Yields the row of an objective, and a second one for ELECTRA's discriminator."""
     train = [r for r in result.records if r["split"] == "train"]
     held_out = [r for r in result.records if r["split"] == "validation"]
     rates = sorted(r["tokens_per_second"] for r in train)
@@ -96,7 +96,7 @@ def table_rows(name: str, result: Result) -> Iterator[tuple[str, ...]]:
             "",
             f"{start['rtd']:.3f}",
             f"{end['rtd']:.3f}",
-            f"{guess:.3f} (knowing that {p:.0%} are replaced)",
+            f"{guess:.3f} (given that {p:.0%} are replaced)",
             "",
         )
 
@@ -111,7 +111,7 @@ def rich_table(rows: list[tuple[str, ...]]) -> Table:
 
 
 def plot(results: dict[str, Result], path: pathlib.Path) -> None:
-    """Held-out loss of each objective against tokens; dashed, its unigram score."""
+    """Plots the held-out loss of each objective over tokens; dashed: its unigram score."""
     curves, levels = {}, {}
     for name, result in results.items():
         term = result.objective.headline
@@ -135,7 +135,7 @@ def plot(results: dict[str, Result], path: pathlib.Path) -> None:
 
 
 def samples(result: Result) -> list[str]:
-    """What the objective has learnt, to read."""
+    """Returns samples of the model's predictions, for reading."""
     objective, tokenizer, key = result.objective, result.tokenizer, jax.random.key(1)
     batch: dict[str, Any] = {name: array[:2] for name, array in result.batch.items()}
     if isinstance(objective, CausalLM):
@@ -145,12 +145,12 @@ def samples(result: Result) -> list[str]:
         return [prompt + new.text for prompt, new in zip(prompts, found, strict=True)]
     if isinstance(objective, MaskedLM):
         return [
-            "Masked tokens as [original=prediction], [original] where it is right:",
+            "Masked tokens as [original=prediction], or [original] if correct:",
             *looks.fill_masks(objective, result.params, batch, tokenizer, key),
         ]
     if isinstance(objective, PermutedLM):
         return [
-            "Targets sampled in a random factorisation order, as [place:original=sample]:",
+            "Targets sampled in a random factorization order, as [place:original=sample]:",
             *looks.complete_in_order(objective, result.params, batch, tokenizer, key),
         ]
     assert isinstance(objective, ReplacedTokenDetection)

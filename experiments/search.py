@@ -1,9 +1,9 @@
-"""Searches hyper-parameters: every trial is trained under the same budget and measured.
+"""Searches hyperparameters: every trial is trained with the same budget and measured.
 
   python -m experiments.search --config=configs/searches/optimizer.py:gpt --workdir=runs/search
 
-The sampler is a grid, random, or Optuna's TPE (`pip install -e '.[search]'`). What is done is kept,
-and the same command goes on; a larger `--config.trials` adds to it.
+The sampler is a grid, random, or Optuna's TPE (`pip install -e '.[search]'`). Finished trials are
+kept; rerun the same command to resume. A larger `--config.trials` adds trials.
 """
 
 import shlex
@@ -20,13 +20,13 @@ _SHOWN = 10
 def main() -> None:
     workdir = command_line.workdir()
     config = command_line.config()
-    # After the flags: importing it takes seconds.
+    # Imported after the flags are parsed: this takes seconds.
     from lmjax.lab.search import flags, search, shown
 
     command = shlex.join(["python", "-m", "experiments.search", *sys.argv[1:]])
     found = search(config, workdir, command)
     names = list(found[0].fields)
-    table = Table("trial", *names, config.measure, title=f"{len(found)} trials, the best first")
+    table = Table("trial", *names, config.measure, title=f"{len(found)} trials, best first")
     for f in found[:_SHOWN]:
         table.add_row(str(f.number), *(shown(f.fields[name]) for name in names), shown(f.value))
     Console(width=120).print(table)

@@ -1,4 +1,4 @@
-"""Shows a batch of a run, such as one that its events.jsonl names.
+"""Shows a batch of a run, e.g. one that its events.jsonl names.
 
 python -m experiments.show_batch --workdir=runs/bert --batch=1234
 """
@@ -20,19 +20,17 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.training.plan import make_plan
 
-BATCH = flags.DEFINE_integer("batch", None, "Which batch of the training data, from 0.")
-ROWS = flags.DEFINE_integer(
-    "rows", 8, "How many rows to show, those with the rarest text first.", 1
-)
+BATCH = flags.DEFINE_integer("batch", None, "Index of the training batch, from 0.")
+ROWS = flags.DEFINE_integer("rows", 8, "Number of rows to show, the rarest texts first.", 1)
 
 
 def main() -> None:
     if BATCH.value is None or BATCH.value < 0:
         raise ConfigError("--batch: missing; give the index of a batch, from 0")
     values = read_json(pathlib.Path(command_line.workdir()) / "config.json")
-    # Data does not depend on the devices that read it.
+    # The data does not depend on the mesh.
     values["mesh"] = {"data": 1}
-    values.pop("evaluators", None)  # nor on evaluators, whose classes need not be imported
+    values.pop("evaluators", None)  # not needed, so their classes are not imported
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         with opening():
             plan = make_plan(ml_collections.ConfigDict(values))
@@ -54,12 +52,13 @@ def main() -> None:
 def describe(
     batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, log_frequency: np.ndarray, rows: int
 ) -> list[str]:
-    """A few lines a row: its place, size, how surprising its tokens are, and its text.
+    """Formats rows of a batch: index, size, unigram score and text.
 
     Args:
-      batch: clean, `tokens` and `segment_ids` [batch, length].
-      log_frequency: [vocab_size], nats.
-      rows: how many, the most surprising first (mean unigram score in nats a token).
+      batch: a clean batch with `tokens` and `segment_ids` [batch, length].
+      tokenizer: decodes the text.
+      log_frequency: [vocab_size] log frequencies of tokens, in nats.
+      rows: number of rows, those with the highest mean unigram score (nats per token) first.
     """
     found = []
     for index, (tokens, documents) in enumerate(

@@ -1,11 +1,11 @@
-"""Prints the whole config of a run, a field a line, with the source of each value; runs nothing.
+"""Prints the complete config of a run, one field per line, with the source of each value.
 
   python -m experiments.show_config --config=configs/bert.py:tiny --config.training.steps=1000
 
-A value comes from the command line, from the config file, or is the default of a dataclass. A field
-that needs a value and has none is marked as missing; those of the model come from the checkpoint
-where `init` names one. Of an ablation, `pretraining` shows what all variants share, and `variants`
-what each changes.
+A value comes from the command line, from the config file, or from the default of a dataclass. A
+required field without a value is marked as missing; if `init` names a checkpoint, it provides the
+fields of the model. For an ablation, `pretraining` shows the fields that all variants share, and
+`variants` the changes of each.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def fields(opened: command_line.Opened) -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, value, source) of every field of a config."""
+    """Yields (dotted name, value, source) of every field of a config."""
     owners: dict[str, str] = {}
     values = filled(opened.kind, opened.values, missing=_MISSING, owners=owners)
     if "variants" in values:
@@ -47,7 +47,7 @@ def fields(opened: command_line.Opened) -> Iterator[tuple[str, Any, str]]:
 
 
 def _shared(opened: command_line.Opened) -> dict[str, Any]:
-    """By dotted name, what an ablation states for pretraining, and defaults of all variants."""
+    """Returns an ablation's shared pretraining fields and defaults, by dotted name."""
     whole = comparable(opened.kind, opened.values, opened.values)["pretraining"]
     defaults = {name: x for name, x in whole.items() if not (isinstance(x, dict) and x)}
     return defaults | flattened(opened.values["pretraining"])

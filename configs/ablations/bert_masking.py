@@ -1,4 +1,4 @@
-"""BERT's masking: 80% [MASK], 10% random, 10% as they are, against the five others (Table 8).
+"""BERT's masking: 80% [MASK], 10% random, 10% unchanged, and five alternatives (Table 8).
 
   python -m experiments.ablate --config=configs/ablations/bert_masking.py:tiny \
       --workdir=runs/bert_masking
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.ablations.recipe import ablation
 
-# Of the chosen tokens: [MASK], as they are, random; and MNLI dev accuracy.
+# Shares of the chosen tokens: [MASK], unchanged, random; and MNLI dev accuracy.
 TABLE_8 = {
     "80/10/10": (0.8, 0.1, 84.2),
     "100/0/0": (1.0, 0.0, 84.3),
@@ -35,7 +35,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
         base="mask_80_10_10",
         objective="bert",
         variants=variants,
-        comparable_losses=False,  # each is measured on its own corruption
+        comparable_losses=False,  # each variant has its own corruption
         published={
             "source": "Devlin et al. 2019, Table 8",
             "measure": "MNLI dev accuracy after fine-tuning",

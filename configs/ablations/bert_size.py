@@ -1,9 +1,9 @@
-"""BERT's depth and width (Table 6), in shares of the trunk.
+"""BERT's depth and width (Table 6), as fractions of the trunk's.
 
   python -m experiments.ablate --config=configs/ablations/bert_size.py:tiny --workdir=runs/bert_size
 
-The paper's rows are of 3 to 24 layers of 768 or 1,024; here a variant has the same share of 12
-layers of 768. All have the learning rate and the tokens of the base.
+The paper's rows have 3 to 24 layers of 768 or 1,024. Here each variant has the same fraction of the
+base's size as the paper's row of 12 layers of 768. All use the base's learning rate and tokens.
 """
 
 from ml_collections import ConfigDict
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from configs.ablations.recipe import SIZES, ablation, held_out
 from lmjax.configuration import size_of
 
-# Layers and width of 12 and 768.
+# Layers and width that correspond to the paper's 12 and 768.
 TRUNKS = {"tiny": (4, 96), "small": (12, 384), "base": (12, 768)}
 HEAD_SIZES = {"tiny": 32, "small": 64, "base": 64}
-# Shares of them, and MNLI-m dev accuracy.
+# Fractions of them, and MNLI-m dev accuracy.
 TABLE_6 = {
     "base": (1.0, 1.0, 84.4),
     "quarter_depth": (0.25, 1.0, 77.9),

@@ -1,17 +1,17 @@
-"""BERT without next-sentence prediction, and left to right without it (Table 5).
+"""BERT without next-sentence prediction, and also with left-to-right training (Table 5).
 
   python -m experiments.ablate --config=configs/ablations/bert_tasks.py:tiny \\
       --workdir=runs/bert_tasks
 
-Left to right is a causal LM on the same trunk, whose mask stays at fine-tuning, as the paper's
-does. Its classifier reads the last token, where BERT's reads the first.
+The left-to-right variant is a causal LM on the same trunk, which keeps its mask during fine-tuning,
+as in the paper. Its classifier reads the last token, BERT's the first.
 """
 
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import ablation
 
-# What changes, and MNLI-m dev accuracy.
+# The changes, and MNLI-m dev accuracy.
 TABLE_5 = {
     "bert": ("masked LM, next sentence", {}, 84.4),
     "no_nsp": (

@@ -1,11 +1,11 @@
-"""Where ELECTRA's gain comes from: between masked LM and replaced-token detection (Table 5).
+"""The source of ELECTRA's gain: steps from masked LM to replaced-token detection (Table 5).
 
   python -m experiments.ablate --config=configs/ablations/electra_efficiency.py:tiny \
       --workdir=runs/electra_efficiency
 
-§3.4: ELECTRA 15% detects at the masked positions only; Replace MLM fills them with samples in
-place of [MASK]; All-Tokens MLM tells every token, by a copy mechanism. Judged by fine-tuning, as
-in the paper: the last two have read no [MASK], and so no probability of a text by masking.
+§3.4: ELECTRA 15% has a loss only at masked positions; Replace MLM replaces [MASK] by samples of a
+generator; All-Tokens MLM predicts every token, with a copy mechanism. The measure is fine-tuning,
+as in the paper: the last two never see [MASK], so they cannot score texts by masking.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from configs import quickstart
 from configs.ablations.recipe import ablation
 
 REPLACED = "lmjax.objectives.rtd.ReplacedTokenDetection"
-# In words, the objective, and GLUE dev.
+# Description, objective, and GLUE dev score.
 TABLE_5: dict[str, tuple[str, dict[str, Any], float]] = {
     "electra": ("ELECTRA", {"type": REPLACED}, 85.0),
     "all_tokens_mlm": (
@@ -48,7 +48,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
             "data": {"examples": electra["examples"]},
         }
         if name == "electra_15":
-            # At first all that is chosen is replaced: its loss falls to none, and rises as the
+            # At first every chosen token is replaced: the loss falls to 0, and rises again as the
             # generator learns.
             changes["training"] = {"max_loss_rise": 0.0}
         variants[name] = description, changes

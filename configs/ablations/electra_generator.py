@@ -1,11 +1,11 @@
-"""How large ELECTRA's generator should be, for the same number of tokens (Figure 3, left).
+"""The size of ELECTRA's generator, for the same number of tokens (Figure 3, left).
 
   python -m experiments.ablate --config=configs/ablations/electra_generator.py:tiny \
       --workdir=runs/electra_generator
 
-The paper finds a quarter to a half of the discriminator best; its points are in a plot only. A
-larger generator costs more: `--config.budget.unit=flops --config.budget.amount=2e13` makes the
-cost equal.
+In the paper, 1/4 to 1/2 of the discriminator's size works best; it shows the values only in a plot.
+A larger generator costs more; `--config.budget.unit=flops --config.budget.amount=2e13` equalizes
+the cost.
 """
 
 from ml_collections import ConfigDict

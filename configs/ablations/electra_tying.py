@@ -1,17 +1,17 @@
-"""Whether ELECTRA's generator and discriminator should share their embeddings (§3.2).
+"""Sharing of embeddings between ELECTRA's generator and discriminator (§3.2).
 
   python -m experiments.ablate --config=configs/ablations/electra_tying.py:tiny \
       --workdir=runs/electra_tying
 
-The generator is as large as the discriminator, as in the paper's comparison. Its third row, in
-which all weights are shared, is left out.
+The generator has the size of the discriminator, as in the paper's comparison. The paper's third
+variant, which shares all weights, is omitted.
 """
 
 from ml_collections import ConfigDict
 
 from configs.ablations.recipe import ablation
 
-# In words, whether they share, and GLUE dev.
+# Description, whether embeddings are shared, and GLUE dev score.
 SECTION_3_2 = {
     "shared": ("token, position and segment tables shared", True, 84.3),
     "apart": ("each its own", False, 83.6),

@@ -1,13 +1,12 @@
-"""The four objectives, and a hybrid, on one trunk, one tokenizer, one corpus, one budget.
+"""The four objectives and a hybrid with the same trunk, tokenizer, corpus and budget.
 
   python -m experiments.ablate --config=configs/ablations/four_objectives.py:tiny \
       --workdir=runs/four_objectives
 
-What differs is what each paper says must: the corruption, the score, how examples are cut, and
-positions (relative in XLNet). The hybrid is masked LM of which half of the examples is read from
-left to right (UniLM, Dong et al. 2019). ELECTRA's generator, half as wide, comes on top of its
-trunk: its tokens cost more, which the report's table of costs says. `--config.budget.unit=flops
---config.budget.amount=2e13` makes the cost equal instead.
+The rest follows each paper: corruption, loss, how examples are formed, and positions (relative in
+XLNet). The hybrid is a masked LM that reads half of the examples left to right (UniLM, Dong et al.
+2019). ELECTRA also has a generator of half the width, so its tokens cost more, as the report shows.
+`--config.budget.unit=flops --config.budget.amount=2e13` equalizes the cost instead.
 """
 
 from ml_collections import ConfigDict

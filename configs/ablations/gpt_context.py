@@ -1,11 +1,11 @@
-"""How far GPT should see, for the same number of tokens.
+"""The context length of GPT, for the same number of tokens.
 
   python -m experiments.ablate --config=configs/ablations/gpt_context.py:tiny \\
       --workdir=runs/gpt_context
 
-Rows are shorter and there are more of them: each variant reads as many tokens in an update. The
-held-out loss of short rows is of tokens with less before them, which is the point; positions beyond
-a variant's length meet fine-tuning untrained.
+Shorter contexts use more rows, so that each variant has the same number of tokens per update. In
+short rows, the held-out loss covers tokens with less context, which is the effect to measure.
+Positions beyond a variant's length are still untrained when fine-tuning starts.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""How the loss of a causal model falls with its size, for the same number of tokens.
+"""Scaling of a causal model's loss with its size, for the same number of tokens.
 
   python -m experiments.ablate --config=configs/ablations/gpt_size.py:tiny --workdir=runs/gpt_size
 
-Kaplan et al. 2020 (eq. 1.1) find L(N) proportional to N ** -0.076 for the parameters N without
-embeddings, where there is text enough. Here text is short, which flattens the law for the larger
-models, and all have the learning rate of the base.
+Kaplan et al. 2020 (eq. 1.1) find L(N) proportional to N ** -0.076 for N parameters without
+embeddings, given enough text. Here text is limited, which flattens the law for larger models, and
+all sizes use the base's learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.ablations.recipe import SIZES, ablation, held_out
 from lmjax.configuration import size_of
 
-# Layers and width, the base first.
+# Layers and width; the base comes first.
 SHAPES = {
     "tiny": [(2, 128), (1, 64), (2, 64), (4, 192)],
     "small": [(12, 384), (4, 128), (6, 256), (12, 512)],

@@ -1,8 +1,8 @@
-"""What the ablations share: one trunk, tokenizer, corpus and budget at three sizes, and judges.
+"""The shared recipe of the ablations: trunk, tokenizer, corpus, budget and measures at three sizes.
 
-`tiny` runs on two CPU cores in under an hour; `small` has the size and the budget of BabyLM's
-strict-small track, 10 epochs of 10 million words, for one GPU; `base` is the papers' trunk on ten
-times as much text. The corpus is the embedded docstrings until another is named:
+`tiny` runs on two CPU cores in under an hour. `small` has the size and the budget of BabyLM's
+strict-small track, 10 epochs of 10 million words, for one GPU. `base` is the papers' trunk with ten
+times as much text. The default corpus is the embedded docstrings; to use another:
 `--config.pretraining.data.corpus=train.txt.xz --config.measures.blimp.data=blimp.jsonl`.
 """
 
@@ -18,7 +18,7 @@ from lmjax.configuration import size_of
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A trunk and how it is trained; tokens are the budget of a variant and seed."""
+    """The size and training recipe of a model; `tokens` is the budget per variant and seed."""
 
     layers: int
     hidden_size: int
@@ -77,7 +77,7 @@ SIZES = {
 
 
 def held_out(description: str, metric: str) -> dict[str, Any]:
-    """The measure of a term of the held-out loss."""
+    """Returns the measure of a term of the held-out loss."""
     kind = "lmjax.lab.measures.HeldOut"
     return {"loss": {"type": kind, "description": description, "metric": metric}}
 
@@ -95,16 +95,16 @@ def ablation(
     published: dict[str, Any] | None = None,
     scaling: dict[str, Any] | None = None,
 ) -> ConfigDict:
-    """A config of `experiments.ablate`.
+    """Returns a config of `experiments.ablate`.
 
     Args:
       size: see SIZES.
       base: the variant that the others are compared with.
-      variants: by name, a description of what is different, and the changed fields of pretraining.
-      objective: of configs/quickstart.py, which the variants change; '' where each brings its
-        own.
-      comparable_losses: whether the held-out losses are of the same targets.
-      measures: more of them, after the two of every ablation.
+      variants: name -> (description of the difference, changed fields of pretraining).
+      objective: the objective of configs/quickstart.py that the variants change; '' if each variant
+        sets its own.
+      comparable_losses: whether the held-out losses have the same targets.
+      measures: additional measures, after the two of every ablation.
     """
     s = SIZES[size_of(SIZES, size)]
     pretraining = quickstart.get_config(objective or "bert").to_dict()
@@ -123,7 +123,7 @@ def ablation(
     }
     pretraining["data"]["tokenizer"]["vocab_size"] = s.vocab_size
     pretraining["optimizer"] |= {"learning_rate": s.learning_rate, "warmup_steps": s.warmup_steps}
-    # Steps are what the budget pays for.
+    # The budget determines the steps.
     pretraining["training"] |= {"steps": s.warmup_steps, "batch_size": s.batch_size}
     judge = classification.get_config()
     judge.data.train_rows = 4000
@@ -142,7 +142,7 @@ def ablation(
             "blimp": {
                 "type": "lmjax.lab.measures.MinimalPairs",
                 "description": "BLiMP",
-                "data": "",  # a file of pairs; without one it is left out
+                "data": "",  # a file of pairs; '' disables the measure
                 "per_paradigm": 100,
             },
             "classification": {
@@ -156,7 +156,7 @@ def ablation(
             **(measures or {}),
         },
     }
-    for block in ("variants", "measures"):  # in the order in which they are to stand in tables
+    for block in ("variants", "measures"):  # in the order of the tables
         config[block] = ConfigDict(config[block], sort_keys=False)
     more = {"published": published, "scaling": scaling}
     return ConfigDict(config | {name: block for name, block in more.items() if block})

@@ -1,8 +1,8 @@
-"""The trunk under GPT's objective: where it normalises, its activation, and the optimizer.
+"""Norm placement and activation of the trunk, and the optimizer, for GPT's objective.
 
   python -m experiments.ablate --config=configs/ablations/trunk.py:tiny --workdir=runs/trunk
 
-All variants have the learning rate of the base, which may suit some better than others.
+All variants use the base's learning rate, which may suit some better than others.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from lmjax.configuration import size_of
 
 
 def get_config(size: str = "tiny") -> ConfigDict:
-    # As many parameters: three kernels of two thirds of the width (Shazeer 2020 §3).
+    # Equal numbers of parameters: three kernels of 2/3 of the width (Shazeer 2020 §3).
     inner = 8 * SIZES[size_of(SIZES, size)].hidden_size // 3
     swiglu = {"activation": "silu", "gated": True, "intermediate_size": inner}
     return ablation(

@@ -1,9 +1,9 @@
-"""XLNet with other numbers of targets, and without its parts (Table 6).
+"""XLNet with other numbers of targets, and without some of its parts (Table 6).
 
   python -m experiments.ablate --config=configs/ablations/xlnet.py:tiny --workdir=runs/xlnet
 
-Two rows of the table are left out: BERT's data with Transformer-XL's memory, and next-sentence
-prediction, for which a stream of text has no labels here.
+Two rows of the table are omitted: BERT's data with Transformer-XL's memory, and next-sentence
+prediction, for which text streams have no labels here.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from configs.ablations.recipe import ablation
 from configs.quickstart import LENGTH
 
 BOTH: dict[str, Any] = {"data": {"examples": {"bidirectional": True}}}
-# Row 4, the base; what changes in the others; MNLI-m dev accuracy.
+# Row 4, the base; the changes of the others; MNLI-m dev accuracy.
 TABLE_6 = {
     "k6": ("one token in 6 is a target", BOTH, 85.63),
     "k7": ("one in 7", {**BOTH, "objective": {"num_predict": round(LENGTH / 7)}}, 85.84),
@@ -34,7 +34,7 @@ def get_config(size: str = "tiny") -> ConfigDict:
         variants={
             name: (description, fields) for name, (description, fields, _) in TABLE_6.items()
         },
-        comparable_losses=False,  # other targets
+        comparable_losses=False,  # variants have different targets
         published={
             "source": "Yang et al. 2019, Table 6",
             "measure": "MNLI-m dev accuracy after fine-tuning, median of 5",

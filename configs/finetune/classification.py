@@ -1,9 +1,9 @@
-"""Text classification: by default, which of eight packages a docstring documents.
+"""Text classification: by default, which of eight packages does a docstring document?
 
-Nothing is downloaded: the rows are docstrings with the packages' names struck out. Own data:
+The default needs no download: rows are docstrings without the packages' names. Own data:
 `--config.data.train=reviews.csv --config.data.test=test.csv --config.task.text=sentence
---config.task.label=label`, and `--config.task.pair=...` for a second text. A number instead of
-classes, in any unit: `--config.task.type=lmjax.tasks.classification.Regression`. About 2 minutes on
+--config.task.label=label`, and `--config.task.pair=...` for a second text. Regression instead of
+classification: `--config.task.type=lmjax.tasks.classification.Regression`. Takes about 2 minutes on
 two CPU cores with a model of configs/quickstart.py.
 """
 

@@ -1,13 +1,13 @@
-"""Sentence embeddings: by default, which of all docstrings does a summary line stand over?
+"""Sentence embeddings: by default, which docstring belongs to a summary line?
 
-Nothing is downloaded: a pair is the summary of a docstring and what stands below it. Own
+The default needs no download: a pair is the summary of a docstring and the text below it. Own
 pairs: `--config.data.train=pairs.jsonl --config.task.text=query --config.task.pair=answer`.
-Texts alone, by dropout (SimCSE): `--config.task.loss_form=simcse`. Pairs with a number, as
-STS-B: `--config.task.loss_form=cosine --config.task.label=score --config.task.highest=5.0`.
-In-batch negatives make the batch part of the task: config.training.batch_size is a setting of
-the model, not of the machine. Summaries share words with what they stand over: TF-IDF is hard
-to beat here, and a model of configs/quickstart.py does not. About 3 minutes with one on two CPU
-cores.
+Single texts with dropout as noise (SimCSE): `--config.task.loss_form=simcse`. Pairs with a score,
+e.g. STS-B: `--config.task.loss_form=cosine --config.task.label=score --config.task.highest=5.0`.
+With in-batch negatives, config.training.batch_size is a hyperparameter of the model and should not
+be chosen by the machine. Summaries share words with the text below them, so TF-IDF is a strong
+baseline; a model of configs/quickstart.py does not beat it. Takes about 3 minutes with one on two
+CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Text from text: by default, what a function does, from its signature.
+"""Conditional generation: by default, what does a function do, given its signature?
 
-Nothing is downloaded: the prompt is a qualified name with its parameters, the target the first
-sentence of the docstring. For GPTs: `--config.init=runs/gpt` or a GPT-2 of Hugging Face. Own
+The default needs no download: the prompt is a qualified name with its parameters, the target the
+first sentence of the docstring. Needs a GPT: `--config.init=runs/gpt` or a Hugging Face GPT-2. Own
 data: `--config.data.train=articles.jsonl --config.data.test=test.jsonl
 --config.task.prompt=article --config.task.target=summary`. `lmjax.generate(lmjax.load(workdir),
-"numpy argsort(a, axis, kind) [SEP]")` then goes on with a prompt.
+"numpy argsort(a, axis, kind) [SEP]")` then continues a prompt.
 """
 
 from ml_collections import ConfigDict

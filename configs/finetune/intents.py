@@ -1,9 +1,9 @@
-"""Intent recognition: by default, which subpackage a question about a parameter is about.
+"""Intent recognition: by default, which subpackage is a question about a parameter about?
 
-Nothing is downloaded: the questions are made of the parameters that docstrings list. Own data,
-such as banking77 or SNIPS: `--config.data.train=train.csv --config.data.test=test.csv
+The default needs no download: questions are built from parameters in docstrings. Own data, e.g.
+banking77 or SNIPS: `--config.data.train=train.csv --config.data.test=test.csv
 --config.task.text=text --config.task.label=category`.
-`python -m experiments.applications.support_desk` answers questions with the run.
+`python -m experiments.applications.support_desk` uses the run to answer questions.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Style classification: by default, does a docstring describe ('Returns') or command ('Return')?
 
-`python -m experiments.applications.restyle` uses the run. Own styles, such as the two classes of
+`python -m experiments.applications.restyle` uses the run. Own styles, e.g. the two classes of
 SST-2: `--config.data.train=train.tsv --config.task.text=sentence --config.task.label=label`.
 """
 

@@ -1,9 +1,9 @@
-"""Multiple choice: by default, which of four descriptions is that of a parameter.
+"""Multiple choice: by default, which of four descriptions belongs to a parameter?
 
-Nothing is downloaded: the context is the parameter's name and type out of a docstring, the
-choices are what docstrings of the same package say of it and of three others. Own data: JSON
-lines of a text, a list of texts and the number of the right one, from 0. About 5 minutes on two
-CPU cores with a model of configs/quickstart.py.
+The default needs no download: the context is a parameter's name and type from a docstring, the
+choices are its description and those of three other parameters of the same package. Own data: JSON
+lines with a text, a list of texts and the index of the correct one, from 0. Takes about 5 minutes
+on two CPU cores with a model of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict

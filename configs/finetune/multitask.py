@@ -1,9 +1,9 @@
-"""Two tasks on one encoder: which package a docstring documents, and its names and types.
+"""Multi-task fine-tuning: classification of docstrings by package, and tagging of parameters.
 
-For `python -m experiments.finetune_several`; `init` is needed. A step is of one task, drawn in
-proportion to n^(1 / temperature) of its n examples. A task is 'task' and 'data' as in any other
-config of this directory. About 2 minutes on two CPU cores with a model of
-configs/quickstart.py.
+For `python -m experiments.finetune_several`; requires `init`. Each step trains one task, sampled in
+proportion to n^(1 / temperature), where n is its number of examples. Each task has blocks 'task'
+and 'data' as in the other configs of this directory. Takes about 2 minutes on two CPU cores with a
+model of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Extractive question answering: by default, what a parameter does, out of its docstring.
+"""Extractive question answering: by default, what does a parameter do, given its docstring?
 
-Nothing is downloaded: questions and answers are made of numpydoc sections. SQuAD's JSON:
+The default needs no download: questions and answers are built from numpydoc sections. SQuAD's JSON:
 `--config.data.train=train-v1.1.json --config.data.test=dev-v1.1.json`, and
-`--config.task.no_answer=true` for 2.0, whose threshold is then chosen on the validation rows; the
+`--config.task.no_answer=true` for 2.0, which selects a threshold on the validation rows. The
 papers' lengths are `--config.task.length=384 --config.task.question_length=64
---config.task.stride=128`. About 3 minutes on two CPU cores with
-a model of configs/quickstart.py.
+--config.task.stride=128`. Takes about 3 minutes on two CPU cores with a model of
+configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""What the fine-tuning configs share: a recipe for models of a few million parameters.
+"""The shared recipe of the fine-tuning configs, for models of a few million parameters.
 
-The papers' learning rates (BERT 2e-5 to 5e-5 for 12 layers of 768) are for larger models; one
-of 2 layers of 128 wants ten times as much, as the compact BERTs do (Turc et al. 2019: up to
+The papers' learning rates (BERT 2e-5 to 5e-5 for 12 layers of 768) are for larger models; a model
+with 2 layers of 128 needs ten times as much, as do the compact BERTs (Turc et al. 2019: up to
 3e-4). For a published base model: --config.optimizer.learning_rate=3e-5 --config.training.epochs=3.
 For LoRA (Hu et al. 2021): --config.task.adapter.rank=8 and ten times the learning rate.
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def finetuning(
     task: dict[str, Any], data: dict[str, Any], learning_rate: float, epochs: int
 ) -> ConfigDict:
-    """A config of a task; `model` and `tokenizer` are those of a start without `init`."""
+    """Returns the config of a task; without `init`, `model` and `tokenizer` are used."""
     return ConfigDict(
         {
             "compare_scratch": True,
@@ -23,7 +23,7 @@ def finetuning(
             "optimizer": {
                 "learning_rate": learning_rate,
                 "schedule": "linear_after_warmup",
-                # Short runs need it (Mosbach et al. 2021).
+                # Short runs need bias correction (Mosbach et al. 2021).
                 "bias_correction": True,
             },
             "training": {"epochs": epochs, "batch_size": 32},

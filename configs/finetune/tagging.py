@@ -1,9 +1,9 @@
-"""A tag for each word: by default, names and types of parameters in docstrings.
+"""Token classification: by default, names and types of parameters in docstrings.
 
-Nothing is downloaded: the rows are numpydoc sections, run on without the lines and colons that
-would give names and types away. CoNLL columns: `--config.data.train=train.conll
---config.data.validation=dev.conll --config.task.words=0 --config.task.tags=-1`; JSON lines hold
-two lists. Parts of speech: `--config.task.score=words`. About 2 minutes on two CPU cores with a
+The default needs no download: rows are numpydoc sections without the line breaks and colons that
+would reveal names and types. CoNLL columns: `--config.data.train=train.conll
+--config.data.validation=dev.conll --config.task.words=0 --config.task.tags=-1`; JSON lines have two
+lists. Parts of speech: `--config.task.score=words`. Takes about 2 minutes on two CPU cores with a
 model of configs/quickstart.py.
 """
 

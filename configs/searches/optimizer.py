@@ -1,8 +1,8 @@
-"""The learning rate, its warmup and weight decay of an objective of configs/quickstart.py.
+"""Search for learning rate, warmup and weight decay of an objective of configs/quickstart.py.
 
   python -m experiments.search --config=configs/searches/optimizer.py:gpt --workdir=runs/search
 
-A twentieth of the budget of a tiny ablation; what is best there need not be best at length.
+Uses 1/20 of the budget of a tiny ablation; the best values may differ for longer training.
 """
 
 from typing import Any

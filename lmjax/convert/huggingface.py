@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's format: a directory of config.json and safetensors."""
+"""Checkpoints in Hugging Face's format: a directory with config.json and safetensors."""
 
 import functools
 import json
@@ -23,14 +23,14 @@ from lmjax.models.network import Network
 from lmjax.models.published import Fields, Read, Rule
 from lmjax.progress import track
 
-_LARGEST_JSON = 1 << 24  # bytes; a config with a name for each of many labels has fewer
+_LARGEST_JSON = 1 << 24  # bytes; enough for configs that name many labels
 _BASES = ("bert.", "electra.", "transformer.")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# Tensors that a checkpoint may hold beside what its class uses.
+# Tensors of a checkpoint that its class does not use.
 _UNUSED = re.compile(
     r"(bert|electra)?\.?embeddings\.position_ids"
-    r"|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"  # causal masks, once stored
+    r"|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"  # causal masks of earlier versions
     r"|(bert\.)?pooler\.dense\.(weight|bias)"  # of classes that read tokens
     r"|cls\.seq_relationship\.(weight|bias)"  # without a pooler
 )
@@ -44,7 +44,7 @@ def load_huggingface(directory: pathlib.Path) -> Pretrained:
     files = TensorFiles(directory)
     if model.trunk.layers > len(files.shapes):
         raise ConfigError(
-            f"{where}: {model.trunk.layers} layers, and the files hold only"
+            f"{where}: {model.trunk.layers} layers, but the files have only"
             f" {len(files.shapes)} tensors; config and weights belong to different models"
         )
     network = choose_network(model, values, files.shapes, where)
@@ -66,26 +66,25 @@ def save_huggingface(
     length: int = 0,
     asks: bool = False,
 ) -> None:
-    """Writes a directory that `transformers` opens with no missing and no unexpected tensors.
+    """Writes a directory that `transformers` opens without missing or unexpected tensors.
 
-    Its tokenizer gives `transformers` the inputs that the model has here: ids with the special
-    tokens of the family, types of tokens and the side of padding. Without them are GPT and XLNet
-    as language models, which go on with a text as it is.
+    Its tokenizer produces the inputs that the model has in lmjax: the family's special tokens,
+    token types and side of padding. The exceptions are GPT and XLNet as language models, which
+    continue a text without special tokens.
 
     Args:
-      pretrained: of a network that `transformers` has a class for.
-      directory: made where missing; nothing in it is overwritten.
-      part: of an ELECTRA run, which of its two networks: 'discriminator' or 'generator'.
-      length: to which `truncation=True` cuts; 0 = the rows of the position table.
-      asks: whether a language model was taught to answer, and reads a text as the prompt.
+      pretrained: a model whose network has a class in `transformers`.
+      directory: the target; it is created if missing and must be empty.
+      part: which network of an ELECTRA run: 'discriminator' or 'generator'.
+      length: the length for `truncation=True`; 0 = the size of the position table.
+      asks: whether a language model was fine-tuned to answer prompts, so that a text is a prompt.
 
     Raises:
-      ConfigError: the directory holds something already, or the model is none that
-        `transformers` has.
+      ConfigError: the directory is not empty, or `transformers` has no class for the model.
     """
     target = pathlib.Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--to: '{target}' is there and not empty; give a new directory")
+        raise ConfigError(f"--to: '{target}' is not empty; give a new directory")
     network, params = pretrained.network.part(pretrained.params, part)
     published = network.published()
     if published is None:
@@ -121,20 +120,20 @@ def save_huggingface(
 
 
 def read_config(values: Mapping[str, Any], where: str) -> Read:
-    """From config.json to the family's config.
+    """Converts config.json to the family's config.
 
     Raises:
-      ConfigError: another architecture, or a field that cannot be honoured.
+      ConfigError: the architecture or the value of a field is not supported.
     """
     families = published_families()
     family = values.get("model_type")
     if not isinstance(family, str) or family not in families:
         raise ConfigError(
-            f"{where}: 'model_type' is {family!r}; known are {', '.join(sorted(families))}"
+            f"{where}: 'model_type' is {family!r}; expected one of {', '.join(sorted(families))}"
         )
     fields = Fields(values, where)
-    fields.require("is_decoder", (False,), "cross and causal attention of it are not built here")
-    fields.require("add_cross_attention", (False,), "cross attention is not built here")
+    fields.require("is_decoder", (False,), "decoders of this family are not supported")
+    fields.require("add_cross_attention", (False,), "cross-attention is not supported")
     try:
         read = families[family].read_published(fields)
     except ConfigError as error:
@@ -147,15 +146,16 @@ def read_config(values: Mapping[str, Any], where: str) -> Read:
 def choose_network(
     model: ModelConfig, values: Mapping[str, Any], names: Collection[str], where: str
 ) -> Network:
-    """The network of a checkpoint.
+    """Builds the network of a checkpoint.
 
     Args:
-      model: what `values`, its config.json, says of the model.
-      names: of the tensors.
-      where: the config.json, for messages.
+      model: the family's config, read from `values`.
+      values: the contents of config.json.
+      names: names of the tensors.
+      where: the path of config.json, for messages.
 
     Raises:
-      ConfigError: its class has no counterpart here, or is not said where it must be.
+      ConfigError: the class of the checkpoint is not supported or missing.
     """
     architecture = _architecture(model, values, where)
     task = CLASS_TASKS.get(architecture.removeprefix(model.published_prefix))
@@ -168,14 +168,14 @@ def choose_network(
 
 
 def labels_of(values: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The names of the classes, in order (`id2label`)."""
+    """Returns the names of the classes, in order (`id2label`)."""
     named = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(_count(values))}
     try:
         by_index = {int(index): str(label) for index, label in named.items()}
     except (AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}: 'id2label' is no map of numbers to names") from error
+        raise ConfigError(f"{where}: 'id2label' must map numbers to names") from error
     if sorted(by_index) != list(range(len(by_index))):
-        raise ConfigError(f"{where}: 'id2label' does not count from 0 without gaps")
+        raise ConfigError(f"{where}: 'id2label' must be numbered from 0 without gaps")
     return tuple(by_index[i] for i in range(len(by_index)))
 
 
@@ -187,7 +187,7 @@ def _count(values: Mapping[str, Any]) -> int:
 def _architecture(model: ModelConfig, values: Mapping[str, Any], where: str) -> str:
     listed = values.get("architectures") or [""]
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise ConfigError(f"{where}: 'architectures' is {listed!r}; a list of one name is expected")
+        raise ConfigError(f"{where}: 'architectures' is {listed!r}; expected a list of one name")
     name = listed[0]
     if name in model.published_refused:
         raise ConfigError(f"{where}: 'architectures' names {name}: {model.published_refused[name]}")
@@ -200,7 +200,7 @@ def _architecture(model: ModelConfig, values: Mapping[str, Any], where: str) -> 
 
 
 def _task_by_names(names: Collection[str], where: str) -> Task | None:
-    """The task of a head, for a config that does not name a class with one."""
+    """Infers the task of a head from tensor names if the config names no class with a head."""
     first = {name.split(".")[0] for name in names}
     if "qa_outputs" in first:
         return "question_answering"
@@ -208,21 +208,21 @@ def _task_by_names(names: Collection[str], where: str) -> Task | None:
         return "sequence_classification"
     if "classifier" in first:
         raise ConfigError(
-            f"{where}: there is a classifier, and 'architectures' does not say of what; name the"
-            " class, such as BertForSequenceClassification or BertForTokenClassification"
+            f"{where}: the checkpoint has a classifier, but 'architectures' does not name its"
+            " class; add it, e.g. BertForSequenceClassification or BertForTokenClassification"
         )
     return None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads an object from a JSON file.
 
     Raises:
-      ConfigError: it is not there, or is no JSON object.
+      ConfigError: the file is missing or does not contain a JSON object.
     """
     try:
         if (size := path.stat().st_size) > _LARGEST_JSON:
-            raise ConfigError(f"{path}: {size:,} bytes are no config; is it another file?")
+            raise ConfigError(f"{path}: {size:,} bytes are too many for a config; check the path")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
@@ -237,7 +237,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer beside a checkpoint, if there is one."""
+    """Loads the tokenizer of a checkpoint directory, if there is one."""
     if not any((directory / name).exists() for name in _TOKENIZERS):
         return None
     values = directory / "tokenizer_config.json"
@@ -246,7 +246,7 @@ def tokenizer_of(directory: pathlib.Path) -> Tokenizer | None:
 
 
 def abstract_params(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path -> shape of every parameter of `network`; nothing is computed."""
+    """Returns path -> shape of every parameter of `network` without computing values."""
 
     def init() -> Any:
         ids = jnp.zeros((1, 1), jnp.int32)
@@ -262,7 +262,7 @@ def _read_params(
     directory: pathlib.Path,
     query_scale: Callable[[int], float],
 ) -> Any:
-    """The parameters of `network`, read tensor by tensor."""
+    """Reads the parameters of `network`, one tensor at a time."""
     wanted = abstract_params(network)
     params: dict[str, jax.Array] = {}
     used: set[str] = set()
@@ -278,16 +278,16 @@ def _read_params(
         shape = _their_shape(rule, lambda path: wanted[path].shape)
         if files.shapes[places[0]] != shape:
             raise ConfigError(
-                f"{directory}: tensor '{places[0]}' is {list(files.shapes[places[0]])}, and"
-                f" config.json makes it {list(shape)}; they belong to different models"
+                f"{directory}: tensor '{places[0]}' has shape {list(files.shapes[places[0]])}, but"
+                f" config.json implies {list(shape)}; they belong to different models"
             )
         array = files.read(places[0])
         for other in places[1:]:
             same = _without_base(other) not in map(_without_base, rule.copies)
             if same and not np.array_equal(files.read(other), array):
                 raise ConfigError(
-                    f"{directory}: '{other}' is not '{places[0]}', as config.json says that it is"
-                    " ('tie_word_embeddings'); set that to false, or drop one of them"
+                    f"{directory}: '{other}' differs from '{places[0]}', but config.json ties them"
+                    " ('tie_word_embeddings'); set that to false, or remove one of them"
                 )
         for path, part in zip(rule.ours, rule.split(array), strict=True):
             if "/query/" in path:
@@ -303,8 +303,8 @@ def _check_unused(names: set[str], directory: pathlib.Path) -> None:
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ConfigError(
-            f"{directory}: no place here for tensor {', '.join(unknown[:3])}{more}; is"
-            " 'architectures' in config.json right?"
+            f"{directory}: unexpected tensor {', '.join(unknown[:3])}{more}; check"
+            " 'architectures' in config.json"
         )
     if names:
         logging.getLogger(__name__).info("%s: not used: %s", directory, ", ".join(sorted(names)))
@@ -323,7 +323,7 @@ def _their_shape(rule: Rule, shape_of: Callable[[str], tuple[int, ...]]) -> tupl
 
 
 def _leaf(flat: Mapping[str, Any], path: str) -> Any:
-    """A parameter by its path with unrolled layers, out of a scanned stack too."""
+    """Returns a parameter by its path with unrolled layers, also from a scanned stack."""
     if path in flat:
         return flat[path]
     layer = _layer(path)
@@ -347,12 +347,12 @@ def _head_values(network: Network) -> dict[str, Any]:
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.classes)}
         values["label2id"] = {f"LABEL_{i}": i for i in range(head.classes)}
     if network.task == "sequence_classification" and head.classes == 1:
-        values["problem_type"] = "regression"  # else pipelines put a sigmoid on it
+        values["problem_type"] = "regression"  # otherwise pipelines apply a sigmoid
     return values
 
 
 def _tokenizer_files(tokenizer: Tokenizer, network: Any, length: int, asks: bool) -> dict[str, str]:
-    """tokenizer.json, and the tokenizer_config.json with which AutoTokenizer opens it."""
+    """Returns tokenizer.json and the tokenizer_config.json that AutoTokenizer needs."""
     model: ModelConfig = network.config
     vocabulary = tokenizer.vocabulary(np.zeros(tokenizer.size))
     written = json.loads(tokenizer.to_json(model.vocab_size))
@@ -372,7 +372,7 @@ def _tokenizer_files(tokenizer: Tokenizer, network: Any, length: int, asks: bool
         "model_input_names": names,
         "padding_side": "left" if model.left_padded or asks else "right",
         "pad_token_type_id": 0,
-        # A task reads '[MASK]' as text; in a prompt to a language model it is the token.
+        # Tasks read '[MASK]' as plain text; in prompts of a language model it is the token.
         "split_special_tokens": isinstance(network, Headed) or asks,
     }
     for role, index in tokenizer.roles.items():
@@ -389,9 +389,9 @@ def _tokenizer_files(tokenizer: Tokenizer, network: Any, length: int, asks: bool
 def _template(
     tokenizer: Tokenizer, model: ModelConfig, join: Callable[..., Joined]
 ) -> dict[str, Any] | None:
-    """What `join` makes of one text and of two, as a post-processor of tokenizer.json.
+    """Converts `join`, for one text and for two, to a post-processor of tokenizer.json.
 
-    None where the table has no rows for its special tokens.
+    Returns None if a special token has no row in the token table.
     """
     special: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""A network with its parameters and what its ids and labels mean."""
+"""A network with its parameters, tokenizer and labels."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from lmjax.nn.transformer import ENTERING, LEAVING, NORMED
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """What `lmjax.load` gives.
+    """A loaded model.
 
     Attributes:
-      network: a Flax module; `network.apply({"params": params}, ...)` is the model.
+      network: a Flax module; `network.apply({"params": params}, ...)` runs the model.
       params: nested dict of float32 arrays.
-      tokenizer: None where the checkpoint has none.
-      labels: names of the classes of a fine-tuned head; () without one.
-      token_ids: 'pad_token_id', 'bos_token_id', 'eos_token_id', as far as config.json says.
+      tokenizer: None if the checkpoint has none.
+      labels: names of the classes of a fine-tuned head; () without a head.
+      token_ids: 'pad_token_id', 'bos_token_id', 'eos_token_id', if config.json defines them.
     """
 
     network: Network
@@ -36,7 +36,7 @@ class Pretrained:
     token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, tokens: Any, token_types: Any = None, real: Any = None) -> Any:
-        """The network's outputs for whole texts; compiled once a shape.
+        """Computes the network's outputs for whole texts; compiles once per shape.
 
         Args:
           tokens: [batch, length] int.
@@ -44,20 +44,20 @@ class Pretrained:
           real: [batch, length] bool, False at padding, on either side; None = all True.
 
         Returns:
-          A head's logits; vocabulary logits of all positions for the masked, causal and
-          permutation models (BERT: and sentence logits, where it has that head); hidden
-          states of an encoder.
+          The head's logits; for language models, vocabulary logits of all positions (for BERT
+          with a sentence head, also its logits); for an encoder, hidden states.
 
         Raises:
-          ValueError: shapes that do not fit each other, a text longer than the position
-            table, an id that the tables have not.
+          ValueError: the shapes differ, a text is longer than the position table, or an id is
+            outside of its table.
         """
         return _apply(self.network, self.params, *self._arrays(tokens, token_types, real))
 
     def hidden_states(self, tokens: Any, token_types: Any = None, real: Any = None) -> jax.Array:
-        """[layers + 1, batch, length, hidden_size]: what enters the first block, what leaves each.
+        """Returns the input of the first block and the output of each block.
 
-        The last is the encoder's output: behind the final norm, for a pre-norm trunk.
+        The result is [layers + 1, batch, length, hidden_size]. The last entry is the encoder's
+        output, after the final norm of a pre-norm trunk.
         """
         return _hidden_states(self.network, self.params, *self._arrays(tokens, token_types, real))
 
@@ -69,7 +69,7 @@ class Pretrained:
 
     @property
     def pad_id(self) -> int:
-        """An id that fills up rows where nothing is read: the pad token, if it has a row."""
+        """The padding id: that of the pad token if it has a row, else 0."""
         pad = self.token_ids.get("pad_token_id", -1)
         if self.tokenizer is not None:
             pad = self.tokenizer.roles["pad"]
@@ -91,8 +91,7 @@ class Pretrained:
         """The id of a special token by its role, such as 'mask' or 'cls'.
 
         Raises:
-          ConfigError: the tokenizer was loaded without this token, so that the model has no row
-            for it.
+          ConfigError: the model's token table has no row for this token.
         """
         assert self.tokenizer is not None
         return self._with_row(self.tokenizer.roles[role], f"a {role} token")
@@ -102,19 +101,19 @@ class Pretrained:
         if not 0 <= index < rows:
             raise ConfigError(
                 f"model: it has no {what.removeprefix('a ')}: id {index} is outside of its token"
-                f" table of {rows} rows; does the tokenizer belong to this model?"
+                f" table of {rows} rows; check that the tokenizer belongs to this model"
             )
         return index
 
     def check_ids(self, ids: np.ndarray, where: str) -> None:
-        """Refuses ids of a text that the token table has no row for.
+        """Checks that the token table has rows for the ids of a text.
 
         Args:
           ids: [tokens] int.
-          where: begins the message, such as '--data'.
+          where: the start of the message, such as '--data'.
 
         Raises:
-          ConfigError: names the text, the first such id and its token.
+          ConfigError: an id has no row; names the text, the first such id and its token.
         """
         rows = self.config.vocab_size
         outside = np.flatnonzero((ids < 0) | (ids >= rows))
@@ -124,25 +123,25 @@ class Pretrained:
         token = "" if self.tokenizer is None else self.tokenizer.token(index)
         raise ConfigError(
             f"{where}: {self.named(ids)}: id {index}{f' ({token!r})' if token else ''} is outside"
-            f" of the model's token table of {rows} rows; does the tokenizer belong to this model?"
-            " For tokens that were added to it, resize the table and train the new rows first"
+            f" of the model's token table of {rows} rows; check that the tokenizer belongs to this"
+            " model. If tokens were added to it, resize the table and train the new rows first"
         )
 
     def named(self, ids: np.ndarray) -> str:
-        """The beginning of a text, for messages."""
+        """Returns the beginning of a text, for messages."""
         if self.tokenizer is None:
             return f"ids {', '.join(map(str, ids[:8]))}"
         text = self.tokenizer.decode(np.maximum(ids[:40], 0))
         return f"text {text if len(text) <= 60 else text[:57] + '...'!r}"
 
     def _arrays(self, tokens: Any, token_types: Any, real: Any) -> tuple[np.ndarray, ...]:
-        """The three arrays, filled in and checked."""
+        """Fills in defaults and checks the three arrays."""
         tokens = np.asarray(tokens)
         types = np.zeros(tokens.shape, int) if token_types is None else np.asarray(token_types)
         real = np.ones(tokens.shape, bool) if real is None else np.asarray(real)
         if tokens.ndim != 2 or types.shape != tokens.shape or real.shape != tokens.shape:
             raise ValueError(
-                f"tokens {tokens.shape}, token_types {types.shape}, real {real.shape}: all are"
+                f"tokens {tokens.shape}, token_types {types.shape}, real {real.shape}: all must be"
                 " [batch, length]"
             )
         config = self.config
@@ -150,7 +149,7 @@ class Pretrained:
         if longest is not None and tokens.shape[1] > longest:
             raise ValueError(
                 f"tokens: {tokens.shape[1]} are more than the {longest} rows of the position"
-                " table (config.model.max_length); cut the text"
+                " table (config.model.max_length); shorten the text"
             )
         tokens = _in_table("tokens", tokens, real, config.vocab_size)
         types = _in_table("token_types", types, real, getattr(config, "segment_types", None))
@@ -158,18 +157,18 @@ class Pretrained:
 
 
 def _in_table(name: str, ids: np.ndarray, real: np.ndarray, rows: int | None) -> np.ndarray:
-    """The ids, checked where they are read; at padding those without a row become 0."""
+    """Checks ids of real tokens; replaces ids of padding without a row by 0."""
     outside = (ids < 0) | (ids >= rows) if rows is not None else ids < 0
     if (outside & real).any():
         raise ValueError(
-            f"{name}: ids from {ids[real].min()} to {ids[real].max()}, and the table has {rows}"
-            " rows; does the tokenizer belong to this model?"
+            f"{name}: ids from {ids[real].min()} to {ids[real].max()}, but the table has {rows}"
+            " rows; check that the tokenizer belongs to this model"
         )
     return np.where(outside, 0, ids)
 
 
 def read_whole(network: Any, params: Any, tokens: Any, token_types: Any, real: Any) -> Any:
-    """The network's outputs for whole texts, [batch, length] each; see `Network.whole`."""
+    """Computes the network's outputs for whole texts, [batch, length]; see `Network.whole`."""
     inputs = network.config.inputs(tokens, token_types, real)
     return network.apply({"params": params}, inputs, method="whole")
 
@@ -186,11 +185,12 @@ def _hidden_states(
 
 
 def hidden_states(network: nn.Module, params: Any, *arguments: Any, **keywords: Any) -> jax.Array:
-    """Hidden states of every layer, [layers + 1, batch, length, hidden_size].
+    """Computes the hidden states of every layer, [layers + 1, batch, length, hidden_size].
 
     Args:
-      network: one with a single trunk, scanned or not.
-      *arguments, **keywords: of `network`, without the parameters.
+      network: a network with a single trunk, scanned or not.
+      params: its parameters.
+      *arguments, **keywords: passed to `network`.
     """
     _, kept = network.apply({"params": params}, *arguments, **keywords, mutable=["intermediates"])
     found: dict[str, dict[tuple[str, ...], jax.Array]] = {ENTERING: {}, LEAVING: {}, NORMED: {}}

@@ -1,4 +1,4 @@
-"""A run of lmjax or a Hugging Face directory, opened alike; `lmjax.load` adds its task."""
+"""Loading of models from runs and Hugging Face directories; `lmjax.load` adds the task."""
 
 import dataclasses
 import pathlib
@@ -40,16 +40,16 @@ _NO_HEAD: Task = "language_model"
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """What network.json holds.
+    """The contents of network.json.
 
     Attributes:
-      model: the type and the fields of the model's config.
-      task: 'language_model' where there is no head.
-      head: the type and the fields of the head; None without one, and in older runs.
-      adapter_scale: of the adapters beside the parameters, where there are some.
-      labels: names of the classes; () where they have none.
-      classes, dropout, unit: of the head, in older runs, where it is the family's own for the
-        task; see `lmjax.models.heads.SequenceHead`.
+      model: type and fields of the model's config.
+      task: 'language_model' if there is no head.
+      head: type and fields of the head; None without a head, and in older runs.
+      adapter_scale: scale of the adapters among the parameters, if any.
+      labels: names of the classes; () if they have none.
+      classes, dropout, unit: fields of the family's head in older runs; see
+        `lmjax.models.heads.SequenceHead`.
     """
 
     model: Mapping[str, Any]
@@ -65,25 +65,20 @@ class _Network:
 def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretrained:
     """Opens a pretrained or fine-tuned model.
 
-    A run names the classes that it is made of, and importing a module executes it: of a run only
-    classes of lmjax are imported, and those of the modules that `allow_modules` names.
+    See `lmjax.tasks.opened.load` for the directories that can be opened, which adds the task.
 
     Args:
-      path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
-        or of one of several tasks with its name behind it; or a directory with config.json
-        and model.safetensors (or shards and their index), and a tokenizer.json beside it:
-        BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
-      allow_modules: modules of other people's classes that a run may name, such as
-        ['my_package'] for all that is in it.
+      path: the directory of a run or of a Hugging Face model.
+      allow_modules: modules outside of lmjax that a run may import classes from. Importing a
+        module executes code, so others are an error.
 
     Returns:
-      The network with its parameters, on the first device. Memory holds them once and one
-      tensor more.
+      The network with its parameters on the first device. Peak memory is the parameters plus one
+      tensor.
 
     Raises:
-      ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
-        a config that asks for a function not built here, or for a module that is not allowed.
+      ConfigError: `path` contains no model; tensors are damaged, mismatched or missing; the
+        config needs an unsupported function or a module that is not allowed.
     """
     directory = pathlib.Path(path)
     with allowing(allow_modules), opening():
@@ -93,7 +88,7 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
         if isinstance(values.get("tasks"), Mapping):
             name = next(iter(values["tasks"]), "NAME")
             raise ConfigError(
-                f"{path}: a run of several tasks; open one, such as {directory / name}"
+                f"{path}: a run of several tasks; open one of them, e.g. {directory / name}"
             )
         if "task" in values:
             return _load_finetuned(directory, None)
@@ -105,12 +100,13 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
 def write_network(
     network: nn.Module, labels: Sequence[str], directory: pathlib.Path, adapter_scale: float = 0.0
 ) -> None:
-    """Writes network.json, from which `load` builds the network of a fine-tuning run.
+    """Writes network.json, from which `load` restores the network of a fine-tuning run.
 
     Args:
-      network: as `Task.saved_network` gives it; see `check_saved`.
-      labels: names of its classes; () where they have none.
-      adapter_scale: of the adapters beside the parameters, where there are some.
+      network: `Task.saved_network`; see `check_saved`.
+      labels: names of the classes; () if they have none.
+      directory: the run's directory.
+      adapter_scale: scale of the adapters among the parameters, if any.
     """
     check_saved(network)
     headed = isinstance(network, Headed)
@@ -129,18 +125,18 @@ def write_network(
 
 
 def check_saved(network: nn.Module) -> None:
-    """Refuses a network that `load` could not build again.
+    """Checks that `load` can restore a network.
 
     Raises:
-      ConfigError: it is neither a `Headed` nor a family's language model.
+      ConfigError: the network is neither a `Headed` nor a family's language model.
     """
     if isinstance(network, Headed):
         return
     model = getattr(network, "config", None)
     if not (isinstance(model, ModelConfig) and model.causal and network == model.causal_lm()):
         raise ConfigError(
-            f"config.task: its network is a {type(network).__name__}, which no run can be opened"
-            " with; make it lmjax.models.heads.Headed(self.model.encoder(), MyHead(...), 'my_task')"
+            f"config.task: its network, a {type(network).__name__}, cannot be restored from a run;"
+            " return lmjax.models.heads.Headed(self.model.encoder(), MyHead(...), 'my_task')"
         )
 
 
@@ -149,7 +145,7 @@ def _path_of(instance: Any) -> str:
 
 
 def _head_fields(cls: type) -> list[str]:
-    """The fields of a head's own; Flax adds two."""
+    """Returns the fields of a head, without the two that Flax adds."""
     named: Any = cls
     return [f.name for f in dataclasses.fields(named) if f.name not in ("parent", "name")]
 
@@ -168,7 +164,7 @@ def _head(values: Mapping[str, Any], model: ModelConfig, where: str) -> nn.Modul
 
 
 def _check_head(head: nn.Module, task: str, model: ModelConfig, where: str) -> None:
-    """Refuses a head that is not the family's, where the task is one of lmjax."""
+    """Checks that a head is the family's if the task is one of lmjax."""
     if task not in typing.get_args(Task):
         return
     try:
@@ -178,24 +174,24 @@ def _check_head(head: nn.Module, task: str, model: ModelConfig, where: str) -> N
     kind = type(wanted.head) if isinstance(wanted, Headed) else None
     if kind is not type(head):
         name = kind.__name__ if kind else "no head"
-        raise ConfigError(f"{where}.task: '{task}' has {name}, not {type(head).__name__}")
+        raise ConfigError(f"{where}.task: '{task}' needs {name}, not {type(head).__name__}")
 
 
 def own_parameters(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The parameters of one task, of those of several: {'encoder', 'heads': {name: its head}}."""
+    """Selects a task's parameters from those of several: {'encoder', 'heads': {name: its head}}."""
     head = {"head": params["heads"][name]} if name in params["heads"] else {}
     return {"encoder": params["encoder"], **head}
 
 
 def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pretrained:
-    """Args: several: the run of several tasks that this is one of."""
+    """Loads a fine-tuned model; `several` is the multi-task run that it belongs to, if any."""
     if not (directory / _NETWORK).exists():
-        raise ConfigError(f"{directory}: no {_NETWORK}; the same command ends the run")
+        raise ConfigError(f"{directory}: no {_NETWORK}; rerun the command to finish the run")
     where = f"{directory}/{_NETWORK}"
     stated = read_json(directory / _NETWORK)
     values = build(_Network, stated, where)
     if stray := [name for name in ("classes", "dropout", "unit") if name in stated and values.head]:
-        raise ConfigError(f"{where}.{stray[0]}: the block `head` has it; leave it out")
+        raise ConfigError(f"{where}.{stray[0]}: is a field of the block `head`; remove it here")
     model: ModelConfig = build_typed(values.model, f"{where}.model", ModelConfig)
     network: Network
     if values.head is not None:
@@ -237,7 +233,7 @@ def _load_finetuned(directory: pathlib.Path, several: pathlib.Path | None) -> Pr
 def _tokenizer(directory: pathlib.Path) -> Tokenizer:
     tokenizer = tokenizer_of(directory)
     if tokenizer is None:
-        raise ConfigError(f"{directory}: no tokenizer.json; is this the whole directory of a run?")
+        raise ConfigError(f"{directory}: no tokenizer.json; give a complete run directory")
     return tokenizer
 
 
@@ -250,7 +246,7 @@ def _load_run(directory: pathlib.Path, values: Mapping[str, Any]) -> Pretrained:
     tokenizer, where = _tokenizer(directory), f"{directory}/config.json"
     for name in ("model", "training"):
         if not isinstance(values.get(name), Mapping):
-            raise ConfigError(f"{where}: no config of a run ('{name}' is no block of fields)")
+            raise ConfigError(f"{where}: not the config of a run ('{name}' is not a block)")
     objective, model, training = (values[name] for name in ("objective", "model", "training"))
     try:
         vocab_size = convert(model.get("vocab_size", 0), VocabSize, "config.model.vocab_size")
@@ -268,22 +264,22 @@ def _load_run(directory: pathlib.Path, values: Mapping[str, Any]) -> Pretrained:
 
 
 def _check_parameters(network: Any, stored: Mapping[str, jax.ShapeDtypeStruct], where: str) -> None:
-    """Refuses parameters that are not those of a network, before one of them is read.
+    """Checks stored parameters against a network before any of them is read.
 
     Args:
-      stored: their shapes, by path.
+      stored: the shapes of the parameters, by path.
       where: the file that describes the network, for messages.
     """
     size = sum(x.size * x.dtype.itemsize for x in stored.values())
     check_fits(size, jax.devices()[:1], where)
     if not isinstance(network, Network):
-        return  # what it is called with is not known here
+        return  # its arguments are unknown
     model: Any = network.config
     remedy = "it belongs to another model"
-    # Tracing the network takes as long as it has layers.
+    # Tracing a network with too many layers would take long.
     if not model.trunk.scan_layers and model.trunk.layers > len(stored):
         raise ConfigError(
-            f"{where}: {model.trunk.layers} layers, and the checkpoint holds only {len(stored)}"
+            f"{where}: {model.trunk.layers} layers, but the checkpoint has only {len(stored)}"
             f" arrays; {remedy}"
         )
     wanted = abstract_params(network)
@@ -291,9 +287,9 @@ def _check_parameters(network: Any, stored: Mapping[str, jax.ShapeDtypeStruct], 
         if path not in stored:
             raise ConfigError(f"{where}: the checkpoint has no '{path}'; {remedy}")
         if path not in wanted:
-            raise ConfigError(f"{where}: no place for '{path}' of the checkpoint; {remedy}")
+            raise ConfigError(f"{where}: the checkpoint has an unexpected '{path}'; {remedy}")
         there, here = (f"{x.dtype}{list(x.shape)}" for x in (stored[path], wanted[path]))
         if there != here:
             raise ConfigError(
-                f"{where}: makes '{path}' {here}, and the checkpoint holds {there}; {remedy}"
+                f"{where}: '{path}' should be {here}, but the checkpoint has {there}; {remedy}"
             )

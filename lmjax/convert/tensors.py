@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: read one at a time and checked, written one at a time."""
+"""Reading and writing of safetensors files, one tensor at a time."""
 
 import json
 import os
@@ -30,11 +30,11 @@ class TensorFiles:
     """
 
     def __init__(self, directory: pathlib.Path):
-        """Reads the headers in `directory`.
+        """Reads the headers of the files in `directory`.
 
         Raises:
-          ConfigError: no safetensors there, a file that is cut short or damaged, an index
-            that does not fit its files or points out of the directory.
+          ConfigError: there are no safetensors, a file is truncated or damaged, or an index does
+            not match its files or points outside of the directory.
         """
         self._path: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -52,25 +52,25 @@ class TensorFiles:
                         self.shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
             except (safetensors.SafetensorError, OSError) as error:
                 raise ConfigError(
-                    f"{path}: no whole safetensors file ({error}); copy it anew"
+                    f"{path}: not a complete safetensors file ({error}); copy it again"
                 ) from error
         for tensor, name in (listed or {}).items():
             if self._path.get(tensor) != directory / name:
-                raise ConfigError(f"{index}: tensor '{tensor}' is not in {name}; copy both anew")
+                raise ConfigError(f"{index}: tensor '{tensor}' is not in {name}; copy both again")
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32.
+        """Reads a tensor as float32.
 
         Raises:
-          ConfigError: it is not of floats, or has a NaN or an infinity.
+          ConfigError: the tensor is not floating-point, or contains NaN or infinity.
         """
         where = self._path[name]
-        # Opened for each tensor: what is mapped counts as memory until it is closed.
+        # Reopened for each tensor: mapped pages count as memory until the file is closed.
         with safetensors.safe_open(where, framework="numpy") as file:
             kind = file.get_slice(name).get_dtype()
             if kind not in ("F64", "F32", "F16", "BF16"):
                 raise ConfigError(
-                    f"{where}: tensor '{name}' is of type {kind}; F64, F32, F16 or BF16 is needed"
+                    f"{where}: tensor '{name}' has type {kind}; expected F64, F32, F16 or BF16"
                 )
             array = file.get_tensor(name).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
@@ -82,33 +82,33 @@ class TensorFiles:
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-    """Tensor name -> file name, which must name a file beside the index and nothing else."""
+    """Reads tensor name -> file name; the files must be in the directory of the index."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         pairs = dict(listed.items())
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ConfigError(f"{path}: no index of safetensors files ({error!r})") from error
+        raise ConfigError(f"{path}: not an index of safetensors files ({error!r})") from error
     for tensor, name in pairs.items():
         plain = isinstance(name, str) and name == os.path.basename(name) and "\\" not in name
         if not plain or not name.endswith(".safetensors"):
             raise ConfigError(
-                f"{path}: tensor '{tensor}' points to {name!r}; only a .safetensors file beside"
-                " the index may be named"
+                f"{path}: tensor '{tensor}' points to {name!r}; only .safetensors files in the"
+                " same directory are allowed"
             )
     if not pairs:
-        raise ConfigError(f"{path}: names no tensor")
+        raise ConfigError(f"{path}: lists no tensors")
     return pairs
 
 
 def _no_weights(directory: pathlib.Path, name: str, indexed: bool) -> str:
     if indexed:
-        return f"{directory}: the index names '{name}', which is not there; copy it too"
+        return f"{directory}: the index lists '{name}', which is missing; copy it too"
     pickles = [pickle for pickle in _PICKLES if (directory / pickle).exists()]
     if not pickles:
-        return f"{directory}: no {SINGLE} in it; give a Hugging Face directory or a run of lmjax"
+        return f"{directory}: has no {SINGLE}; give a Hugging Face directory or a run of lmjax"
     return (
-        f"{directory}: {pickles[0]} is not read, only safetensors: opening a pickle can run any"
-        " code that it holds. Where you trust it, convert it once with"
+        f"{directory}: {pickles[0]} is not supported, only safetensors: opening a pickle can"
+        " execute arbitrary code. If you trust it, convert it once with"
         " transformers.AutoModel.from_pretrained(DIR).save_pretrained(DIR)"
     )
 
@@ -117,13 +117,14 @@ Written = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
 
 
 def write_tensors(path: pathlib.Path, tensors: Iterable[Written]) -> None:
-    """Writes a safetensors file, whole or not at all, holding one tensor in memory at a time.
+    """Writes a safetensors file atomically, with one tensor in memory at a time.
 
-    The library's own writer wants all tensors, and a copy of them, in memory at once. The
-    format is 8 bytes of header length, a JSON header, the raw arrays one after the other.
+    The library's own writer keeps all tensors and a copy of them in memory. The format is 8 bytes
+    of header length, a JSON header, and the concatenated raw arrays.
 
     Args:
-      tensors: name, shape and what makes the float32 array, called once.
+      path: the target file.
+      tensors: name, shape, and a function that creates the float32 array and is called once.
     """
     listed = list(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

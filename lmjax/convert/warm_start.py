@@ -1,4 +1,4 @@
-"""A pretrained model as the beginning of another run: pretraining goes on, on other text.
+"""Continued pretraining: a run starts from a pretrained model, on other text.
 
 Domain- and task-adaptive pretraining (Gururangan et al. 2020).
 """
@@ -24,11 +24,11 @@ from lmjax.training.plan import PretrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """Parameters to begin with.
+    """Initial parameters.
 
     Attributes:
       params: nested dict of arrays, of a network like the run's.
-      source: where they are from, for messages.
+      source: their origin, for messages.
     """
 
     params: Any
@@ -36,13 +36,16 @@ class Given:
 
 
 def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDict, Given]:
-    """What `config.init` leaves to say: the config with its model and tokenizer.
+    """Completes a config with the model and tokenizer of `config.init`.
 
-    Fields that `config.model` names stay as they say, the others are the checkpoint's.
+    Fields set in `config.model` take precedence over those of the checkpoint.
+
+    Returns:
+      The completed config, and the checkpoint's parameters.
 
     Raises:
-      ConfigError: the checkpoint cannot be opened, has no tokenizer, or the config asks for
-        another one.
+      ConfigError: the checkpoint cannot be opened or has no tokenizer, or the config asks for
+        another tokenizer.
     """
     own = build(PretrainConfig, config, "config")
     pretrained = open_init(own.init)
@@ -50,7 +53,7 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     network: Any = pretrained.network
     if isinstance(network, Headed) or not hasattr(network, "config"):
         raise ConfigError(
-            f"config.init: '{own.init}' holds a fine-tuned {type(network).__name__}; give the"
+            f"config.init: '{own.init}' is a fine-tuned {type(network).__name__}; give a"
             " pretrained model"
         )
     model = dataclasses.asdict(network.config)
@@ -58,7 +61,8 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
     path = own.data.tokenizer.path
     if path not in ("", own.init):
         raise ConfigError(
-            f"config.data.tokenizer.path: '{path}' is not the tokenizer of config.init; leave it ''"
+            f"config.data.tokenizer.path: '{path}' is not the tokenizer of config.init; set it to"
+            " ''"
         )
     with filled.unlocked():
         filled.model = overlaid(model, own.model)
@@ -72,10 +76,10 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
 
 
 def open_init(path: str) -> Pretrained:
-    """What `config.init` names; it has a tokenizer.
+    """Opens the model that `config.init` names, with its tokenizer.
 
     Raises:
-      ConfigError: as `lmjax.load`; or no tokenizer is beside it.
+      ConfigError: as `lmjax.load`, or the model has no tokenizer.
     """
     convert(path, str, "config.init")
     try:
@@ -83,17 +87,17 @@ def open_init(path: str) -> Pretrained:
     except ConfigError as error:
         raise ConfigError(f"config.init: {error}") from error
     if pretrained.tokenizer is None:
-        raise ConfigError(f"config.init: '{path}' has no tokenizer.json; put its own beside it")
+        raise ConfigError(f"config.init: '{path}' has no tokenizer.json; add the model's own")
     return pretrained
 
 
 def tell_new_rows(tokenizer: Tokenizer, rows: int) -> None:
-    """Says on stderr which tokens a table of so many rows has none for: theirs begin random."""
+    """Reports on stderr which tokens are beyond the table's rows and get random new ones."""
     new = [tokenizer.token(index) for index in range(rows, tokenizer.size)]
     if new:
         more = ", ..." if len(new) > 8 else ""
         print(
-            f"config.init: {len(new)} tokens get new rows in the token table, which begin random:"
+            f"config.init: {len(new)} tokens get new, random rows in the token table:"
             f" {', '.join(new[:8])}{more}",
             file=sys.stderr,
             flush=True,
@@ -101,18 +105,19 @@ def tell_new_rows(tokenizer: Tokenizer, rows: int) -> None:
 
 
 def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
-    """Random parameters with the given ones in their places, where they have one.
+    """Replaces random parameters with the given ones.
 
-    A table of tokens with fewer rows than the random one fills the first rows.
+    A token table with fewer rows than the random one fills the first rows.
 
     Args:
       fresh: nested dict of arrays, whose shardings are kept.
+      given: the initial parameters.
 
     Returns:
-      The parameters, and the names of those that stay random, which are heads.
+      The parameters, and the names of those that stay random, all of them in heads.
 
     Raises:
-      ConfigError: part of the encoder is not given, or has another shape.
+      ConfigError: part of the encoder is missing or has another shape.
     """
     ours = flax.traverse_util.flatten_dict(fresh, sep="/")
     theirs = flax.traverse_util.flatten_dict(given.params, sep="/")
@@ -120,9 +125,8 @@ def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
     of_encoder = [name for name in missing if "encoder/" in name or "embeddings/" in name]
     if of_encoder:
         raise ConfigError(
-            f"config.init: '{given.source}' has no '{of_encoder[0]}'; it is another kind of model"
-            " than config.objective trains, or one layer is written as another"
-            " (config.model.trunk.scan_layers)"
+            f"config.init: '{given.source}' has no '{of_encoder[0]}'; use a model of the kind that"
+            " config.objective trains, with the same config.model.trunk.scan_layers"
         )
     for name in ours.keys() & theirs.keys():
         ours[name] = in_place_of(ours[name], theirs[name], f"'{name}' of '{given.source}'")
@@ -130,25 +134,27 @@ def put_in(fresh: Any, given: Given) -> tuple[Any, list[str]]:
 
 
 def in_place_of(fresh: jax.Array, given: Any, name: str) -> jax.Array:
-    """A copy of a given parameter where the random one lies.
+    """Copies a given parameter to the devices of the random one.
 
-    Of what has a row for each token, a given one with fewer rows fills the first ones.
+    A given parameter with fewer token rows fills the first rows.
 
     Args:
-      name: of the given one, in quotes, for a message.
+      fresh: the random parameter.
+      given: the parameter that replaces it.
+      name: the name of the given parameter, in quotes, for a message.
 
     Raises:
-      ConfigError: they are not of one shape.
+      ConfigError: the shapes differ.
     """
-    # A copy: the step takes its memory over, and another seed starts from the same. On the host: a
-    # given parameter may lie on other devices than the run's.
+    # A copy, because the step donates its memory and another seed starts from the same parameters.
+    # On the host, because the given parameter may be on other devices than the run's.
     array = np.array(given, fresh.dtype, copy=True)
     of_tokens = name.split("'")[1].endswith(("token/embedding", "output_bias"))
     if of_tokens and array.shape[0] < fresh.shape[0]:
         array = np.concatenate([array, np.asarray(fresh)[array.shape[0] :]])
     if array.shape != fresh.shape:
         raise ConfigError(
-            f"config.init: {name} is {list(array.shape)}, and config.model makes it"
-            f" {list(fresh.shape)}"
+            f"config.init: {name} has shape {list(array.shape)}, but config.model implies"
+            f" {list(fresh.shape)}; use the checkpoint's sizes"
         )
     return jax.device_put(array, fresh.sharding)

@@ -1,4 +1,4 @@
-"""How likely a model finds what follows a context; the last words of texts."""
+"""Scores of continuations given a context, and last-word prediction (LAMBADA)."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,10 @@ _SPACE = " \t\r\n"
 
 
 def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Passage]:
-    """Passages of (context, continuation), tokenized as one text.
+    """Tokenizes each (context, continuation) as one text.
 
-    White space at a context's end goes with the continuation, whose first token it belongs to
-    in byte-level tokenizers. Where a token reaches over the border, it is of the continuation.
+    White space at the end of a context counts as part of the continuation, as byte-level
+    tokenizers attach it to the next token. So does a token that spans the boundary.
     """
     heads = [context.rstrip() for context, _ in pairs]
     read = tokenizer.encode_batch(heads)
@@ -42,12 +42,12 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Passa
 
 
 class Fitted(NamedTuple):
-    """What a model can read of pairs.
+    """Pairs fitted to the position table.
 
     Attributes:
-      passages: one a pair; empty of a pair that is too long.
-      cut: [pairs] bool, the beginning of the context is left out.
-      too_long: [pairs] bool, not even the continuation fits.
+      passages: one per pair; empty if the pair is too long.
+      cut: [pairs] bool, the context was truncated on the left.
+      too_long: [pairs] bool, the continuation alone does not fit.
     """
 
     passages: list[Passage]
@@ -58,19 +58,19 @@ class Fitted(NamedTuple):
 def fit(
     model: Pretrained, pairs: Sequence[tuple[str, str]], method: Method | None = None
 ) -> Fitted:
-    """Encodes (context, continuation) and leaves out what has no room in the position table.
+    """Encodes (context, continuation) and truncates contexts to the position table.
 
     Raises:
-      ConfigError: a continuation without a token.
+      ConfigError: a continuation has no tokens.
     """
     if model.tokenizer is None:
-        raise ConfigError("a model without a tokenizer reads no text")
+        raise ConfigError("a model without a tokenizer cannot read texts")
     passages = encode(model.tokenizer, pairs)
     fits = room(model, method)
     cut, too_long = np.zeros((2, len(pairs)), bool)
     for i, (ids, first) in enumerate(passages):
         if first == len(ids):
-            raise ConfigError(f"a continuation has no token: {pairs[i][1]!r}")
+            raise ConfigError(f"a continuation has no tokens: {pairs[i][1]!r}")
         if fits is not None and len(ids) > fits:
             too_long[i] = len(ids) - first > fits
             cut[i] = not too_long[i]
@@ -82,30 +82,35 @@ def fit(
 def continuation_scores(
     model: Pretrained, pairs: Sequence[tuple[str, str]], method: Method | None = None
 ) -> tuple[list[PassageScores], np.ndarray]:
-    """Scores of the continuations' tokens, and [pairs] bool: was the context cut on its left.
+    """Scores the tokens of continuations.
 
     Args:
-      pairs: (context, continuation); where they do not fit the position table together, the
-        beginning of the context is left out.
+      pairs: (context, continuation). A context is truncated on the left if the pair does not fit
+        the position table.
+
+    Returns:
+      The scores, and [pairs] bool: whether the context was truncated.
 
     Raises:
-      ConfigError: a continuation without a token, or one that does not fit by itself.
+      ConfigError: a continuation has no tokens, or does not fit by itself.
     """
     passages, cut, too_long = fit(model, pairs, method)
     if too_long.any():
         text = pairs[int(np.argmax(too_long))][1]
         raise ConfigError(
-            f"a continuation does not fit the position table, which has room for"
-            f" {room(model, method)} tokens: {text[:60]!r}"
+            f"a continuation exceeds the {room(model, method)} tokens of the position table:"
+            f" {text[:60]!r}"
         )
     return passage_scores(model, passages, method), cut
 
 
 def split_last_word(text: str) -> tuple[str, str]:
-    """(context, last word), the white space between them with the word, that at the end left out.
+    """Splits a text into (context, last word).
+
+    The word includes the white space before it; trailing white space is dropped.
 
     Raises:
-      BadRowError: there are not two words.
+      BadRowError: the text has fewer than two words.
     """
     text = text.rstrip(_SPACE)
     context = text[: 1 + max(text.rfind(space) for space in _SPACE)].rstrip(_SPACE)
@@ -117,15 +122,19 @@ def split_last_word(text: str) -> tuple[str, str]:
 def read_last_words(
     spec: str, text_feature: str, on_bad_rows: OnBadRows, notes: Notes
 ) -> list[Row]:
-    """Texts without their last words, and these: {'context', 'word', 'where'}, as of LAMBADA.
+    """Reads texts and splits off their last words, as in LAMBADA.
 
     Args:
-      spec: rows as `lmjax.data.rows` reads them, or .txt files with a text a line.
-      text_feature: the column that holds the text.
-      notes: takes what is skipped.
+      spec: rows as `lmjax.data.rows` reads them, or .txt files with one text per line.
+      text_feature: the column of the text.
+      on_bad_rows: whether bad rows are skipped or an error.
+      notes: records skipped rows.
+
+    Returns:
+      Rows with 'context', 'word' and 'where'.
 
     Raises:
-      ConfigError: nothing there, or bad rows that are not to be skipped.
+      ConfigError: there are no files or rows, or a bad row if `on_bad_rows` forbids them.
     """
 
     def parse(values: Row) -> Row:
@@ -150,12 +159,12 @@ def read_last_words(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LastWords:
-    """What a model makes of the last words of texts.
+    """Results of last-word prediction.
 
     Attributes:
-      right: [texts] bool: each token of the word is the likeliest in its place.
+      right: [texts] bool: every token of the word is the most probable at its position.
       nats: [texts] float64: the negative log-probability of the word.
-      cut: texts whose beginning did not fit and was left out.
+      cut: number of texts that were truncated on the left.
     """
 
     right: np.ndarray
@@ -168,7 +177,7 @@ class LastWords:
 
     @property
     def perplexity(self) -> float:
-        """Of a word."""
+        """The perplexity per word."""
         return float(np.exp(self.nats.mean()))
 
 
@@ -177,15 +186,15 @@ def last_words(
 ) -> LastWords:
     """Scores (context, last word) of each text.
 
-    A causal model's word is right where greedy decoding writes it; by `pseudo`, where each of its
-    tokens is the likeliest beside the others of the word.
+    A causal model predicts a word correctly if greedy decoding generates it; `pseudo`, if each of
+    its tokens is the most probable given the other tokens of the word.
 
     Raises:
-      ConfigError: a discriminator, which predicts no words; a word that does not fit.
+      ConfigError: the method is `discriminator`, or a word does not fit the position table.
     """
     method = method or methods_of(model)[0]
     if method == "discriminator":
-        raise ConfigError("--method: a discriminator predicts no words; pseudo asks the generator")
+        raise ConfigError("--method: a discriminator predicts no words; use pseudo (the generator)")
     found, cut = continuation_scores(model, pairs, method)
     return LastWords(
         right=np.array([scores.greedy.all() for scores in found]),

@@ -2,8 +2,8 @@
 
   lm_eval.simple_evaluate(model=harness_model(lmjax.load("runs/gpt")), tasks=["lambada_openai"])
 
-Unlike the harness's own adapter of GPT-2, a context always stands behind the token that begins a
-document, as in training, and not only where it is empty.
+Unlike the harness's own adapter for GPT-2, every context follows the token that begins a document,
+as in training, not only an empty context.
 """
 
 import functools
@@ -19,26 +19,26 @@ from lmjax.evaluation.perplexity import LONGEST, perplexity
 from lmjax.evaluation.scoring import Method, methods_of, token_scores
 from lmjax.extras import require
 
-# Of the harness, by our names; 'until' and the number of tokens are handled apart.
+# Settings with the same name here and in the harness; 'until' and the length differ.
 _SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def harness_model(model: Pretrained, method: Method | None = None) -> Any:
-    """An `lm_eval.api.model.LM`, to be given to `lm_eval.simple_evaluate`.
+    """Wraps a model as an `lm_eval.api.model.LM` for `lm_eval.simple_evaluate`.
 
     Args:
-      model: of `lmjax.load`.
-      method: how texts are scored; None = the family's own.
+      model: the result of `lmjax.load`.
+      method: the scoring method; None = the family's default.
 
     Raises:
-      ConfigError: lm-eval is not installed, or the model scores no text.
+      ConfigError: lm-eval is not installed, or the model cannot score texts.
     """
     return register()(model, method)
 
 
 @functools.cache
 def register() -> type:
-    """The adapter's class, which lm-eval then finds as `lmjax` (model_args pretrained=DIR).
+    """Registers the adapter with lm-eval as `lmjax` (model_args pretrained=DIR).
 
     Raises:
       ConfigError: lm-eval is not installed.
@@ -49,7 +49,7 @@ def register() -> type:
     from lm_eval.models.utils import normalize_gen_kwargs
 
     class HarnessModel(LM):
-        """See `harness_model`. Other arguments that the harness passes are of no use here."""
+        """See `harness_model`. Other arguments of the harness are ignored."""
 
         def __init__(
             self,
@@ -77,7 +77,7 @@ def register() -> type:
             self, requests: list[Any], disable_tqdm: bool = False
         ) -> list[tuple[float, bool]]:
             asked = [request.args for request in requests]
-            # Often the same: a prior of a choice is asked for once a row.
+            # Deduplicated: unconditional scores of a choice are requested once per row.
             distinct = list(dict.fromkeys(asked))
             found, cut = continuation_scores(self.model, distinct, self.method)
             if cut.any():
@@ -99,7 +99,7 @@ def register() -> type:
             if "causal" not in self.model.network.score_methods:
                 scores = token_scores(self.model, texts, self.method)
                 return [float(logs.sum()) for logs in scores]
-            # Windows that share one token, as the harness has them.
+            # Windows overlap by one token, as in the harness.
             stride = self.room - 1
             return [
                 -perplexity(self.model, [text], stride=stride).nats if text.strip() else 0.0
@@ -131,7 +131,7 @@ def register() -> type:
             if fits < 1:
                 raise ConfigError(
                     f"max_gen_toks: {settings['max_new_tokens']} leave no room for a prompt in"
-                    f" the {self.room} positions; give fewer"
+                    f" the {self.room} positions; reduce it"
                 )
             begin = self.model.begin_id
             cut = sum(len(i) > fits for i in ids)
@@ -147,10 +147,10 @@ def register() -> type:
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `GenerationConfig` for generation arguments of the harness, normalised.
+    """Converts the harness's normalized generation arguments to fields of `GenerationConfig`.
 
     Raises:
-      ConfigError: one that means nothing here.
+      ConfigError: an argument is not supported.
     """
     values = {name: value for name, value in values.items() if value is not None}
     sampled = values.pop("do_sample", False)
@@ -166,5 +166,5 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     elif "temperature" not in settings:
         settings["temperature"] = 1.0
     if values:
-        raise ConfigError(f"generation_kwargs: {', '.join(values)}: not known here; leave it out")
+        raise ConfigError(f"generation_kwargs: {', '.join(values)}: not supported; remove it")
     return settings

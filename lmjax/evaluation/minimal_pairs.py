@@ -1,7 +1,7 @@
-"""Minimal pairs: of two sentences that differ in one thing, is the good one likelier?
+"""Minimal pairs: does a model prefer the acceptable one of two similar sentences?
 
-BLiMP (Warstadt et al. 2020) and what has its form: JSON lines with `good`, `bad` (or
-`sentence_good`, `sentence_bad`), and names of what they test.
+Reads BLiMP (Warstadt et al. 2020) and data in its format: JSON lines with `good` and `bad` (or
+`sentence_good` and `sentence_bad`) and optional names of the paradigm and phenomenon.
 """
 
 import collections
@@ -38,11 +38,12 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two sentences.
+    """A minimal pair.
 
     Attributes:
-      paradigm, phenomenon: what they test; may be ''.
-      file: that they are from, by the name without endings, or by the path where names clash.
+      good, bad: the acceptable and the unacceptable sentence.
+      paradigm, phenomenon: what the pair tests; may be ''.
+      file: the name of the source file without suffixes, or its path if names clash.
     """
 
     good: str
@@ -54,11 +55,11 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """How many pairs were told right; a tie is half of one.
+    """A number of correct items out of a total; a tie counts as half.
 
     Attributes:
-      interval: Wilson's, 95%: of pairs like these. Pairs of a paradigm are much alike, so it
-        says little of other paradigms.
+      interval: Wilson's 95% interval for similar items. Pairs of one paradigm are very similar,
+        so the interval does not extend to other paradigms.
     """
 
     right: float
@@ -73,22 +74,22 @@ class Share:
         z, n, p = 1.96, self.count, self.accuracy
         middle, wide = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         low, high = (middle - wide) / (1 + z * z / n), (middle + wide) / (1 + z * z / n)
-        return max(0.0, low), min(1.0, high)  # rounding may leave these
+        return max(0.0, low), min(1.0, high)  # rounding may exceed the bounds
 
 
 def read_pairs(
     spec: str | pathlib.Path, per_paradigm: int = 0, where: str = "--data"
 ) -> list[Pair]:
-    """The pairs of files of JSON lines, packed as .gz or .xz or not.
+    """Reads pairs from files of JSON lines, optionally compressed as .gz or .xz.
 
     Args:
-      spec: a path, a glob, or a directory, of which the .jsonl files are read. A pair that names
-        no paradigm is of that of its file's name.
-      per_paradigm: only so many of each paradigm, the first ones; 0 = all.
+      spec: a path, a glob, or a directory with .jsonl files. The paradigm of a pair defaults to
+        the file name.
+      per_paradigm: reads only the first pairs of each paradigm; 0 = all.
       where: the config field or flag that holds `spec`, for messages.
 
     Raises:
-      ConfigError: no such file, or a line that is no pair.
+      ConfigError: there is no such file, or a line is not a pair.
     """
     pairs: list[Pair] = []
     taken: collections.Counter[str] = collections.Counter()
@@ -126,14 +127,14 @@ def _pair(row: Mapping[str, Any] | BadRowError, file: str, where: str) -> Pair:
 
 
 def judge(model: Pretrained, pairs: Sequence[Pair], method: Method | None = None) -> np.ndarray:
-    """[pairs]: 1 where the sum of the good sentence's scores is higher, 0.5 at a tie, else 0."""
+    """Returns [pairs]: 1 if the good sentence has the higher total score, 0.5 for a tie, else 0."""
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     sums = np.array([scores.sum() for scores in token_scores(model, texts, method)])
     return judged(sums)
 
 
 def judged(sums: np.ndarray) -> np.ndarray:
-    """As `judge`, of sums [2 * pairs] of good and bad by turns.
+    """As `judge`, for total scores [2 * pairs] that alternate between good and bad.
 
     Raises:
       NonFiniteError: a sum is NaN or infinite.
@@ -144,7 +145,7 @@ def judged(sums: np.ndarray) -> np.ndarray:
 
 
 def unigram(model: Pretrained, pairs: Sequence[Pair], counts: np.ndarray) -> np.ndarray:
-    """As `judge`, by how frequent the tokens are: add-one smoothed `counts` [vocab_size]."""
+    """As `judge`, with a unigram model: add-one smoothed token `counts` [vocab_size]."""
     assert model.tokenizer is not None
     logs = model.tokenizer.vocabulary(counts).log_frequency.astype(np.float64)
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
@@ -152,11 +153,11 @@ def unigram(model: Pretrained, pairs: Sequence[Pair], counts: np.ndarray) -> np.
 
 
 def by_ngrams(tokenizer: Tokenizer, pairs: Sequence[Pair], model: NgramModel) -> np.ndarray:
-    """As `judge`, by an n-gram model of the tokenizer's tokens, the sentence's end included."""
+    """As `judge`, with an n-gram model of the tokenizer's tokens and the end of the sentence."""
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     begin, end = [model.vocab_size], [model.vocab_size + 1]
     ids = [np.concatenate([begin, i, end]) for i in tokenizer.encode_batch(texts)]
-    # One after the other: nothing was ever counted that reaches over a sentence's end.
+    # Sentences can be concatenated: no counted n-gram crosses the end of a sentence.
     logs = np.log(model.probabilities(np.concatenate(ids)))
     parts = np.split(logs, np.cumsum([len(i) for i in ids])[:-1])
     return judged(np.array([math.fsum(part[1:]) for part in parts]))
@@ -167,9 +168,9 @@ def shares(
     right: np.ndarray,
     by: Literal["phenomenon", "paradigm", "file"] = "phenomenon",
 ) -> Mapping[str, Share]:
-    """By phenomenon, paradigm or file, in the order of the pairs, and 'all' last.
+    """Groups results by phenomenon, paradigm or file, in the order of the pairs, with 'all' last.
 
-    Pairs without a phenomenon stand under their paradigm.
+    Pairs without a phenomenon are grouped by their paradigm.
     """
     found: dict[str, list[float]] = {}
     for pair, value in zip(pairs, right, strict=True):
@@ -180,6 +181,6 @@ def shares(
 
 
 def mean_of_files(pairs: Sequence[Pair], right: np.ndarray) -> float:
-    """The mean of the files' accuracies: each file counts once, however many pairs it has."""
+    """Returns the unweighted mean of the accuracies of the files."""
     *by_file, _ = shares(pairs, right, "file").values()
     return math.fsum(share.accuracy for share in by_file) / len(by_file)

@@ -1,4 +1,4 @@
-"""Perplexity of long texts under a causal model, read in windows that overlap."""
+"""Perplexity of long texts under a causal model, with overlapping windows."""
 
 import dataclasses
 import math
@@ -14,20 +14,20 @@ from lmjax.errors import ConfigError, require_finite
 from lmjax.evaluation.scoring import causal_scores
 from lmjax.progress import track
 
-_ROWS = 16  # windows that are read at once
-LONGEST = 1024  # tokens of a window where there is no position table
+_ROWS = 16  # windows per batch
+LONGEST = 1024  # tokens of a window if the model has no position table
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """What a model finds of some texts.
+    """The perplexity of texts.
 
     Attributes:
-      nats: -log p of all tokens that were scored.
-      tokens, words, bytes: of the texts; words are what stands between white space. The begin
-        of a document is read and not counted.
-      unknown: of the tokens, how many stand for text that the tokenizer cannot write; they are
-        easily foretold, and make all numbers lower than they should be.
+      nats: -log p of all scored tokens.
+      tokens, words, bytes: sizes of the texts. Words are separated by white space. The token that
+        begins a document is not counted.
+      unknown: number of tokens that represent text unknown to the tokenizer. They are easy to
+        predict, so they make all results too low.
     """
 
     nats: float
@@ -50,12 +50,12 @@ class Perplexity:
 
 
 def _exp(nats: float) -> float:
-    """Infinite where a float has no room: a 'word' may be a page without white space."""
+    """Returns infinity on overflow: a 'word' may be a page without white space."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 class Window(NamedTuple):
-    """Tokens begin..end of a document, of which those from `scored` on are scored."""
+    """Tokens [begin, end) of a document; scores those from index `scored` on."""
 
     begin: int
     end: int
@@ -63,10 +63,10 @@ class Window(NamedTuple):
 
 
 def windows(count: int, length: int, stride: int) -> Iterator[Window]:
-    """Windows over `count` tokens, the first of which is only read; each other is scored once.
+    """Yields windows that score each of `count` tokens once, except the first token.
 
-    A window scores what the ones before it did not, so that a token has at least
-    length - stride tokens before it in its window, where the document has as many.
+    A window scores the tokens that no earlier window scored. A token thus has at least
+    length - stride tokens of left context, if the document has as many.
     """
     done = 1
     for begin in range(0, count, stride):
@@ -81,26 +81,26 @@ def windows(count: int, length: int, stride: int) -> Iterator[Window]:
 def perplexity(
     model: Pretrained, documents: Iterable[str], length: int = 0, stride: int = 0
 ) -> Perplexity:
-    """Reads each document by itself, behind the token that begins one.
+    """Computes the perplexity of documents, each after the token that begins a document.
 
     Args:
-      length: tokens of a window; 0 = as many as the position table has.
-      stride: tokens from one window to the next; 0 = half a window. The smaller, the more each
-        token sees, the lower the perplexity and the longer it takes.
+      length: tokens per window; 0 = the size of the position table.
+      stride: tokens between the starts of windows; 0 = half a window. A smaller stride gives each
+        token more context and a lower perplexity, but takes longer.
 
     Raises:
-      ConfigError: no causal model; lengths that cannot be; no text.
+      ConfigError: the model is not causal, a length is invalid, or there is no text.
     """
     network = model.network
     if "causal" not in network.score_methods or model.tokenizer is None:
         raise ConfigError(
-            f"--model: a {type(network).__name__} has no perplexity; give a GPT with its tokenizer"
+            f"--model: a {type(network).__name__} has no perplexity; use a GPT with its tokenizer"
         )
     limit = getattr(model.config, "max_length", None) or LONGEST
     length = length or limit
     stride = stride or max(1, length // 2)
     if not 2 <= length <= limit:
-        raise ConfigError(f"--length: {length} is not between 2 and the {limit} positions")
+        raise ConfigError(f"--length: {length} is not between 2 and the model's {limit} positions")
     if not 1 <= stride < length:
         raise ConfigError(f"--stride: {stride} is not between 1 and --length={length}")
     first = model.begin_id

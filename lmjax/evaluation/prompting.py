@@ -1,11 +1,11 @@
-"""Answers of a model that was never trained to give them: zero-, one- and few-shot prompting.
+"""Zero-, one- and few-shot prompting.
 
-A row becomes a prompt and the choices that may follow it; the one that the model finds likeliest
-is its answer (Brown et al. 2020 §2.4). Likeliest by what, all of `NORMALISATIONS` say:
+A row becomes a prompt and several choices; the answer is the choice with the highest score (Brown
+et al. 2020 §2.4). `NORMALISATIONS` lists the scores, all of which are reported:
 
-`sum`: log p of the choice. `token`: divided by its tokens. `byte`: divided by the bytes of its
-text. `unconditional`: less the choice's log p after the words `unconditional` alone, which is
-their pointwise mutual information.
+`sum`: log p of the choice. `token`: log p / number of tokens. `byte`: log p / number of bytes of
+the text. `unconditional`: log p minus the choice's log p after the words `unconditional`, i.e.
+pointwise mutual information.
 """
 
 import dataclasses
@@ -34,19 +34,19 @@ NORMALISATIONS = ("sum", "token", "byte", "unconditional")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
-    """From a row to a prompt and its choices.
+    """Converts a row to a prompt and choices.
 
     Attributes:
-      prompt: text with {column} where a row's text is to stand.
-      label: the column that says which choice is right: one of `labels`, or its number from 0.
-      labels: of a classification: what may stand in the column `label`.
-      words: what the model may say for each of `labels`; () = the labels themselves.
-      choices: of multiple choice: the column with the list of texts, or several columns with one
-        each.
-      before: between a prompt and a choice.
-      separator: between examples with their answers, and behind the last.
-      shots: how many examples with their answers stand before the prompt.
-      unconditional: what stands in place of the prompt where the choice is to be scored alone.
+      prompt: text with {column} as the placeholder of a column.
+      label: the column of the correct choice: one of `labels`, or the choice's index from 0.
+      labels: for classification: the possible values of the column `label`.
+      words: the choice for each of `labels`; () = the labels themselves.
+      choices: for multiple choice: the column with a list of texts, or several columns with one
+        text each.
+      before: text between prompt and choice.
+      separator: text after each example.
+      shots: number of examples with their answers before the prompt.
+      unconditional: replaces the prompt when a choice is scored without it.
     """
 
     prompt: str
@@ -63,17 +63,16 @@ class Template:
         check_ranges(self)
         if bool(self.labels) == bool(self.choices):
             raise ConfigError(
-                "labels: name the labels of a classification here, or columns in `choices`; one"
-                " of both"
+                "labels: set either `labels` for classification or `choices` for multiple choice"
             )
         if self.words and len(self.words) != len(self.labels):
             raise ConfigError(
-                f"words: {len(self.words)} for {len(self.labels)} labels; give one for each"
+                f"words: {len(self.words)} for {len(self.labels)} labels; give one per label"
             )
         for name in ("labels", "words"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or len(values) == 1 or not all(values):
-                raise ConfigError(f"{name}: {values!r}: at least two are needed, all different")
+                raise ConfigError(f"{name}: {values!r}: give at least two distinct values")
         if not self.unconditional.strip():
             raise ConfigError("unconditional: empty; give words such as 'Answer:'")
         try:
@@ -83,18 +82,18 @@ class Template:
                 if name is not None
             ]
         except ValueError as error:
-            raise ConfigError(f"prompt: {error}; {{{{ and }}}} stand for braces") from error
+            raise ConfigError(f"prompt: {error}; write {{{{ and }}}} for braces") from error
         if not fields or any(spec or how or not name for name, spec, how in fields):
             raise ConfigError(
-                f"prompt: {self.prompt!r}: {{column}} is expected, with the name of a column;"
-                " {{ and }} stand for braces"
+                f"prompt: {self.prompt!r}: expected {{column}} with the name of a column;"
+                " write {{ and }} for braces"
             )
 
     def parse(self, values: Row) -> Row:
-        """The prompt, the choices and the number of the right one.
+        """Returns the prompt, the choices and the index of the correct one.
 
         Raises:
-          BadRowError: what the template needs is not there.
+          BadRowError: a column of the template is missing or invalid.
         """
         parts = []
         for text, name, _, _ in string.Formatter().parse(self.prompt):
@@ -105,25 +104,25 @@ class Template:
         if self.labels:
             choices = list(self.words or self.labels)
             if label not in self.labels:
-                raise BadRowError(f"label '{label}' is none of config.template.labels")
+                raise BadRowError(f"label '{label}' is not in config.template.labels")
             return self._row("".join(parts), choices, self.labels.index(label))
         found = [_cell(values, name, "choices") for name in self.choices]
         choices = found[0] if len(found) == 1 and isinstance(found[0], list) else found
         if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-            raise BadRowError("an empty choice, or less than two")
+            raise BadRowError("an empty choice, or fewer than two")
         try:
             gold = int(label)
         except ValueError:
             raise BadRowError(f"no number in column '{self.label}' ('{label}')") from None
         if not 0 <= gold < len(choices):
-            raise BadRowError(f"label {gold} is none of the {len(choices)} choices, from 0")
+            raise BadRowError(f"label {gold} is out of range for {len(choices)} choices, from 0")
         return self._row("".join(parts), choices, gold)
 
     def _row(self, prompt: str, choices: list[str], gold: int) -> Row:
         return {"prompt": prompt, "choices": choices, "gold": gold}
 
     def context(self, row: Row, examples: Sequence[Row]) -> str:
-        """The prompt of `row` behind `examples` with their answers."""
+        """Returns `examples` with their answers, followed by the prompt of `row`."""
         shown = [
             f"{e['prompt']}{self.before}{e['choices'][e['gold']]}{self.separator}" for e in examples
         ]
@@ -131,7 +130,7 @@ class Template:
 
 
 def _cell(values: Row, name: str, field: str) -> Any:
-    """What a row has in a column that the template's `field` names."""
+    """Returns the value of the column that the template's `field` names."""
     return column(values, name, field, "config.template.")
 
 
@@ -144,12 +143,13 @@ def _text(values: Row, name: str, field: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptingConfig:
-    """What is asked, and how.
+    """The config of a prompting evaluation.
 
     Attributes:
-      seed: of the rows and the shots that are drawn.
-      rows: how many are asked; 0 = all.
-      data: `train` is what shots are drawn from, `test` (or else `validation`) what is asked.
+      seed: seed for sampling rows and shots.
+      rows: number of evaluated rows; 0 = all.
+      template: converts rows to prompts and choices.
+      data: shots are drawn from `train`; `test`, or else `validation`, is evaluated.
     """
 
     seed: Seed = 0
@@ -160,12 +160,12 @@ class PromptingConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-    """What is asked.
+    """The rows of a prompting evaluation.
 
     Attributes:
-      rows: parsed by `template`.
+      rows: evaluated rows, parsed by `template`.
       examples: parsed rows that shots are drawn from.
-      notes: of rows that were left out.
+      notes: about skipped rows.
     """
 
     template: Template
@@ -176,7 +176,7 @@ class Questions:
 
 
 def read_questions(config: Mapping[str, Any]) -> Questions:
-    """Reads all that a config such as configs/prompting.py names.
+    """Reads the rows of a config such as configs/prompting.py.
 
     Raises:
       ConfigError: a field is unknown, missing or mistyped, or rows cannot be used.
@@ -202,15 +202,15 @@ def read_questions(config: Mapping[str, Any]) -> Questions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model answers.
+    """The answers of a model.
 
     Attributes:
-      scores: by normalisation, [rows][choices] float64: the highest is the answer; None for a row
-        with a choice that does not fit the position table by itself.
-      right: by normalisation, [answered rows]: 1 where the right choice has the highest score;
-        1 / n where n choices have the highest and it is one of them; else 0.
-      cut: rows whose context did not fit and lost its beginning.
-      unanswered: rows without scores, which no share counts.
+      scores: by normalisation, [rows][choices] float64; the highest is the answer. None for a row
+        with a choice that exceeds the position table by itself.
+      right: by normalisation, [answered rows]: 1 if the correct choice has the highest score, 1/n
+        if it ties with n - 1 others, else 0.
+      cut: number of rows whose context was truncated on the left.
+      unanswered: number of rows without scores, which `share` excludes.
     """
 
     scores: Mapping[str, list[np.ndarray | None]]
@@ -219,7 +219,7 @@ class Answers:
     unanswered: int
 
     def share(self, normalisation: str) -> Share:
-        """How many of the answered rows are right by a normalisation."""
+        """Returns the share of correctly answered rows under a normalisation."""
         right = self.right[normalisation]
         return Share(float(right.sum()), len(right))
 
@@ -227,11 +227,11 @@ class Answers:
 def answer(model: Pretrained, questions: Questions, method: Method | None = None) -> Answers:
     """Scores the choices of each row.
 
-    Shots are drawn for each row by (seed, its index) without replacement, never itself.
+    Shots are drawn for each row from (seed, row index) without replacement, excluding the row.
 
     Raises:
-      ConfigError: fewer examples than shots, a choice without a token, or no row whose choices
-        fit the position table.
+      ConfigError: there are fewer examples than shots, a choice has no tokens, or no row has
+        choices that fit the position table.
       NonFiniteError: a score is NaN or infinite.
     """
     template, rows = questions.template, questions.rows
@@ -266,7 +266,8 @@ def answer(model: Pretrained, questions: Questions, method: Method | None = None
         by_name["unconditional"].append(sums - [prior[f] for _, f in asked[here]])
     if unanswered == len(rows):
         raise ConfigError(
-            "config.template.choices: in every row a choice is longer than the position table"
+            "config.template.choices: every row has a choice that is longer than the position"
+            " table; shorten the choices"
         )
     gold = [row["gold"] for row in rows]
     right = {name: _right(scores, gold) for name, scores in by_name.items()}
@@ -281,10 +282,10 @@ def _right(scores: Sequence[np.ndarray | None], gold: Sequence[int]) -> np.ndarr
 
 
 def draw_shots(questions: Questions, index: int) -> list[Row]:
-    """The examples that stand before the prompt of the row with this index.
+    """Draws the examples for the prompt of the row with this index.
 
     Raises:
-      ConfigError: there are not so many.
+      ConfigError: there are not enough examples.
     """
     shots, examples, row = questions.template.shots, questions.examples, questions.rows[index]
     if not shots:
@@ -292,20 +293,20 @@ def draw_shots(questions: Questions, index: int) -> list[Row]:
     others = [i for i, e in enumerate(examples) if e["where"] != row["where"]]
     if len(others) < shots:
         raise ConfigError(
-            f"config.template.shots: {shots}, and there are {len(others)} rows of"
-            " config.data.train to draw from"
+            f"config.template.shots: {shots}, but config.data.train has only {len(others)} other"
+            " rows; use fewer shots"
         )
     rng = np.random.default_rng([questions.seed, index])
     return [examples[others[i]] for i in rng.choice(len(others), shots, replace=False)]
 
 
 def majority(questions: Questions) -> Share:
-    """Rows that are right where the commonest number of a right choice in `train` is said."""
+    """Returns the score of always answering with the most frequent index in `train`."""
     rows = questions.rows
     commonest = int(np.argmax(np.bincount([row["gold"] for row in questions.examples])))
     return Share(float(sum(row["gold"] == commonest for row in rows)), len(rows))
 
 
 def chance(questions: Questions) -> float:
-    """The expected share of right answers where choices are drawn blindly."""
+    """Returns the expected accuracy of uniformly random answers."""
     return float(np.mean([1 / len(row["choices"]) for row in questions.rows]))

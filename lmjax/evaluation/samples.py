@@ -1,8 +1,7 @@
-"""A look at what objectives have learnt, as lines of text.
+"""Readable samples of a model's predictions, as lines of text.
 
-Each function takes an objective with its parameters and a clean held-out batch, runs one
-compiled program and returns what a person would want to read. What a causal model has learnt,
-`lmjax.generate` shows.
+Each function takes an objective, its parameters and a clean held-out batch, runs one compiled
+program and formats the result. For causal models, use `lmjax.generate`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,18 +19,18 @@ from lmjax.objectives.rtd import ReplacedTokenDetection, sample_replacements
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that reading needs."""
+    """The part of a tokenizer that formatting needs."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids to text."""
+        """Converts ids to text."""
 
 
 def fill_masks(
     objective: MaskedLM, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
 ) -> list[str]:
-    """A line an example: the text with `[original=prediction]` at each masked position.
+    """Returns a line per example: the text with `[original=prediction]` at masked positions.
 
-    `[original]` alone where the prediction is right.
+    A correct prediction is shown as `[original]`.
     """
 
     @jax.jit
@@ -56,10 +55,10 @@ def fill_masks(
 def complete_in_order(
     objective: PermutedLM, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
 ) -> list[str]:
-    """A line an example: its targets, sampled one by one in a random factorisation order.
+    """Returns a line per example, with targets sampled in a random factorization order.
 
-    `[3:original=sample]` is the token drawn third, from what stands in the text and the
-    two drawn before it; `[3:original]` where the sample is right.
+    `[3:original=sample]` is the token that is sampled third, given the text and the two tokens
+    sampled before it. A correct sample is shown as `[3:original]`.
     """
     rows = batch["tokens"].shape[0]
 
@@ -67,7 +66,7 @@ def complete_in_order(
     def complete(params: Any, batch: Batch) -> tuple[Batch, jax.Array, jax.Array]:
         corrupted = _corrupt(objective, key, batch)
         mapping, used = corrupted["target_mapping"], corrupted["target_weights"] > 0
-        # Whoever comes later in the order sees more.
+        # Tokens that are later in the order see more tokens.
         hidden = perm_mask(corrupted["query_place"], corrupted["key_place"])
         sees = (~jnp.take_along_axis(hidden, mapping[..., None], axis=1)).sum(-1)
         turn = jnp.argsort(jnp.where(used, sees, jnp.iinfo(jnp.int32).max), axis=-1)
@@ -108,10 +107,10 @@ def complete_in_order(
 def find_replaced(
     objective: ReplacedTokenDetection, params: Any, batch: Batch, tokenizer: Decoder, key: jax.Array
 ) -> list[str]:
-    """A line an example: the text that the discriminator reads, with its verdicts.
+    """Returns a line per example: the discriminator's input, with its predictions.
 
-    `[original->replacement found]`, `[original->replacement missed]`, and `[token?]` for an
-    original token taken for a replacement.
+    `[original->replacement found]` and `[original->replacement missed]` mark replaced tokens;
+    `[token?]` marks an original token that is predicted to be replaced.
     """
 
     @jax.jit
@@ -141,7 +140,7 @@ def find_replaced(
 
 
 def render(tokens: Any, segment_ids: Any, marks: Mapping[int, str], tokenizer: Decoder) -> str:
-    """The text of one row with `marks` in the place of the tokens they stand at."""
+    """Returns the text of a row with the tokens at some positions replaced by `marks`."""
     parts: list[str] = []
     run: list[int] = []
     for position in np.flatnonzero(segment_ids):

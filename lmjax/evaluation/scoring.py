@@ -1,17 +1,18 @@
-"""How likely a model finds texts, token by token, each family in its own way.
+"""Per-token scores of texts, by one of five methods.
 
-`causal` (GPT): log p of each token given those before it, the first given the begin of a document.
+`causal` (GPT): log p of each token given the preceding ones; the first token is conditioned on the
+token that begins a document.
 `pseudo` (BERT, ELECTRA's generator, XLNet): log p of each token given all others, one at a time
-(Salazar et al. 2020); their sum is no log p of the text.
-`pseudo_within_word` (the same): the later tokens of its word are hidden with a token, so that the
-rest of a long word does not give it away (Kauf & Ivanova 2023).
-`left_to_right` (XLNet): log p of each token given those before it, all in one pass of the query
-stream under the factorisation order 1, 2, 3, ...
-`discriminator` (ELECTRA): log p that a token is original, for each.
+(Salazar et al. 2020). The sum is not a log-probability of the text.
+`pseudo_within_word` (same families): also hides the later tokens of the same word, so that they do
+not give the token away (Kauf & Ivanova 2023).
+`left_to_right` (XLNet): log p of each token given the preceding ones, in one pass of the query
+stream with the factorization order 1, 2, 3, ...
+`discriminator` (ELECTRA): log p that each token is original.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.models.network import Network, Scores, ScoringMethod
 from lmjax.objectives.base import apply
@@ -26,24 +28,25 @@ from lmjax.progress import track
 
 Method = ScoringMethod
 _ONE_BY_ONE = ("pseudo", "pseudo_within_word")
-_BATCH, _MULTIPLE = 256, 8  # rows of a batch, and what its length is a multiple of
-# Of a batch: what attention, and what logits in float32, may take.
+_BATCH, _MULTIPLE = 256, 8  # the most rows of a batch; lengths are multiples of _MULTIPLE
+# Limits of a batch: tokens bound the memory of attention, logits the memory of float32 outputs.
 _MOST_TOKENS, _MOST_LOGITS = 1 << 14, 1 << 26
 
 
 class Passage(NamedTuple):
-    """Token ids that are read, [tokens], and the index from which on they are scored."""
+    """Token ids [tokens], and the index of the first one to score."""
 
     ids: np.ndarray
     first: int = 0
 
 
 class PassageScores(NamedTuple):
-    """Of the tokens of a passage that are scored: [scored] each.
+    """Scores of a passage, [scored tokens] each.
 
     Attributes:
       logs: natural logarithms, float64.
-      greedy: no token would have been likelier; of a discriminator: held to be original.
+      greedy: bool, whether no other token is likelier; for a discriminator, whether it predicts
+        that the token is original.
     """
 
     logs: np.ndarray
@@ -51,25 +54,25 @@ class PassageScores(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What is read at once: ids, which text they are of, and which position is asked for."""
+    """An input row: the index of its text, token ids, and the position to score."""
 
     text: int
     tokens: np.ndarray
-    position: int = -1  # -1: all that are scored
-    until: int = 0  # positions from `position` up to this one are hidden
+    position: int = -1  # -1 scores all positions
+    until: int = 0  # positions in [position, until) are hidden
 
 
 def methods_of(model: Pretrained) -> tuple[Method, ...]:
-    """The ways to score by this model, its family's own first.
+    """Returns the scoring methods that a model supports, its default first.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the model supports none.
     """
     methods = getattr(model.network, "score_methods", ())
     if not methods or model.tokenizer is None:
         raise ConfigError(
             f"a {type(model.network).__name__} without a"
-            f" {'tokenizer' if methods else 'language-model head'} gives texts no probability"
+            f" {'tokenizer' if methods else 'language-model head'} cannot score texts"
         )
     return methods
 
@@ -77,13 +80,16 @@ def methods_of(model: Pretrained) -> tuple[Method, ...]:
 def token_scores(
     model: Pretrained, texts: Sequence[str], method: Method | None = None
 ) -> list[np.ndarray]:
-    """Natural logarithms, one a token of each text; special tokens are read and not scored.
+    """Scores each token of each text; special tokens are read but not scored.
 
     Args:
-      method: one of `methods_of(model)`; None = its family's own.
+      method: one of `methods_of(model)`; None = the first of them.
+
+    Returns:
+      For each text, [tokens] natural logarithms.
 
     Raises:
-      ConfigError: the model has not that method, or a text does not fit its position table.
+      ConfigError: the model lacks the method, or a text does not fit its position table.
     """
     method = _checked(model, method)
     assert model.tokenizer is not None
@@ -92,7 +98,7 @@ def token_scores(
 
 
 def room(model: Pretrained, method: Method | None = None) -> int | None:
-    """How many tokens of text a passage may have; None = any number."""
+    """Returns the most tokens of text in a passage; None = unlimited."""
     _, _, begins, ends = _framed(model, _checked(model, method))
     limit = getattr(model.config, "max_length", None)
     return None if limit is None else limit - len(begins) - len(ends)
@@ -101,9 +107,9 @@ def room(model: Pretrained, method: Method | None = None) -> int | None:
 def passage_scores(
     model: Pretrained, passages: Sequence[Passage], method: Method | None = None
 ) -> list[PassageScores]:
-    """As `token_scores`, of ids, some of which may be there to be read only.
+    """Scores token ids as `token_scores`; tokens before `Passage.first` are context only.
 
-    The first token of a passage begins a document (GPT) or is all there is on its left.
+    The first token of a passage begins a document (GPT) or has no left context.
     """
     method = _checked(model, method)
     network, params, begins, ends = _framed(model, method)
@@ -119,7 +125,7 @@ def passage_scores(
     for passage in passages:
         model.check_ids(passage.ids, "model")
     one_by_one = method in _ONE_BY_ONE
-    # Others hide a token without writing the mask into the text.
+    # Models that do not fill masks (XLNet) hide a token without replacing it.
     mask = model.role_id("mask") if one_by_one and network.fills_masks else 0
     starts_word = None
     if method == "pseudo_within_word":
@@ -135,9 +141,9 @@ def passage_scores(
         for p in passages
     ]
     all_positions = not one_by_one and method != "discriminator"
-    batches = _batches(listed, model.pad_id, model.config.vocab_size if all_positions else 1)
-    for make in track(batches, f"scoring by {method}", len(batches)):
-        chosen, arrays = make()
+    batches = _batches(listed, model.config.vocab_size if all_positions else 1)
+    for chosen, size in track(batches, f"scoring by {method}", len(batches)):
+        arrays = _arrays(chosen, size, model.pad_id)
         logs, greedy = jax.device_get(_read(network, method, mask, params, *arrays))
         for row, values, best in zip(chosen, logs, greedy, strict=False):
             passage, scores = passages[row.text], found[row.text]
@@ -154,18 +160,19 @@ def passage_scores(
 
 
 def _checked(model: Pretrained, method: Method | None) -> Method:
-    """The method, or the family's own."""
+    """Validates the method; None selects the default."""
     known = methods_of(model)
     method = method or known[0]
     if method not in known:
         raise ConfigError(
-            f"method: '{method}' is none of {type(model.network).__name__}'s: {', '.join(known)}"
+            f"method: {type(model.network).__name__} does not support '{method}'; use one of"
+            f" {', '.join(known)}"
         )
     return method
 
 
 def _framed(model: Pretrained, method: Method) -> tuple[Network, Any, list[int], list[int]]:
-    """The network with its parameters, and the ids that stand before and behind a passage."""
+    """Returns the network, its parameters, and the special tokens before and after a passage."""
     part = "discriminator" if method == "discriminator" else "generator"
     network, params = model.network.part(model.params, part)
     begins, ends = (
@@ -183,7 +190,7 @@ def _rows(
     one_by_one: bool,
     starts_word: np.ndarray | None,
 ) -> Iterator[_Row]:
-    """A row for the passage, or one for each token that is scored."""
+    """Yields one row for the passage, or one per scored token."""
     tokens = np.array([*begins, *passage.ids, *ends], np.int32)
     if not one_by_one:
         yield _Row(text, tokens)
@@ -199,47 +206,34 @@ def _rows(
         yield _Row(text, tokens, at + len(begins), until + len(begins))
 
 
-def _batches(
-    rows: Sequence[_Row], pad: int, logits_a_token: int
-) -> list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]]:
-    """Makes batches of rows of like length, filled up with the first one.
-
-    Args:
-      logits_a_token: of what is read, how many there are.
+def _batches(rows: Sequence[_Row], logits_per_token: int) -> list[tuple[list[_Row], int]]:
+    """Groups rows of similar length into batches that fit into memory.
 
     Returns:
-      A function for each batch: its rows, and tokens, real, positions, untils.
+      For each batch its rows, and the number of rows after padding.
     """
-    order = sorted(rows, key=lambda row: len(row.tokens))
-    made: list[Callable[[], tuple[list[_Row], tuple[jax.Array, ...]]]] = []
-    start = 0
-    while start < len(order):
-        length, size = 0, _BATCH
-        # The longest row says how many fit, and how many fit says which is the longest.
-        while length != (length := _rounded(order[start : start + size][-1])):
-            most = min(_MOST_TOKENS // length, _MOST_LOGITS // (length * logits_a_token))
-            size = max(1, min(size, most))
-        made.append(functools.partial(_batch, order[start : start + size], size, length, pad))
-        start += size
-    return made
+
+    def fitting(longest: int) -> int:
+        length = batching.multiple_of(_MULTIPLE, longest)
+        return min(_MOST_TOKENS // length, _MOST_LOGITS // (length * logits_per_token))
+
+    lengths = [len(row.tokens) for row in rows]
+    return [
+        ([rows[i] for i in chosen], size)
+        for chosen, size in batching.by_length(lengths, _BATCH, fitting)
+    ]
 
 
-def _rounded(row: _Row) -> int:
-    return -(-len(row.tokens) // _MULTIPLE) * _MULTIPLE
-
-
-def _batch(
-    chosen: list[_Row], size: int, length: int, pad: int
-) -> tuple[list[_Row], tuple[jax.Array, ...]]:
-    tokens = np.full((size, length), pad, np.int32)
-    real = np.zeros((size, length), bool)
-    positions, untils = np.zeros((2, size), np.int32)
-    for i in range(size):
-        row = chosen[i] if i < len(chosen) else chosen[0]
-        tokens[i, : len(row.tokens)] = row.tokens
-        real[i, : len(row.tokens)] = True
-        positions[i], untils[i] = row.position, row.until
-    return chosen, tuple(jnp.asarray(x) for x in (tokens, real, positions, untils))
+def _arrays(rows: Sequence[_Row], size: int, pad: int) -> tuple[np.ndarray, ...]:
+    """Returns tokens and real [size, length], positions and untils [size] of a batch."""
+    lengths = [len(row.tokens) for row in rows]
+    length = batching.multiple_of(_MULTIPLE, max(lengths))
+    hidden = [np.array([row.position, row.until], np.int32) for row in rows]
+    return (
+        batching.stack([row.tokens for row in rows], length, pad, rows=size),
+        batching.real(lengths, length, rows=size),
+        *batching.stack(hidden, rows=size).T,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -259,6 +253,6 @@ def _read(
 
 
 def causal_scores(network: Network, params: Any, tokens: Any, real: Any) -> jax.Array:
-    """[batch, length] log p of each token given those before it; 0 for the first."""
+    """Returns [batch, length] log p of each token given the preceding ones; 0 for the first."""
     nowhere = jnp.zeros(len(tokens), jnp.int32)
     return _read(network, "causal", 0, params, tokens, real, nowhere, nowhere)[0]

@@ -1,4 +1,4 @@
-"""`lmjax.generate`: one door to every way of generating text."""
+"""`lmjax.generate` and `lmjax.generation.api.stream`: the entry points of text generation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,20 +20,21 @@ from lmjax.generation.speculative import speculate
 def generate(
     model: Pretrained, prompts: Prompts, *, draft: Pretrained | None = None, **settings: Any
 ) -> list[Generated]:
-    """Goes on with each prompt; a masked model fills its masks, or masks behind it.
+    """Continues each prompt; a masked model fills the prompt's masks, or masks after the prompt.
 
     Args:
-      model: of `lmjax.load`.
-      prompts: a string, or several, each a string or a list of token ids. A string names special
-        tokens by writing them out: '[MASK]'.
-      draft: a smaller GPT of the same tokenizer that proposes tokens (speculative decoding).
+      model: the result of `lmjax.load`.
+      prompts: a string, or a sequence of strings or lists of token ids. Strings may contain
+        special tokens such as '[MASK]'.
+      draft: a smaller GPT with the same tokenizer that proposes tokens (speculative decoding).
       **settings: fields of `GenerationConfig`.
 
     Returns:
-      For each prompt in order its `num_return_sequences` texts; beams with the best first.
+      `num_return_sequences` texts per prompt, in the order of the prompts; beams are sorted from
+      best to worst.
 
     Raises:
-      ConfigError: a setting that cannot be, or a model that generates nothing.
+      ConfigError: a setting is invalid, or the model cannot generate text.
     """
     config = build(GenerationConfig, settings, "generate")
     masked = model.network.fills_masks
@@ -55,17 +56,17 @@ def generate(
 
 
 def stream(model: Pretrained, prompt: str, **settings: Any) -> Iterator[str]:
-    """The text that follows one prompt, in pieces as it comes; sampled or greedy.
+    """Yields the continuation of one prompt piece by piece, by sampling or greedy search.
 
-    What may be the beginning of a stop string, or half a character, is held back until it
-    is known.
+    Text that may be the beginning of a stop string or an incomplete character is held back until
+    it is complete.
 
     Raises:
-      ConfigError: as `generate`, and more than one text at a time.
+      ConfigError: as `generate`, or the settings ask for more than one text.
     """
     config = build(GenerationConfig, settings, "generate")
     if not can_stream(model, settings):
-        raise ConfigError("prompts: a stream is of one text from left to right, sampled or greedy")
+        raise ConfigError("prompts: streaming needs one text, by sampling or greedy search")
     _check_left_to_right(model, config)
     listed = read_prompts(model, prompt, config)
     check_room(model, listed, config)
@@ -84,7 +85,7 @@ def _pieces(texts: Iterator[list[Generated]], config: GenerationConfig) -> Itera
 
 
 def can_stream(model: Pretrained, settings: dict[str, Any]) -> bool:
-    """Whether `stream` takes these settings: one text, whose tokens come one after the other."""
+    """Whether `stream` supports these settings: a single text, generated left to right."""
     config = build(GenerationConfig, settings, "generate")
     several = config.num_beams > 1 or config.num_return_sequences > 1 or config.penalty_alpha > 0
     return not (several or config.constrained or model.network.fills_masks)
@@ -93,20 +94,20 @@ def can_stream(model: Pretrained, settings: dict[str, Any]) -> bool:
 def _check_left_to_right(model: Pretrained, config: GenerationConfig) -> None:
     if not model.network.continues_texts:
         raise ConfigError(
-            f"model: {type(model.network).__name__} generates no text; give a GPT, XLNet, BERT or"
+            f"model: {type(model.network).__name__} cannot generate text; use a GPT, XLNet, BERT or"
             " ELECTRA generator with its language-model head"
         )
     off = GenerationConfig()
     for name in ("infill", "iterations"):
         if getattr(config, name) != getattr(off, name):
             raise ConfigError(
-                f"{name}: it is for masked models, and {type(model.network).__name__} writes"
-                " from left to right"
+                f"{name}: applies to masked models, but {type(model.network).__name__} generates"
+                " left to right; unset it"
             )
 
 
 def _settled(text: str, stop: tuple[str, ...]) -> int:
-    """How much of the text can be shown whatever follows."""
+    """Returns the length of the text that later tokens cannot change."""
     end = len(text.rstrip("\ufffd"))
     for string in stop:
         for size in range(min(len(string) - 1, end), 0, -1):

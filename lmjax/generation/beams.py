@@ -1,8 +1,8 @@
 """Beam search, with the rules of `transformers` (generation/utils.py, `_beam_search`).
 
-Of each prompt `num_beams` running texts are kept and as many finished ones. In a step the
-2 * num_beams best continuations are looked at, so that ends of documents do not use up the
-running ones; of those that end, the ones among the first `num_beams` compete with the finished.
+The search keeps `num_beams` running and `num_beams` finished texts per prompt. Each step considers
+the 2 * num_beams best continuations, so that at least `num_beams` of them can keep running.
+Continuations that end and are among the best `num_beams` compete with the finished texts.
 """
 
 import functools
@@ -22,18 +22,18 @@ from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padde
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
 
-NEVER = -1e9  # the score of what is not there
+NEVER = -1e9  # the score of missing beams
 
 
 @flax.struct.dataclass
 class Beams:
-    """Texts of every prompt, [prompts, beams, ...]; the best first.
+    """Texts of every prompt, [prompts, beams, ...], sorted from best to worst.
 
     Attributes:
       tokens: [..., slots] int.
       log_probs: [..., new tokens] float32, of each token under the model.
-      scores: [prompts, beams] float32: the sum of log-probabilities of the running, that
-        sum / new tokens ** length_penalty of the finished.
+      scores: [prompts, beams] float32: the sum of log-probabilities for running texts, that
+        sum / new tokens ** length_penalty for finished texts.
     """
 
     tokens: jax.Array
@@ -41,17 +41,21 @@ class Beams:
     scores: jax.Array
 
     def take(self, index: jax.Array) -> "Beams":
-        """Beams [prompts, n] of each prompt."""
+        """Selects beams by index [prompts, n]."""
         return jax.tree.map(lambda x: _take(x, index), self)
 
     def beside(self, other: "Beams") -> "Beams":
-        """Both."""
+        """Concatenates the beams of each prompt."""
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), self, other)
 
 
 @flax.struct.dataclass
 class State:
-    """The search; `open` [prompts]: it may still find something better."""
+    """The state of the search.
+
+    Attributes:
+      open: [prompts] bool, whether the search may still find a better text.
+    """
 
     running: Beams
     finished: Beams
@@ -67,10 +71,10 @@ class State:
 def search_beams(
     model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
 ) -> list[Generated]:
-    """The `num_return_sequences` best of each prompt.
+    """Returns the `num_return_sequences` best texts of each prompt.
 
     Raises:
-      ConfigError: what does not fit the position table.
+      ConfigError: a text does not fit the position table.
     """
     check_room(model, prompts, config)
     padded = left_padded(prompts, config.max_new_tokens)
@@ -112,7 +116,7 @@ def _search(
     beams: int,
     early_stopping: bool | str,
 ) -> tuple[Beams, jax.Array]:
-    """The finished texts and their new tokens [prompts, beams]."""
+    """Returns the finished texts and their numbers of new tokens [prompts, beams]."""
     rows, slots = tokens.shape
     slot = jnp.arange(slots)
     real = jnp.repeat(real, beams, axis=0)
@@ -212,5 +216,5 @@ def _search(
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x [prompts, beams, ...] at index [prompts, n] -> [prompts, n, ...]."""
+    """Indexes x [prompts, beams, ...] with [prompts, n] -> [prompts, n, ...]."""
     return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)

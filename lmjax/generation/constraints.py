@@ -1,9 +1,8 @@
-"""Text that has to be one of some strings, match a regular expression, or fit a JSON schema.
+"""Constrained generation: one of some strings, a regular expression, or a JSON schema.
 
-A constraint says before each token which tokens leave a way to a whole text; the rest get the
-logit -inf, so that greedy search and sampling choose among what is left, one token after the
-other. That is not the model conditioned on the constraint: a first token may be probable for
-the sake of texts that are not allowed.
+Before each token, a constraint masks the tokens that cannot lead to a complete text with the logit
+-inf; greedy search and sampling choose among the rest. This differs from conditioning the model on
+the constraint: the first token may be probable only because of texts that are not allowed.
 """
 
 import json
@@ -24,11 +23,11 @@ from lmjax.generation.settings import GenerationConfig
 
 
 def make_constraint(model: Pretrained, config: GenerationConfig, rows: int) -> Constraint | None:
-    """What the settings ask for, for so many rows; None where nothing is constrained.
+    """Creates the constraint of the settings for `rows` texts; None if there is none.
 
     Raises:
-      ConfigError: no tokenizer, no end of text, a grammar that is none, a tokenizer whose tokens
-        are not the text's own bytes, or llguidance not installed.
+      ConfigError: the model has no tokenizer or no end-of-text token, the grammar is invalid, the
+        tokenizer does not preserve the bytes of texts, or llguidance is not installed.
     """
     if not config.constrained:
         return None
@@ -37,7 +36,7 @@ def make_constraint(model: Pretrained, config: GenerationConfig, rows: int) -> C
         raise ConfigError(f"{name}: the model has no tokenizer")
     eos = end_of_text(model, config)
     if eos < 0:
-        raise ConfigError(f"{name}: constrained text ends where it may; leave ignore_eos out")
+        raise ConfigError(f"{name}: constrained text needs an end-of-text token; unset ignore_eos")
     network: Any = model.network
     vocab = network.config.vocab_size
     if config.choices:
@@ -49,10 +48,10 @@ def make_constraint(model: Pretrained, config: GenerationConfig, rows: int) -> C
 
 
 class Choices:
-    """One of some token sequences.
+    """Restricts a text to one of some token sequences.
 
-    A sequence that begins another is ended by the end of the document; others are complete with
-    their last token.
+    A sequence that is a prefix of another ends with the end-of-document token; others are complete
+    after their last token.
     """
 
     def __init__(self, choices: Sequence[Sequence[int]], eos: int, vocab: int, rows: int) -> None:
@@ -76,7 +75,7 @@ class Choices:
             node[int(token)] if node else node
             for node, token in zip(self._nodes, tokens, strict=True)
         ]
-        # Where nothing but the end may follow, it need not be waited for.
+        # A row is complete as soon as only the end can follow.
         self._nodes = [{} if list(node) == [self._eos] else node for node in self._nodes]
 
     def complete(self) -> np.ndarray:
@@ -84,7 +83,7 @@ class Choices:
 
 
 class Grammar:
-    """A regular expression or a JSON schema, by llguidance."""
+    """Restricts a text to a regular expression or a JSON schema, by llguidance."""
 
     def __init__(
         self, tokenizer: Tokenizer, name: str, text: str, eos: int, vocab: int, rows: int
@@ -125,16 +124,16 @@ def _grammar(llguidance: Any, name: str, text: str) -> str:
     try:
         schema = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"json_schema: no JSON ({error})") from None
+        raise ConfigError(f"json_schema: not valid JSON ({error})") from None
     return matcher.grammar_from_json_schema(schema)
 
 
 def _reader(llguidance: Any, tokenizer: Tokenizer, name: str, eos: int) -> Any:
-    """llguidance's view of the tokenizer, from the file that it reads."""
+    """Converts the tokenizer to llguidance's, through a tokenizer file."""
     if tokenizer.kind == "WordPiece":
         raise ConfigError(
-            f"{name}: WordPiece's text is not its tokens one after the other (spaces are put and"
-            " taken away); use choices, or a model whose tokenizer is BPE or unigram"
+            f"{name}: WordPiece does not preserve spaces, so its text is not the concatenation of"
+            " its tokens; use choices, or a model with a BPE or unigram tokenizer"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "tokenizer.json"

@@ -1,8 +1,8 @@
 """Contrastive search (Su et al. 2022, eq. 5).
 
-Of the k most probable next tokens the one is taken that is best at
-(1 - alpha) p(v) - alpha max_j cos(h_v, h_j), where h_v is the last layer's hidden state with v
-read, behind the final norm, and h_j those of all tokens before it, the prompt's included.
+Chooses, among the k most probable next tokens, the one that maximizes
+(1 - alpha) p(v) - alpha max_j cos(h_v, h_j). h_v is the last hidden state, after the final norm, at
+token v; h_j are those of all preceding tokens, including the prompt.
 """
 
 import functools
@@ -25,11 +25,11 @@ from lmjax.objectives.base import apply
 
 @flax.struct.dataclass
 class State:
-    """Texts under way: as `sampling.State`.
+    """The state of the texts: as `sampling.State`.
 
     Attributes:
-      hidden: [rows, slots, hidden_size], of length 1, of the tokens before `slot`.
-      logits: [rows, vocab], of the token for `slot`.
+      hidden: [rows, slots, hidden_size] normalized hidden states of the tokens before `slot`.
+      logits: [rows, vocab] logits of the token at `slot`.
     """
 
     tokens: jax.Array
@@ -44,18 +44,18 @@ class State:
 def search_contrastively(
     model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
 ) -> list[Generated]:
-    """The texts.
+    """Generates the texts.
 
     Raises:
-      ConfigError: a network that is no GPT, what does not fit the position table.
+      ConfigError: the network has no cache, or a text does not fit the position table.
     """
     if not model.network.keeps_cache:
         raise ConfigError(
-            f"penalty_alpha: {type(model.network).__name__} keeps no cache of a text, which"
-            " contrastive search needs (GPT has it)"
+            f"penalty_alpha: {type(model.network).__name__} has no key-value cache, which"
+            " contrastive search needs; use a GPT"
         )
     if config.constrained:
-        raise ConfigError("penalty_alpha: constrained text is sampled or greedy")
+        raise ConfigError("penalty_alpha: contrastive search supports no constraints; set it to 0")
     check_room(model, prompts, config)
     eos = end_of_text(model, config)
     padded = left_padded(prompts, config.max_new_tokens)
@@ -99,7 +99,7 @@ def _search(
     width: int,
     k: int,
 ) -> State:
-    """Up to `most` tokens in every row, or until all rows are done."""
+    """Generates up to `most` tokens in every row, or until all rows are done."""
     rows, slots = tokens.shape
     read_slots = functools.partial(apply, network, params, method="read_slots")
 
@@ -113,7 +113,7 @@ def _search(
         valid = real & (slot < state.slot)
         shaped = filters.penalise(state.logits, state.tokens, valid, valid & (slot >= width))
         probabilities, candidates = jax.lax.top_k(jax.nn.softmax(shaped, axis=-1), k)
-        # Every candidate is read, in a copy of its row.
+        # Reads every candidate in a copy of its row.
         copies = jax.tree.map(lambda x: jnp.repeat(x, k, axis=1), state.kept)
         read, copies = read_slots(
             candidates.reshape(-1, 1).astype(jnp.int32),
@@ -162,5 +162,5 @@ def _search(
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """x of length 1 along the last axis."""
+    """Normalizes x to length 1 along the last axis."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,9 +1,9 @@
-"""Text out of masked models: masks filled one after the other, in rounds, or by Gibbs sampling.
+"""Text generation with masked models: one mask at a time, in rounds, or by Gibbs sampling.
 
-A masked model says what may stand at a mask given all the rest. The masks of a prompt are
-filled; where there are none, `max_new_tokens` are appended. Greedy by confidence and
-mask-predict (Ghazvininejad et al. 2019 §3) give a text that the model finds consistent; Gibbs
-sampling (Wang & Cho 2019 §2) draws from the conditionals again and again.
+A masked model predicts a masked token from all other tokens. Infilling fills the masks of a prompt,
+or appends `max_new_tokens` masks if it has none. Filling by confidence and mask-predict
+(Ghazvininejad et al. 2019 §3) search for a probable text; Gibbs sampling (Wang & Cho 2019 §2)
+repeatedly samples from the conditional distributions.
 """
 
 import dataclasses
@@ -16,27 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.logits import Filters
 from lmjax.generation.outputs import Generated
-from lmjax.generation.prompts import Prompt, bucket
+from lmjax.generation.prompts import SMALLEST, Prompt
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
 
-_MOST_LOGITS = 1 << 24  # of a batch, each of them there several times in float32
+_MOST_LOGITS = 1 << 24  # per batch; several float32 copies exist at once
 
 
 def infill(
     model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
 ) -> list[Generated]:
-    """The whole texts; ids and log-probabilities are those of the masks.
+    """Returns the whole texts, with ids and log-probabilities of the masks.
 
-    A log-probability is the one with which the token was chosen, the text around it being
-    what it then was: they are of no joint distribution.
+    A log-probability is conditioned on the text at the time when its token was chosen; they do
+    not form a joint distribution.
 
     Raises:
-      ConfigError: no tokenizer, settings of left-to-right text, a text longer than the
-        position table.
+      ConfigError: the model has no tokenizer, a setting applies only to left-to-right generation,
+        or a text is longer than the position table.
     """
     _check(model, config)
     network, params = model.network.part(model.params, "generator")
@@ -52,12 +53,12 @@ def infill(
     longest, room = max(map(len, rows)), getattr(model.config, "max_length", 1 << 30)
     if longest > room:
         raise ConfigError(
-            f"max_new_tokens: a text of {longest} tokens is longer than the {room} rows of the"
-            " position table; ask for fewer, or cut the prompt"
+            f"max_new_tokens: a text of {longest} tokens exceeds the {room} rows of the position"
+            " table; reduce it, or shorten the prompt"
         )
-    length = min(bucket(longest), room)
+    length = min(batching.power_of_two(longest, SMALLEST), room)
     most = max(1, _MOST_LOGITS // (length * model.config.vocab_size))
-    count = min(bucket(len(rows), 1), most)
+    count = min(batching.power_of_two(len(rows)), most)
     texts: list[Generated] = []
     for start in range(0, len(rows), count):
         keys = [prompt.key for prompt in prompts[start : start + count]]
@@ -73,15 +74,12 @@ def _infill_rows(
     length: int,
     config: GenerationConfig,
 ) -> list[Generated]:
-    """Up to `count` rows at once, each with its key."""
+    """Fills up to `count` rows, padded to `count`, each with its key."""
     tokenizer, network = model.tokenizer, model.network
     assert tokenizer is not None
     mask = model.role_id("mask")
-    tokens = np.full((count, length), model.pad_id, np.int32)
-    real = np.zeros((count, length), bool)
-    real[:, 0] = True
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
+    tokens = batching.stack(rows, length, model.pad_id, rows=count)
+    real = batching.real([len(ids) for ids in rows], length, rows=count)
     filled, log_probs = _fill(
         network,
         model.params,
@@ -104,7 +102,7 @@ def _infill_rows(
 
 def _check(model: Pretrained, config: GenerationConfig) -> None:
     if model.tokenizer is None:
-        raise ConfigError("model: it has no tokenizer, which says which id is the mask")
+        raise ConfigError("model: infilling needs a tokenizer, which defines the mask's id")
     off = GenerationConfig()
     for name in (
         *("repetition_penalty", "presence_penalty", "no_repeat_ngram_size", "num_beams"),
@@ -112,13 +110,13 @@ def _check(model: Pretrained, config: GenerationConfig) -> None:
     ):
         if getattr(config, name) != getattr(off, name):
             raise ConfigError(
-                f"{name}: it is for text from left to right, and"
-                f" {type(model.network).__name__} fills masks"
+                f"{name}: applies to left-to-right generation, but"
+                f" {type(model.network).__name__} fills masks; unset it"
             )
 
 
 def _forbidden(model: Pretrained) -> np.ndarray:
-    """[vocab] bool: the roles' tokens, which stand for no text, and rows without a token."""
+    """Returns [vocab] bool: special tokens, which represent no text, and rows without a token."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     gone = np.arange(model.config.vocab_size) >= tokenizer.size
@@ -142,25 +140,25 @@ def _fill(
     *,
     how: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens and log-probabilities [rows, length], 0 where there was no mask."""
+    """Returns tokens and log-probabilities [rows, length]; 0 where there was no mask."""
     rows, length = tokens.shape
     open_ = tokens == mask
     masks = open_.sum(1)
 
     def read(tokens: jax.Array) -> jax.Array:
-        """Log-probabilities [rows, length, vocab]."""
+        """Returns log-probabilities [rows, length, vocab]."""
         inputs = network.config.inputs(tokens, jnp.zeros_like(tokens), real)
         logits = apply(network, params, inputs, method="fill")
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
     def place_keys(step: jax.Array) -> jax.Array:
-        """[rows, length] keys, which do not depend on how long the rows are."""
+        """Returns [rows, length] keys that do not depend on the length of the rows."""
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         each = jax.vmap(jax.random.fold_in, (None, 0))
         return jax.vmap(each, (0, None))(own, jnp.arange(length))
 
     def choose(log_p: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A token for every position, [rows, length], and its log-probability."""
+        """Chooses a token for every position, [rows, length], with its log-probability."""
         vocab = log_p.shape[-1]
         shaped = jnp.where(forbidden, -jnp.inf, log_p).reshape(-1, vocab)
         chosen = filters.choose(place_keys(2 * step).reshape(-1), shaped).reshape(rows, length)
@@ -187,11 +185,11 @@ def _fill(
 
     def draw_again(step: jax.Array, carry: Any) -> Any:
         tokens, log_probs = carry
-        # Of keys that no choice of a token uses.
+        # Uses keys that `choose` does not use.
         noise = jax.vmap(jax.vmap(jax.random.uniform))(place_keys(2 * step + 1))
         place = jnp.argmax(jnp.where(open_, noise, -1.0), axis=1)
         now = open_ & (jnp.arange(length) == place[:, None])
-        # A sweep is as many draws as the row has masks; other rows may have more.
+        # A sweep has as many draws as the row has masks; other rows may have more.
         now &= (step < masks * iterations)[:, None]
         chosen, log_p = choose(read(jnp.where(now, mask, tokens)), step)
         return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
@@ -202,7 +200,7 @@ def _fill(
         return jax.lax.fori_loop(0, most, most_confident, start)
     if how == "mask_predict":
         return jax.lax.fori_loop(0, iterations, predict_again, start)
-    # Begins with all masks; a place that was never drawn is filled at the end.
+    # Gibbs sampling starts from all masks; positions that were never drawn are filled at the end.
     tokens, log_probs = jax.lax.fori_loop(0, most * iterations, draw_again, start)
     left = (tokens == mask).sum(1).max()
     return jax.lax.fori_loop(0, left, most_confident, (tokens, log_probs))

@@ -1,8 +1,8 @@
-"""What is done to logits before a token is chosen, each a function of [batch, vocab].
+"""Transformations of logits [batch, vocab] before a token is chosen.
 
-The rules, down to ties, are those of `transformers` (generation/logits_process.py). A token
-that is ruled out has the logit -inf. Of the rows' texts, `tokens` [batch, slots] int, only the
-slots count where `valid` [batch, slots] is True; they stand side by side.
+The rules, including ties, are those of `transformers` (generation/logits_process.py). A token that
+is ruled out has the logit -inf. The rows' texts are `tokens` [batch, slots] int where `valid`
+[batch, slots] is True; the valid slots of a row are contiguous.
 """
 
 import math
@@ -17,7 +17,7 @@ from lmjax.generation.settings import GenerationConfig
 def repetition_penalty(
     logits: jax.Array, tokens: jax.Array, valid: jax.Array, penalty: jax.Array | float
 ) -> jax.Array:
-    """Makes every token of the text less probable, by logit / penalty or logit * penalty."""
+    """Makes tokens of the text less probable, by logit / penalty or logit * penalty."""
     penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
     return jnp.where(_seen(tokens, valid, logits.shape[-1]), penalised, logits)
 
@@ -25,48 +25,47 @@ def repetition_penalty(
 def presence_penalty(
     logits: jax.Array, tokens: jax.Array, valid: jax.Array, penalty: jax.Array | float
 ) -> jax.Array:
-    """Takes `penalty` off the logit of every token that is there, however often."""
+    """Subtracts `penalty` once from the logit of every token that occurs."""
     return logits - penalty * _seen(tokens, valid, logits.shape[-1])
 
 
 def no_repeat_ngram(logits: jax.Array, tokens: jax.Array, valid: jax.Array, size: int) -> jax.Array:
-    """Rules out what would complete an n-gram of `size` that the text has already."""
+    """Rules out tokens that would complete an n-gram of `size` that already occurs."""
     slots = tokens.shape[1]
     slot = jnp.arange(slots)
-    end = jnp.max(jnp.where(valid, slot + 1, 0), axis=1)  # behind the last token
+    end = jnp.max(jnp.where(valid, slot + 1, 0), axis=1)  # after the last token
     completes = valid
     for back in range(1, size):
         last = jnp.take_along_axis(tokens, jnp.maximum(end - back, 0)[:, None], axis=1)
         before = jnp.roll(tokens, back, axis=1)
         there = jnp.roll(valid, back, axis=1) & (slot >= back)
         completes &= there & (before == last)
-    # Fewer than size - 1 tokens begin no n-gram.
+    # A text of fewer than size - 1 tokens has no n-gram prefix.
     completes &= (valid.sum(1) >= size - 1)[:, None]
     return jnp.where(_seen(tokens, completes, logits.shape[-1]), -jnp.inf, logits)
 
 
 def temperature(logits: jax.Array, value: jax.Array | float) -> jax.Array:
-    """Flatter above 1, sharper below.
+    """Divides logits by `value`: above 1 the distribution is flatter, below 1 sharper.
 
-    The largest logit becomes 0, so that a temperature near 0 overflows to -inf alone, which
-    leaves the most probable token.
+    The largest logit is shifted to 0 first, so that a temperature near 0 can only overflow to
+    -inf, which leaves the most probable token.
     """
     largest = logits.max(-1, keepdims=True)
-    # Where all tokens are ruled out, the largest is -inf, and -inf - -inf no number.
+    # If all tokens are ruled out, the largest is -inf, and -inf - -inf would be NaN.
     return (logits - jnp.where(jnp.isneginf(largest), 0.0, largest)) / value
 
 
 def top_k(logits: jax.Array, k: int) -> jax.Array:
-    """Only what is no less than the k-th largest: ties with it stay."""
+    """Keeps logits that are at least the k-th largest; ties are kept."""
     least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
 def top_p(logits: jax.Array, mass: jax.Array | float) -> jax.Array:
-    """The smallest set of the most probable tokens whose probabilities sum to `mass`.
+    """Keeps the smallest set of the most probable tokens whose probabilities sum to `mass`.
 
-    What is less probable than the one that completes it goes: from the least probable on, as
-    long as the sum is no more than 1 - mass.
+    Removes tokens from the least probable on, as long as their sum is at most 1 - mass.
     """
     order = jnp.argsort(logits, axis=-1, stable=True)
     ascending = jnp.take_along_axis(logits, order, axis=-1)
@@ -76,16 +75,16 @@ def top_p(logits: jax.Array, mass: jax.Array | float) -> jax.Array:
 
 
 def min_p(logits: jax.Array, part: jax.Array | float) -> jax.Array:
-    """Only what has `part` of the largest probability."""
+    """Keeps tokens with at least `part` times the largest probability."""
     probabilities = jax.nn.softmax(logits, axis=-1)
     least = part * probabilities.max(-1, keepdims=True)
-    # The largest stays, whatever rounding makes of part = 1.
+    # The largest is always kept: with part = 1, rounding might remove it.
     gone = (probabilities < least) & (logits < logits.max(-1, keepdims=True))
     return jnp.where(gone, -jnp.inf, logits)
 
 
 def typical(logits: jax.Array, mass: jax.Array | float) -> jax.Array:
-    """The smallest set of `mass` whose -log p is nearest to the entropy; ties stay."""
+    """Keeps the smallest set with `mass` whose -log p is closest to the entropy, and ties."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     entropy = -jnp.where(p > 0, log_p * p, 0.0).sum(-1, keepdims=True)
@@ -100,23 +99,23 @@ def typical(logits: jax.Array, mass: jax.Array | float) -> jax.Array:
 
 
 def _seen(tokens: jax.Array, valid: jax.Array, vocab: int) -> jax.Array:
-    """[batch, vocab] bool: the token stands in one of the valid slots."""
+    """Returns [batch, vocab] bool: whether the token occurs in a valid slot."""
     rows = jnp.arange(tokens.shape[0])[:, None]
     return jnp.zeros((tokens.shape[0], vocab), bool).at[rows, tokens].max(valid)
 
 
 def _unsorted(x: jax.Array, order: jax.Array) -> jax.Array:
-    """x [batch, vocab], whose column i belongs to token order[:, i], by token."""
+    """Undoes a sort: column i of x [batch, vocab] belongs to token order[:, i]."""
     rows = jnp.arange(x.shape[0])[:, None]
     return jnp.zeros_like(x).at[rows, order].set(x)
 
 
 @flax.struct.dataclass
 class Filters:
-    """Those that are on, in the order of `transformers`; None or 0 is off.
+    """The active filters, in the order of `transformers`; None or 0 is off.
 
-    Values are arrays, so that another temperature compiles nothing anew; what they are of
-    and the two sizes are part of the program.
+    Values are arrays, so that another temperature does not recompile. The set of active filters
+    and the two sizes are static.
     """
 
     repetition_penalty: jax.Array | None = None
@@ -130,7 +129,7 @@ class Filters:
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "Filters":
-        """Those that the settings turn on."""
+        """Creates the filters that the settings enable."""
         neutral = GenerationConfig()
 
         def on(name: str, least: float = -math.inf) -> jax.Array | None:
@@ -140,7 +139,7 @@ class Filters:
         return cls(
             repetition_penalty=on("repetition_penalty"),
             presence_penalty=on("presence_penalty"),
-            # As float32, a smaller one would be 0, which divides by nothing.
+            # Smaller values would be 0 in float32, a division by zero.
             temperature=on("temperature", least=1e-30),
             top_p=on("top_p"),
             min_p=on("min_p"),
@@ -152,7 +151,11 @@ class Filters:
     def penalise(
         self, logits: jax.Array, tokens: jax.Array, valid: jax.Array, generated: jax.Array
     ) -> jax.Array:
-        """Those that look at the text. generated: [batch, slots] bool, of `valid`, not prompt."""
+        """Applies penalties for tokens of the text.
+
+        Args:
+          generated: [batch, slots] bool, the slots of `valid` after the prompt.
+        """
         if self.repetition_penalty is not None:
             logits = repetition_penalty(logits, tokens, valid, self.repetition_penalty)
         if self.presence_penalty is not None:
@@ -162,7 +165,7 @@ class Filters:
         return logits
 
     def shape(self, logits: jax.Array) -> jax.Array:
-        """Those that look at the distribution alone."""
+        """Applies temperature and filters of the distribution."""
         if self.temperature is not None:
             logits = temperature(logits, self.temperature)
         if self.top_k:
@@ -176,7 +179,7 @@ class Filters:
         return logits
 
     def choose(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
-        """Tokens [batch], drawn with `keys` [batch], or the most probable."""
+        """Returns tokens [batch], sampled with `keys` [batch] or the most probable."""
         if self.temperature is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         draw = jax.vmap(jax.random.categorical)

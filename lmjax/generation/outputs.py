@@ -1,4 +1,4 @@
-"""What generation gives, and how ids become text."""
+"""Results of text generation, and decoding of generated ids."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from lmjax.errors import ConfigError, require_finite
 from lmjax.generation.prompts import Prompt
 
 Ended = Literal["eos", "stop", "length"]
-RULED_OUT = -np.inf  # the log-probability of a token that was taken for want of another
+RULED_OUT = -np.inf  # the log-probability of a chosen token if every token was ruled out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """One text.
+    """A generated text.
 
     Attributes:
-      text: what follows the prompt, up to a stop string or the end of the document; of a
-        masked model the whole text, masks filled. '' where the model has no tokenizer.
-      token_ids: [new tokens] int32, the end of the document included; of a masked model, of
-        the masks from left to right.
-      log_probs: [new tokens] float32, of each under the model as it is: before temperature,
-        penalties and filters. Nats.
-      ended: 'eos' at the end of a document, 'stop' at a stop string or where a constraint
-        allows nothing more, 'length' at `max_new_tokens`.
-      score: of beam search: log-probability / new tokens ** length_penalty.
-      follows: the text comes after the prompt; False of a masked model, whose text is the whole.
-      accepted: of speculative decoding: which part of the draft's tokens was accepted.
+      text: the continuation of the prompt, up to a stop string or the end of the document. For a
+        masked model, the whole text with filled masks. '' if the model has no tokenizer.
+      token_ids: [new tokens] int32, including the end of the document. For a masked model, the
+        tokens at the masks, from left to right.
+      log_probs: [new tokens] float32, in nats, under the model's own distribution, i.e. before
+        temperature, penalties and filters.
+      ended: 'eos' at the end of a document, 'stop' at a stop string or the end of a constraint,
+        'length' at `max_new_tokens`.
+      follows: whether the text continues the prompt; False for masked models.
+      score: for beam search: log-probability / new tokens ** length_penalty.
+      accepted: for speculative decoding: the fraction of drafted tokens that was accepted.
     """
 
     text: str
@@ -42,18 +42,18 @@ class Generated:
 
 
 def continuation(tokenizer: Tokenizer | None, prompt: Prompt, new: np.ndarray) -> str:
-    """The text of `new` after the prompt, with the space that stands between them."""
+    """Decodes `new` as a continuation of the prompt, including the space between them."""
     if tokenizer is None:
         return ""
     before = tokenizer.decode(prompt.ids[prompt.hidden :])
     whole = tokenizer.decode([*prompt.ids[prompt.hidden :], *new])
-    # Half a character at the prompt's end is decoded as U+FFFD and may become whole.
+    # An incomplete character at the prompt's end decodes to U+FFFD; `new` may complete it.
     before = before.rstrip("\ufffd")
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins."""
+    """Returns the index of the first stop string, or None."""
     found = [place for place in (text.find(string) for string in stop) if place >= 0]
     return min(found, default=None)
 
@@ -68,16 +68,17 @@ def finish(
     score: float | None = None,
     accepted: float | None = None,
 ) -> Generated:
-    """Cuts new ids, as many as were generated, at the first of what ends them.
+    """Truncates generated ids at the first end of document or stop string, and decodes them.
 
     Args:
-      ids: [new tokens] int; log_probs: [new tokens] float, `RULED_OUT` where every token was.
-      eos: what ends a document, -1 = nothing.
-      score, accepted: of `Generated`.
+      ids: [new tokens] int.
+      log_probs: [new tokens] float, `RULED_OUT` where every token was ruled out.
+      eos: the id that ends a document; -1 = none.
+      score, accepted: fields of `Generated`.
 
     Raises:
       NonFiniteError: the model's logits were not finite.
-      ConfigError: the settings left no token to choose.
+      ConfigError: the settings ruled out every token.
     """
     ended: Ended = "length"
     ends = np.flatnonzero(ids == eos)
@@ -93,8 +94,8 @@ def finish(
     require_finite(0.0 if score is None else score, "generate: the score of a beam")
     text = continuation(tokenizer, prompt, ids[:shown])
     if first_stop(text, stop) is not None:
-        # The fewest tokens whose text has a stop string: what came later in a chunk is as if
-        # it had never been.
+        # Keeps the fewest tokens whose text contains a stop string, so that the result does not
+        # depend on the size of the chunk.
         low, high = 0, shown
         while low + 1 < high:
             middle = (low + high) // 2

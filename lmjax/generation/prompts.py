@@ -1,4 +1,4 @@
-"""From prompts to arrays whose shapes are few, and from ids to text."""
+"""Encoding of prompts, and left-padded batches with few distinct shapes."""
 
 import dataclasses
 import hashlib
@@ -10,22 +10,23 @@ import jax
 import numpy as np
 
 from lmjax.convert.pretrained import Pretrained
+from lmjax.data import batching
 from lmjax.errors import ConfigError
 from lmjax.generation.settings import GenerationConfig
 
 Prompts = str | Sequence[str | Sequence[int] | np.ndarray]
 
-SMALLEST = 16  # slots of prompts and of new tokens: compiled for it and its doubles
+SMALLEST = 16  # the fewest slots of prompts and of new tokens; others are its doubles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt as the network reads it.
+    """A prompt as the network reads it.
 
     Attributes:
-      ids: [length] int32, with the token that begins the document, if it has one.
-      hidden: how many of the first ids are not part of the text.
-      key: of the samples.
+      ids: [length] int32, including the token that begins the document, if any.
+      hidden: number of leading ids that are not part of the text.
+      key: random key of the samples.
     """
 
     ids: np.ndarray
@@ -35,14 +36,14 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LeftPadded:
-    """Prompts side by side, ending in the same slot, with room for what follows.
+    """A batch of prompts that end in the same slot, with slots for new tokens.
 
     Attributes:
-      tokens: [rows, slots] int32; 0 where there is nothing yet.
+      tokens: [rows, slots] int32; new slots are 0.
       real: [rows, slots] bool, False at padding on the left.
-      keys: [rows] keys.
+      keys: [rows] random keys.
       width: the slot of the first new token.
-      count: of the rows, how many are prompts; the others are there for their shape.
+      count: number of prompts; further rows are padding that repeats the first prompt.
     """
 
     tokens: np.ndarray
@@ -52,43 +53,36 @@ class LeftPadded:
     count: int
 
 
-def bucket(count: int, smallest: int = SMALLEST) -> int:
-    """The power of two, at least `smallest`, that holds `count`."""
-    return max(smallest, 1 << (count - 1).bit_length())
-
-
 def end_of_text(model: Pretrained, config: GenerationConfig) -> int:
-    """The id that ends a document, -1 where none does."""
+    """Returns the id that ends a document, or -1 if there is none."""
     if config.ignore_eos:
         return -1
     end = model.token_ids.get("eos_token_id", -1)
     if "eos_token_id" not in model.token_ids and model.tokenizer is not None:
         end = model.tokenizer.roles["eod"]
-    # What has no row in the table is never generated.
+    # An id without a row in the token table is never generated.
     return end if end < model.config.vocab_size else -1
 
 
 def read_prompts(model: Pretrained, prompts: Prompts, config: GenerationConfig) -> list[Prompt]:
-    """One for each prompt and each of its `num_return_sequences` samples, in their order.
+    """Encodes each prompt, once for each of its `num_return_sequences` samples.
 
     Raises:
-      ConfigError: nothing to go on from, ids that the model has not, strings without a
-        tokenizer.
+      ConfigError: there are no prompts, a prompt is empty or has unknown ids, or prompts are
+        strings and the model has no tokenizer.
     """
     listed: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     if not listed:
-        raise ConfigError("prompts: none given")
+        raise ConfigError("prompts: empty; give at least one")
     if model.tokenizer is None and any(isinstance(prompt, str) for prompt in listed):
-        raise ConfigError("prompts: the model has no tokenizer; give lists of token ids")
+        raise ConfigError("prompts: the model has no tokenizer; pass lists of token ids")
     copies = 1 if config.num_beams > 1 else config.num_return_sequences
     base, met = jax.random.key(config.seed), Counter[bytes]()
     made = []
     for place, prompt in enumerate(listed):
         ids, hidden = _ids(model, prompt, config)
         if not ids.size:
-            raise ConfigError(
-                f"prompts: number {place} is empty, and there is nothing to go on from"
-            )
+            raise ConfigError(f"prompts: number {place} is empty; give it at least one token")
         model.check_ids(ids, f"prompts: number {place}")
         name = hashlib.blake2b(ids.tobytes(), digest_size=4).digest()
         mine = jax.random.fold_in(base, int.from_bytes(name, "little"))
@@ -102,7 +96,7 @@ def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.n
     if not isinstance(prompt, str):
         ids = np.asarray(prompt)
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-            raise ConfigError("prompts: give a string, strings, or lists of token ids")
+            raise ConfigError("prompts: pass a string, strings, or lists of token ids")
         return ids.astype(np.int32), 0
     assert model.tokenizer is not None
     ids = model.tokenizer.encode_batch([prompt], special_tokens=True)[0]
@@ -112,35 +106,38 @@ def _ids(model: Pretrained, prompt: Any, config: GenerationConfig) -> tuple[np.n
 
 
 def check_room(model: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig) -> None:
-    """Refuses what the position table has no rows for.
+    """Checks that prompts and new tokens fit the position table.
 
     Raises:
-      ConfigError: the longest prompt and its new tokens are more than `max_length`.
+      ConfigError: the longest prompt plus `max_new_tokens` exceeds `max_length`.
     """
     room = getattr(model.config, "max_length", None)
     longest = max(len(prompt.ids) for prompt in prompts)
     if room is not None and longest + config.max_new_tokens > room:
         raise ConfigError(
-            f"max_new_tokens: {config.max_new_tokens} after a prompt of {longest} tokens are more"
-            f" than the {room} rows of the position table; ask for fewer, or cut the prompt"
+            f"max_new_tokens: {config.max_new_tokens} after a prompt of {longest} tokens exceed"
+            f" the {room} rows of the position table; reduce it, or shorten the prompt"
         )
 
 
-def left_padded(prompts: Sequence[Prompt], new_tokens: int, rows_to: int = 1) -> LeftPadded:
-    """The arrays of prompts; rows, prompt length and new tokens are filled up to powers of two.
+def left_padded(prompts: Sequence[Prompt], new_tokens: int) -> LeftPadded:
+    """Stacks prompts; rows, prompt length and new tokens are rounded up to powers of two.
 
     Args:
-      new_tokens: how many there may be.
-      rows_to: rows at least.
+      new_tokens: the most new tokens.
     """
-    width = bucket(max(len(prompt.ids) for prompt in prompts))
-    rows = bucket(len(prompts), rows_to)
-    tokens = np.zeros((rows, width + bucket(new_tokens)), np.int32)
-    real = np.zeros(tokens.shape, bool)
-    real[:, width - 1 :] = True  # a row that is no prompt reads one token of 0
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt.ids) : width] = prompt.ids
-        real[row, width - len(prompt.ids) :] = True
+    lengths = [len(prompt.ids) for prompt in prompts]
+    width = batching.power_of_two(max(lengths), SMALLEST)
+    slots = width + batching.power_of_two(new_tokens, SMALLEST)
+    rows = batching.power_of_two(len(prompts))
+    tokens = batching.stack([prompt.ids for prompt in prompts], width, rows=rows, left=True)
+    real = batching.real(lengths, width, rows=rows, left=True)
     keys = [prompt.key for prompt in prompts]
     keys += [keys[0]] * (rows - len(keys))
-    return LeftPadded(tokens, real, jax.numpy.stack(keys), width, len(prompts))
+    return LeftPadded(
+        tokens=batching.pad(tokens, slots, 0),
+        real=batching.pad(real, slots, True),
+        keys=jax.numpy.stack(keys),
+        width=width,
+        count=len(prompts),
+    )

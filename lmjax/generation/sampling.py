@@ -1,4 +1,4 @@
-"""Greedy search and sampling: one compiled loop over tokens, some at a time."""
+"""Greedy search and sampling: a compiled loop over tokens, run in chunks."""
 
 import dataclasses
 import functools
@@ -18,33 +18,33 @@ from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padde
 from lmjax.generation.settings import GenerationConfig
 from lmjax.objectives.base import apply
 
-CHUNK = 8  # tokens between two looks at the text, where somebody looks
+CHUNK = 8  # tokens between two checks for stop strings
 
 
 class Constraint(Protocol):
-    """What may be generated next in each row; it follows the rows' tokens."""
+    """Tracks the tokens of each row and restricts the next one."""
 
     def allowed(self) -> np.ndarray:
-        """[rows, vocab] bool; of a complete row anything."""
+        """Returns [rows, vocab] bool, the allowed next tokens; complete rows allow any."""
 
     def accept(self, tokens: np.ndarray) -> None:
-        """Goes on by one token [rows] in every row that is not complete."""
+        """Advances every incomplete row by one token, [rows]."""
 
     def complete(self) -> np.ndarray:
-        """[rows] bool: nothing more may follow."""
+        """Returns [rows] bool: whether no token may follow."""
 
 
 @flax.struct.dataclass
 class State:
-    """Texts under way.
+    """The state of the texts.
 
     Attributes:
       tokens, real: [rows, slots], as in `LeftPadded`.
       log_probs: [rows, slots - width] float32, of the new tokens under the model.
-      slot: [] int, the next to be filled.
-      done: [rows] bool, nothing more is wanted.
-      keys: [rows] keys.
-      kept: what the network keeps of the tokens before slot - 1.
+      slot: [] int, the next slot to fill.
+      done: [rows] bool, whether the row is finished.
+      keys: [rows] random keys.
+      kept: the network's cache of the tokens before slot - 1.
     """
 
     tokens: jax.Array
@@ -63,13 +63,13 @@ def continue_texts(
     constraint: Constraint | None = None,
     chunk: int = 0,
 ) -> Iterator[list[Generated]]:
-    """The texts so far, after every `chunk` tokens; the last are the whole ones.
+    """Yields the texts so far after every `chunk` tokens, and finally the complete texts.
 
     Args:
-      chunk: 0 = as many as are wanted, but a few where stop strings may end a text.
+      chunk: 0 = all tokens at once, or a few at a time if there are stop strings.
 
     Raises:
-      ConfigError: before anything is compiled, what does not fit the position table.
+      ConfigError: a text does not fit the position table; raised before compilation.
     """
     check_room(model, prompts, config)
     eos = end_of_text(model, config)
@@ -141,7 +141,7 @@ def begin(
     *,
     width: int,
 ) -> State:
-    """Reads the prompts and chooses the first tokens."""
+    """Reads the prompts and chooses the first new tokens."""
     logits, kept = apply(network, params, tokens, real, width, method="read_prompt")
     log_probs = jnp.zeros((tokens.shape[0], tokens.shape[1] - width))
     state = State(tokens, real, log_probs, jnp.int32(width), done, keys, kept)
@@ -160,7 +160,7 @@ def advance(
     *,
     width: int,
 ) -> State:
-    """Fills the slots before `until`, or as many as it takes until all rows are done."""
+    """Fills the slots before `until`, or until all rows are done."""
 
     def going(state: State) -> jax.Array:
         return (state.slot < until) & ~state.done.all()
@@ -182,7 +182,7 @@ def _choose(
     allowed: jax.Array | None,
     width: int,
 ) -> State:
-    """Puts one token in each row, logits [rows, vocab] being the model's for it."""
+    """Chooses the next token of each row from the model's logits [rows, vocab]."""
     slot = jnp.arange(state.tokens.shape[1])
     valid = state.real & (slot < state.slot)
     shaped = filters.penalise(logits, state.tokens, valid, valid & (slot >= width))

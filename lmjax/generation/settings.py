@@ -1,4 +1,4 @@
-"""What `lmjax.generate` can be asked for."""
+"""The settings of `lmjax.generate`."""
 
 import dataclasses
 import math
@@ -21,45 +21,45 @@ Infill = Literal["confidence", "mask_predict", "gibbs"]
 class GenerationConfig:
     """How text is generated.
 
-    Which method it is follows from the fields: `num_beams` above 1 is beam search,
-    `penalty_alpha` above 0 contrastive search, a temperature of 0 greedy search, and any other
-    temperature sampling. Filters of the distribution apply in the order in which they stand here,
-    which is that of `transformers`.
+    The fields select the method: beam search if `num_beams` > 1, contrastive search if
+    `penalty_alpha` > 0, greedy search if `temperature` is 0, and sampling otherwise. Filters of
+    the distribution apply in the order of the fields below, which is that of `transformers`.
 
     Attributes:
-      max_new_tokens: at most so many; of a masked model, how many masks are appended.
-      repetition_penalty: logits of tokens in the text, prompt included, are divided by it where
-        positive and multiplied where negative (Keskar et al. 2019 §4.1, as `transformers` has it).
-      presence_penalty: taken off the logits of tokens generated before.
-      no_repeat_ngram_size: no n-gram of this size comes twice, prompt included; 0 = off.
+      max_new_tokens: the most new tokens; for a masked model, the number of appended masks.
+      repetition_penalty: divides positive logits of tokens in the text, including the prompt, and
+        multiplies negative ones (Keskar et al. 2019 §4.1, as in `transformers`).
+      presence_penalty: is subtracted from the logits of tokens that were already generated.
+      no_repeat_ngram_size: no n-gram of this size occurs twice, including the prompt; 0 = off.
       temperature: divides the logits; 0 = the most probable token.
-      top_k: only the k most probable, and what ties with the last of them; 0 = all.
-      top_p: the smallest set of the most probable that holds this mass (Holtzman et al. 2020).
-      min_p: only what has this part of the largest probability (Nguyen et al. 2024).
-      typical_p: the smallest set of this mass whose information is nearest to the entropy
+      top_k: keeps the k most probable tokens and ties with the last of them; 0 = all.
+      top_p: keeps the smallest set of most probable tokens with this mass (Holtzman et al. 2020).
+      min_p: keeps tokens with at least this fraction of the largest probability (Nguyen et al.
+        2024).
+      typical_p: keeps the smallest set with this mass whose information is closest to the entropy
         (Meister et al. 2023).
-      num_beams: of beam search.
-      length_penalty: a finished text's score is its log-probability / new tokens ** this.
-      early_stopping: False ends when the best running beam, at its length now, is worse than
-        the worst of `num_beams` finished; 'never' at the length that suits it best; True as soon
-        as so many are finished.
-      num_return_sequences: texts for each prompt: samples, or the best beams.
+      num_beams: number of beams.
+      length_penalty: the score of a finished text is log-probability / new tokens ** this.
+      early_stopping: when beam search stops. True: `num_beams` texts are finished. False: the best
+        running beam, at its current length, is worse than the worst of `num_beams` finished ones.
+        'never': likewise, at the length most favorable to the running beam.
+      num_return_sequences: texts per prompt: samples, or the best beams.
       penalty_alpha: of contrastive search (Su et al. 2022 eq. 5), over `top_k` candidates.
-      draft_tokens: proposed by the draft model before the model looks at them.
-      infill: how a masked model fills masks: 'confidence' one after the other, the most
-        probable first; 'mask_predict' all at once, the least probable again, in `iterations`
-        rounds (Ghazvininejad et al. 2019 §3); 'gibbs' one drawn again at random places, in
+      draft_tokens: tokens that the draft model proposes per round of speculative decoding.
+      infill: how a masked model fills masks. 'confidence': one at a time, the most probable first.
+        'mask_predict': all at once, then the least probable ones again, in `iterations` rounds
+        (Ghazvininejad et al. 2019 §3). 'gibbs': resamples one random position at a time, in
         `iterations` sweeps (Wang & Cho 2019 §2).
-      iterations: of 'mask_predict' and 'gibbs'.
-      stop: strings, each of which ends the text before it.
-      choices: strings, one of which the generated text is to be.
-      regex: a regular expression that the generated text matches as a whole.
-      json_schema: a JSON schema, as text, that the generated text fits.
-      add_bos: the token that begins a document stands before a prompt given as a string, as
-        in training (GPT alone; prompts given as ids are taken as they are).
-      ignore_eos: the end of a document ends nothing.
-      seed: a sample depends on it, on the prompt's tokens and on how often the same prompt
-        came before, not on the other prompts.
+      iterations: rounds of 'mask_predict' or sweeps of 'gibbs'.
+      stop: strings that end the text; they are not part of it.
+      choices: strings; the generated text is one of them.
+      regex: a regular expression that matches the whole generated text.
+      json_schema: a JSON schema, as text, for the generated text.
+      add_bos: puts the token that begins a document before prompts given as strings, as in
+        training (GPT only; prompts given as ids are not changed).
+      ignore_eos: generation continues after the end of a document.
+      seed: a sample depends on the seed, the prompt's tokens and the number of earlier copies of
+        the prompt, but not on other prompts.
     """
 
     max_new_tokens: PositiveInt = 64
@@ -93,17 +93,17 @@ class GenerationConfig:
         if abs(self.length_penalty) * math.log10(self.max_new_tokens) > 30:
             raise ConfigError(
                 f"length_penalty: max_new_tokens={self.max_new_tokens} to the power of"
-                f" {self.length_penalty} overflows; give one nearer to 0"
+                f" {self.length_penalty} overflows; use a value closer to 0"
             )
         if "" in self.stop:
-            raise ConfigError("stop: an empty string would end every text at once")
+            raise ConfigError("stop: an empty string ends every text immediately; remove it")
         if "" in self.choices:
-            raise ConfigError("choices: an empty string is none to choose")
+            raise ConfigError("choices: an empty string is not a choice; remove it")
         self._check_method()
 
     @property
     def constrained(self) -> bool:
-        """Whether `choices`, `regex` or `json_schema` says what may be generated."""
+        """Whether `choices`, `regex` or `json_schema` constrains the text."""
         return bool(self.choices or self.regex or self.json_schema)
 
     def _check_method(self) -> None:
@@ -115,32 +115,32 @@ class GenerationConfig:
         if self.penalty_alpha:
             if self.temperature or self.num_beams > 1:
                 raise ConfigError(
-                    "penalty_alpha: contrastive search neither samples nor keeps beams; leave"
-                    " temperature at 0 and num_beams at 1"
+                    "penalty_alpha: contrastive search uses neither sampling nor beams; set"
+                    " temperature to 0 and num_beams to 1"
                 )
             if self.top_k < 2:
-                raise ConfigError("top_k: contrastive search chooses among at least 2; 4 is usual")
+                raise ConfigError("top_k: contrastive search needs at least 2; 4 is common")
             filters.remove("top_k")
         if self.infill == "gibbs" and not self.temperature:
-            raise ConfigError("infill: 'gibbs' samples; set temperature above 0, 1 is usual")
+            raise ConfigError("infill: 'gibbs' samples; set temperature above 0, e.g. to 1")
         if filters and not self.temperature:
-            raise ConfigError(
-                f"{filters[0]}: it shapes what samples are drawn from; set temperature above 0"
-            )
+            raise ConfigError(f"{filters[0]}: applies only to sampling; set temperature above 0")
         if self.num_beams > 1 and self.temperature:
-            raise ConfigError("num_beams: beams are searched, not sampled; leave temperature at 0")
+            raise ConfigError("num_beams: beam search does not sample; set temperature to 0")
         if self.num_beams > 1 and self.stop:
-            raise ConfigError("stop: beam search ends at the end of a document only")
+            raise ConfigError("stop: beam search does not support stop strings; set num_beams to 1")
         if self.num_beams > 1 and self.constrained:
-            raise ConfigError("num_beams: constrained text is searched with one beam")
+            raise ConfigError("num_beams: beam search does not support constraints; set it to 1")
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
             raise ConfigError(
-                f"num_return_sequences: {self.num_return_sequences} of {self.num_beams} beams"
+                f"num_return_sequences: {self.num_return_sequences} exceeds"
+                f" num_beams={self.num_beams}; reduce it"
             )
         greedy = self.num_beams == 1 and not self.temperature
         if greedy and self.num_return_sequences > 1:
             raise ConfigError(
-                "num_return_sequences: greedy texts are all the same; set temperature or num_beams"
+                "num_return_sequences: greedy search gives identical texts; set temperature or"
+                " num_beams"
             )
         if sum(map(bool, (self.choices, self.regex, self.json_schema))) > 1:
-            raise ConfigError("regex: give one of choices, regex and json_schema")
+            raise ConfigError("regex: set only one of choices, regex and json_schema")

@@ -1,11 +1,10 @@
 """Speculative decoding (Leviathan et al. 2023, Chen et al. 2023).
 
-A small model drafts some tokens, the model reads them all at once. Token x of the draft's
-distribution q is accepted with probability min(1, p(x) / q(x)); at the first that is not, one is
-drawn from max(p - q, 0), normalised, and where all are accepted, one more from p. What comes out
-has the model's distribution exactly, whatever the draft. Both distributions are shaped by the
-same temperature and filters; at temperature 0 they have one token each, and the text is that of
-greedy search.
+A small model drafts several tokens, and the model reads them in one pass. A token x from the
+draft's distribution q is accepted with probability min(1, p(x) / q(x)). The first rejected token is
+replaced by a sample from max(p - q, 0), normalized; if all are accepted, one more is drawn from p.
+The text has exactly the model's distribution, for any draft. The same temperature and filters apply
+to both distributions. At temperature 0 the text is that of greedy search.
 """
 
 import functools
@@ -28,12 +27,12 @@ from lmjax.objectives.base import apply
 
 @flax.struct.dataclass
 class State:
-    """One text under way: as `sampling.State`, of one row, with what each model keeps.
+    """The state of one text: as `sampling.State` with one row, and the caches of both models.
 
     Attributes:
-      kept, draft_kept: keys and values of the tokens before slot - 1; later slots hold what was
-        drafted and not accepted, which nobody sees before it is written over.
-      drafted, accepted: [] int, tokens that the model has judged, and found good.
+      kept, draft_kept: keys and values of the tokens before slot - 1. Later slots contain rejected
+        drafts, which are overwritten before they are read.
+      drafted, accepted: [] int, number of verified and of accepted draft tokens.
     """
 
     tokens: jax.Array
@@ -48,22 +47,22 @@ class State:
 
 
 def check_draft(model: Pretrained, draft: Pretrained, config: GenerationConfig) -> None:
-    """Refuses models that do not speak the same tokens, and what looks at more than the logits.
+    """Checks that both models fit together and that the settings work with a draft.
 
     Raises:
-      ConfigError: names what does not fit.
+      ConfigError: a model has no cache, the tokenizers differ, or a setting is not supported.
     """
     for name, one in (("model", model), ("draft", draft)):
         if not one.network.keeps_cache:
             raise ConfigError(
-                f"{name}: {type(one.network).__name__} keeps no cache of a text; both models of"
-                " speculative decoding need one (GPT has it)"
+                f"{name}: {type(one.network).__name__} has no key-value cache, which speculative"
+                " decoding needs; use a GPT"
             )
     vocab, draft_vocab = (one.config.vocab_size for one in (model, draft))
     prints = {one.tokenizer.fingerprint for one in (model, draft) if one.tokenizer}
     if vocab != draft_vocab or len(prints) > 1:
         raise ConfigError(
-            f"draft: its tokenizer is not the model's ({draft_vocab} and {vocab} tokens)"
+            f"draft: its tokenizer differs from the model's ({draft_vocab} and {vocab} tokens)"
         )
     off = GenerationConfig()
     for name in (
@@ -71,16 +70,16 @@ def check_draft(model: Pretrained, draft: Pretrained, config: GenerationConfig) 
         *("penalty_alpha", "choices", "regex", "json_schema"),
     ):
         if getattr(config, name) != getattr(off, name):
-            raise ConfigError(f"{name}: not with a draft model; leave one of the two out")
+            raise ConfigError(f"{name}: not supported with a draft model; remove one of the two")
 
 
 def speculate(
     model: Pretrained, draft: Pretrained, prompts: Sequence[Prompt], config: GenerationConfig
 ) -> list[Generated]:
-    """The texts, one prompt after the other.
+    """Generates the texts, one prompt at a time.
 
     Raises:
-      ConfigError: what does not fit either position table.
+      ConfigError: a text does not fit both position tables.
     """
     check_draft(model, draft, config)
     eos = end_of_text(model, config)
@@ -88,7 +87,7 @@ def speculate(
         check_room(one, prompts, config)
     texts = []
     for prompt in prompts:
-        # The last round may draft beyond what is wanted.
+        # The last round may draft more tokens than requested.
         padded = left_padded([prompt], config.max_new_tokens + config.draft_tokens + 1)
         state = _speculate(
             (model.network, draft.network),
@@ -127,17 +126,17 @@ def _speculate(
     width: int,
     count: int,
 ) -> State:
-    """Rounds of `count` drafted tokens until `most` are there or the document ends."""
+    """Runs rounds of `count` drafted tokens until there are `most` or the document ends."""
     (network, draft), (own, drafts) = networks, params
     slots = tokens.shape[1]
 
     def read(network: Any, params: Any, *slots: Any) -> tuple[jax.Array, Any]:
-        """Logits [1, count, vocab] of what follows each of some slots, and what is kept."""
+        """Returns next-token logits [1, count, vocab] at some slots, and the updated cache."""
         hidden, kept = apply(network, params, *slots, method="read_slots")
         return apply(network, params, hidden, method="decode").astype(jnp.float32), kept
 
     def log_distribution(logits: jax.Array) -> jax.Array:
-        """[n, vocab] logits -> log-probabilities that tokens are drawn with."""
+        """Converts [n, vocab] logits to the log-probabilities for sampling."""
         if filters.temperature is None:
             best = jnp.argmax(logits, axis=-1)
             one_hot = jnp.where(jnp.arange(logits.shape[-1]) == best[:, None], 0.0, -jnp.inf)
@@ -149,8 +148,8 @@ def _speculate(
 
         def propose(i: jax.Array, carry: Any) -> Any:
             tokens, kept, log_q = carry
-            # Two at a time: of a round that was accepted as a whole the draft has not read
-            # the last token.
+            # Two tokens at a time: after a fully accepted round, the draft has not read the last
+            # drafted token.
             at = state.slot + i - 2
             new = jax.lax.dynamic_slice_in_dim(tokens, at, 2, axis=1)
             logits, kept = read(draft, drafts, new, state.real, at, kept)
@@ -174,17 +173,17 @@ def _speculate(
         ratio = jnp.exp(log_p[each, drafted] - log_q[each, drafted])
         good = jax.random.uniform(for_accept, (count,)) < ratio
         accepted = jnp.cumprod(good.astype(jnp.int32)).sum()
-        # Behind the last drafted token there is no q: the rest is all of p.
+        # After the last drafted token there is no q, so the rest is all of p.
         q = jnp.pad(jnp.exp(log_q), ((0, 1), (0, 0)))[accepted]
         rest = jnp.maximum(jnp.exp(log_p[accepted]) - q, 0.0)
-        # All 0 where p = q to the last digit, when nothing is refused but by rounding.
+        # All 0 if p = q exactly, where only rounding can cause a rejection.
         rest = jnp.where(rest.sum() > 0, jnp.log(rest), log_p[accepted])
         last = jax.random.categorical(for_last, rest).astype(jnp.int32)
 
         tokens = jax.lax.dynamic_update_slice(tokens, last[None, None], (0, state.slot + accepted))
         written = jax.lax.dynamic_slice_in_dim(tokens, state.slot, count + 1, axis=1)[0]
         scored = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(count + 1), written]
-        # Drafts of a damaged model would all be refused without a word.
+        # Otherwise drafts of a damaged model would all be rejected silently.
         scored = jnp.where(jnp.isnan(log_q).any(), jnp.nan, scored)
         ended = ((written == eos) & (jnp.arange(count + 1) <= accepted)).any()
         return State(
@@ -200,7 +199,7 @@ def _speculate(
         )
 
     def kept_of(network: Any, params: Any) -> Any:
-        """What a network keeps of the prompt."""
+        """Returns a network's cache after reading the prompt."""
         empty = network.empty_cache(1, slots)
         return read(network, params, tokens[:, :width], real, 0, empty)[1]
 

@@ -1,4 +1,4 @@
-"""How much each variant may train, and how many steps that is."""
+"""Training budgets of variants, and their conversion to steps."""
 
 import dataclasses
 import pathlib
@@ -17,19 +17,19 @@ from lmjax.training.loop import pretrain
 from lmjax.training.plan import make_plan
 from lmjax.training.run_directory import read_metrics
 
-_BATCHES = 32  # that tokens are counted in
-_STEPS = 30  # that are timed
+_BATCHES = 32  # batches in which tokens are counted
+_STEPS = 30  # steps that are timed
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The same for all variants.
+    """The training budget of every variant.
 
     Attributes:
-      unit: 'tokens' are those read, padding not counted; 'flops' those of the matrix products,
-        three times those of a forward pass; 'seconds' are of training alone, on the device
-        that trains the variant's first cell.
-      amount: how many.
+      unit: 'tokens' excludes padding; 'flops' counts matrix products, three times those of a
+        forward pass; 'seconds' is training time without evaluation, on the device that trains the
+        variant's first cell.
+      amount: the amount in this unit.
     """
 
     unit: Literal["tokens", "steps", "flops", "seconds"]
@@ -43,10 +43,11 @@ class Budget:
         return f"{number} {'FLOPs' if self.unit == 'flops' else self.unit}"
 
     def steps(self, config: ml_collections.ConfigDict, scratch: pathlib.Path) -> int:
-        """Updates of a run of `config` that the budget pays for, at least one.
+        """Returns the number of updates within the budget, at least one.
 
         Args:
-          scratch: a directory for a run of a few steps, where time is the budget.
+          config: the pretraining config.
+          scratch: a directory for a short timing run if the unit is 'seconds'.
         """
         if self.unit == "steps":
             return max(1, round(self.amount))
@@ -59,10 +60,10 @@ class Budget:
 
 
 def flops_per_step(config: ml_collections.ConfigDict) -> float:
-    """FLOPs of the matrix products of an update.
+    """Returns the FLOPs of the matrix products of an update.
 
     Raises:
-      ConfigError: the objective does not know them.
+      ConfigError: the objective does not define them.
     """
     plan = make_plan(config)
     tokenizer, stores = prepare(plan.data, ("train",))
@@ -70,14 +71,14 @@ def flops_per_step(config: ml_collections.ConfigDict) -> float:
     flops = objective.forward_flops(plan.examples.length)
     if flops is None:
         raise ConfigError(
-            f"config.budget.unit: {type(objective).__name__} has no `forward_flops`; give it one,"
-            " or take tokens"
+            f"config.budget.unit: {type(objective).__name__} has no `forward_flops`; add it, or use"
+            " tokens"
         )
     return 3 * flops * plan.training.batch_size  # a backward pass costs twice the forward pass
 
 
 def tokens_per_step(config: ml_collections.ConfigDict) -> float:
-    """Mean tokens of an update, padding not counted, in the first batches."""
+    """Returns the mean number of tokens of an update without padding, over the first batches."""
     plan = make_plan(config)
     tokenizer, stores = prepare(plan.data, ("train",))
     loader = Loader(

@@ -1,12 +1,12 @@
-"""The cells of an ablation: trained, measured, kept; a killed one goes on where it was.
+"""Training and measuring the cells of an ablation; interrupted cells are resumed.
 
   DIR/config.json                the ablation's config
-  DIR/ablation.json              what a report needs to know of it
-  DIR/cells/VARIANT/steps.json   what the budget pays for
-  DIR/cells/VARIANT/seedN/       a run like any other, and its result.json
+  DIR/ablation.json              the ablation's description, for the report
+  DIR/cells/VARIANT/steps.json   number of steps that the budget allows
+  DIR/cells/VARIANT/seedN/       a pretraining run, and its result.json
 
-Several processes may share DIR, on machines that share a disk: each takes a variant that no
-other is at. A killed one's variant is free again at once.
+Several processes may share DIR, on machines that share a disk: each works on a variant that no
+other process works on. When a process is killed, its variant is released immediately.
 """
 
 import json
@@ -37,18 +37,21 @@ def run_cells(
     only: Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Trains and measures the cells that nobody has done or is doing.
+    """Trains and measures the cells that are neither finished nor in progress.
 
     Args:
-      config: that `ablation` was read from.
-      command: that runs it, for the report.
+      ablation: the ablation.
+      config: the config that `ablation` was read from.
+      directory: the ablation's directory.
+      command: the command that runs it, for the report.
       only: names of variants; () = all.
+      say: prints messages.
 
     Raises:
-      ConfigError: the directory is another ablation's, or `only` names no variant.
+      ConfigError: the directory belongs to another ablation, or `only` has an unknown variant.
     """
     if odd := [name for name in only if name not in ablation.variants]:
-        raise ConfigError(f"--only: '{odd[0]}' is none of {', '.join(ablation.variants)}")
+        raise ConfigError(f"--only: '{odd[0]}' is not one of {', '.join(ablation.variants)}")
     shared = RunDirectory(directory, config, AblationConfig)
     cells = shared.path / "cells"
     left = [
@@ -57,7 +60,7 @@ def run_cells(
         if not all(result_of(cells / name, seed).exists() for seed in ablation.seeds)
     ]
     check_variants(ablation, left)
-    with shared.locked(wait=True):  # for a moment: other processes may share the ablation
+    with shared.locked(wait=True):  # briefly: other processes may share the ablation
         shared.claim()
         cells.mkdir(exist_ok=True)
         write_json(shared.path / "ablation.json", ablation.described(command))
@@ -66,16 +69,16 @@ def run_cells(
         folder.mkdir(exist_ok=True)
         with held(folder / ".lock") as holder:
             if holder:
-                say(f"{name}: {holder} is at it")
+                say(f"{name}: {holder} is working on it")
             else:
                 _run_variant(ablation, name, folder)
 
 
 def check_variants(ablation: Ablation, names: Collection[str]) -> None:
-    """Refuses variants whose runs could not begin, with the text that they are to read.
+    """Checks that the runs of variants can start with their configs and data.
 
     Raises:
-      ConfigError: names the variant and the field.
+      ConfigError: a run cannot start; names the variant and the field.
     """
     for name in names:
         try:
@@ -85,7 +88,7 @@ def check_variants(ablation: Ablation, names: Collection[str]) -> None:
 
 
 def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
-    """Where the result of a variant's cell is kept."""
+    """Returns the result file of a cell in the folder of its variant."""
     return folder / f"seed{seed}" / "result.json"
 
 
@@ -101,7 +104,7 @@ def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
     for seed, place in places.items():
         config.seed = seed
         pretrain(config, place, f"{name}, seed {seed}")
-    # The runs are those of this config, whose user has named the objective.
+    # The user's config names the objective, so its module may be imported.
     with allowing([config.objective.type.rpartition(".")[0]]):
         _measure(ablation, name, config, places)
 
@@ -121,7 +124,7 @@ def _measure(
 
 
 def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str, Any]:
-    """The curve of the held-out loss, and what the run cost; no times, which would differ."""
+    """Returns the curve of the held-out loss and the run's cost, without times, which vary."""
     lines = read_metrics(place)
     train = [line for line in lines if line["split"] == "train"]
     headline = make_plan(config).objective.headline

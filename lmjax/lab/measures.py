@@ -26,10 +26,10 @@ class Measure:
     A config names it by import path; it may live outside of this package.
 
     Attributes:
-      description: the head of its column in tables.
-      direction: which values are better.
-      percent: whether it is a share, shown in percent.
-      opens_model: whether it opens the run's model by `lmjax.load`.
+      description: the header of its column in tables.
+      direction: whether higher or lower values are better.
+      percent: whether the value is a fraction that is shown in percent.
+      opens_model: whether it opens the run's model with `lmjax.load`.
     """
 
     opens_model: ClassVar[bool] = True
@@ -47,15 +47,15 @@ class Measure:
         return True
 
     def check(self) -> None:
-        """Raises ConfigError if it cannot work, before anything is trained."""
+        """Raises ConfigError if it cannot be computed; called before training."""
 
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float | None:
-        """The number; None if the model has none.
+        """Computes the value; None if it does not apply to the model.
 
         Args:
-          run: the directory of the pretraining run. A measure may keep files of its own there.
-          name: of the measure in the config.
-          seed: of the run.
+          run: the directory of the pretraining run. A measure may write files there.
+          name: the name of the measure in the config.
+          seed: the seed of the run.
         """
         raise NotImplementedError
 
@@ -83,7 +83,7 @@ class MinimalPairs(Measure):
     """Accuracy on minimal pairs, by the first scoring method of the model.
 
     Attributes:
-      data: JSON lines, such as BLiMP, as a path, glob or directory; '' leaves the measure out.
+      data: JSON lines, such as BLiMP, as a path, glob or directory; '' disables the measure.
       per_paradigm: pairs per paradigm; 0 = all.
     """
 
@@ -111,7 +111,7 @@ class FineTuning(Measure):
     """A score after fine-tuning: the median over seeds, which is robust to a failed one.
 
     Attributes:
-      config: of experiments.finetune; `init` is set to the run.
+      config: a config of experiments.finetune; `init` is set to the run.
       score: the name of the score; '' takes the first one of the task.
       seeds: fine-tunings per run. No two share a seed, across runs too; the seed also draws the
         rows.
@@ -141,7 +141,6 @@ class FineTuning(Measure):
         wanted = self.score or next(iter(scores))
         if wanted not in scores:
             raise ConfigError(
-                f"config.measures.{name}.score: there is no '{wanted}'; there are"
-                f" {', '.join(scores)}"
+                f"config.measures.{name}.score: '{wanted}' is not one of {', '.join(scores)}"
             )
         return scores[wanted]

@@ -1,4 +1,4 @@
-"""The config of an ablation, read and checked as a whole before anything is trained."""
+"""Configs of ablations, which are validated completely before training starts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from lmjax.training.plan import PretrainConfig, make_plan
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of the things compared.
+    """A variant of an ablation.
 
     Attributes:
-      description: what is different.
-      config: of pretraining. The budget sets its steps, and the cell its seed.
+      description: the difference to other variants, in words.
+      config: the pretraining config. The budget sets its steps, and the cell its seed.
     """
 
     description: str
@@ -29,14 +29,14 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The paper's numbers.
+    """Published results to compare with.
 
     Attributes:
       source: paper and table.
-      measure: what its numbers are.
-      direction: which of them are better.
-      compare_to: the name of the measure here to compare with.
-      values: by variant; variants without one are left out.
+      measure: description of the paper's measure.
+      direction: whether higher or lower values are better.
+      compare_to: the name of the ablation's measure to compare with.
+      values: the paper's values by variant; may omit variants.
     """
 
     source: str
@@ -48,12 +48,12 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """A power law that the variants' sizes and a measure are to follow.
+    """A power law of a measure over the sizes of the variants.
 
     Attributes:
-      measure: its name; of losses, which are positive.
-      over: what it is a power of, as result.json's `cost` has it.
-      source, exponent: the paper's.
+      measure: the name of the measure; its values must be positive, e.g. losses.
+      over: the base of the power law, a field of `cost` in result.json.
+      source, exponent: the paper and its exponent.
     """
 
     measure: str
@@ -67,7 +67,7 @@ _RENAMED = {"says": "description", "better": "direction", "beside": "compare_to"
 
 
 def updated_names(fields: Any) -> Any:
-    """A block with the names that its fields have now."""
+    """Renames the fields of a block that earlier versions called differently."""
     if not isinstance(fields, Mapping):
         return fields
     return {_RENAMED.get(name, name): value for name, value in fields.items()}
@@ -75,20 +75,20 @@ def updated_names(fields: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """What the configs of an ablation and of a search have in common.
+    """Common fields of the configs of ablations and searches.
 
     Attributes:
-      name: of the comparison, for its report.
-      question: that it answers.
-      seeds: how many each variant is trained with.
-      comparable_losses: whether the variants' held-out losses are of the same targets.
-      budget: of each variant and seed.
-      measures: by name; see `lmjax.lab.measures`.
+      name: the name of the comparison, for its report.
+      question: the question that it answers.
+      seeds: number of seeds per variant.
+      comparable_losses: whether the held-out losses of all variants have the same targets.
+      budget: the budget of each variant and seed.
+      measures: measures by name; see `lmjax.lab.measures`.
     """
 
     @classmethod
     def updated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A stored config with the fields that earlier versions called otherwise."""
+        """Renames the fields of a stored config that earlier versions called differently."""
         blocks = {"published": updated_names(values.get("published") or {})}
         for name in ("variants", "measures"):
             inner = values.get(name, {})
@@ -105,11 +105,11 @@ class ComparisonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VariantConfig:
-    """A variant in a config.
+    """The config of a variant.
 
     Attributes:
-      description: what is different, in words.
-      changes: what is laid over the config of pretraining.
+      description: the difference to other variants, in words.
+      changes: fields that override those of `pretraining`.
     """
 
     description: str
@@ -117,7 +117,7 @@ class VariantConfig:
 
 
 def _runs(pretraining: Mapping[str, Any], around: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of pretraining of each variant."""
+    """Returns the pretraining config of each variant."""
     blocks = {
         name: variant["changes"]
         for name, variant in around.get("variants", {}).items()
@@ -132,13 +132,13 @@ class AblationConfig(ComparisonConfig):
 
     Attributes:
       base: the variant that the others are compared with.
-      pretraining: what the variants share of a config of pretraining.
-      variants: by name.
-      published, scaling: what the results are compared with.
+      pretraining: the pretraining config that the variants share.
+      variants: variants by name.
+      published, scaling: published results to compare with.
     """
 
-    # What a resumed ablation may change: more seeds are more cells. Earlier versions had the field
-    # `seeds_together`.
+    # Fields that may change when an ablation is resumed: more seeds add cells. Earlier versions had
+    # the field `seeds_together`.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("seeds", "seeds_together")
 
     base: str
@@ -150,11 +150,11 @@ class AblationConfig(ComparisonConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A config as typed parts; its cells are the variants times the seeds.
+    """The typed parts of a config; each pair of a variant and a seed is a cell.
 
     Attributes:
       base: the variant that the others are compared with.
-      comparable_losses: whether the variants' held-out losses are of the same targets.
+      comparable_losses: whether the held-out losses of all variants have the same targets.
     """
 
     name: str
@@ -169,10 +169,10 @@ class Ablation:
     scaling: Scaling | None
 
     def described(self, command: str) -> dict[str, Any]:
-        """What a report needs to know, as plain values (ablation.json).
+        """Returns the contents of ablation.json, which the report reads.
 
         Args:
-          command: that runs it.
+          command: the command that runs the ablation.
         """
         return {
             "name": self.name,
@@ -201,10 +201,10 @@ class Ablation:
 
 
 def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
-    """Checks every variant's config, and every measure; trains and writes nothing.
+    """Checks the config of every variant and every measure, without training or writing files.
 
     Raises:
-      ConfigError: names the field.
+      ConfigError: a field is invalid.
     """
     refuse_retired_fields(config)
     own = build(AblationConfig, config, "config")
@@ -216,7 +216,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
     }
     if own.base not in variants:
         raise ConfigError(
-            f"config.base: '{own.base}' is none of the variants ({', '.join(variants)})"
+            f"config.base: '{own.base}' is not one of the variants {', '.join(variants)}"
         )
     measures = {}
     for name, measure in own.measures.items():
@@ -228,7 +228,7 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
             _check_models(name, measure, variants)
             measures[name] = measure
     if not measures:
-        raise ConfigError("config.measures: none; a table has at least one column")
+        raise ConfigError("config.measures: empty; give at least one")
     if own.published:
         for given, known, field in (
             ([own.published.compare_to], measures, "compare_to"),
@@ -236,11 +236,11 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         ):
             if odd := [name for name in given if name not in known]:
                 raise ConfigError(
-                    f"config.published.{field}: '{odd[0]}' is none of {', '.join(known)}"
+                    f"config.published.{field}: '{odd[0]}' is not one of {', '.join(known)}"
                 )
     if own.scaling and own.scaling.measure not in measures:
         raise ConfigError(
-            f"config.scaling.measure: '{own.scaling.measure}' is none of {', '.join(measures)}"
+            f"config.scaling.measure: '{own.scaling.measure}' is not one of {', '.join(measures)}"
         )
     return Ablation(
         name=own.name,
@@ -257,15 +257,14 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
 
 
 def refuse_retired_fields(config: Any) -> None:
-    """Refuses fields of earlier versions.
+    """Rejects fields of earlier versions.
 
     Raises:
-      ConfigError: names the field.
+      ConfigError: the config has such a field.
     """
     if "seeds_together" in config:
         raise ConfigError(
-            "config.seeds_together: no longer supported; delete the field, seeds train one after"
-            " the other"
+            "config.seeds_together: no longer supported; delete the field, seeds train sequentially"
         )
 
 
@@ -279,11 +278,11 @@ def _variant(name: str, own: VariantConfig, pretraining: Mapping[str, Any]) -> V
 
 
 def _check_models(name: str, measure: Measure, variants: Mapping[str, Variant]) -> None:
-    """Refuses objectives whose models a measure could not open, before they are trained."""
+    """Rejects objectives whose models a measure could not open after training."""
     for which, variant in variants.items():
         objective = make_plan(variant.config).objective
         if measure.opens_model and type(objective).network is Objective.network:
             raise ConfigError(
                 f"config.variants.{which}: {type(objective).__name__} has no property `network`,"
-                f" which the measure '{name}' takes the model from; give it one"
+                f" which the measure '{name}' needs; add it"
             )

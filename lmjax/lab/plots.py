@@ -1,4 +1,4 @@
-"""Curves of runs as PNG; the plots of a report as SVG whose bytes depend on the numbers alone."""
+"""Plots of runs as PNG, and reproducible SVG plots for reports."""
 
 import io
 import pathlib
@@ -11,7 +11,7 @@ import numpy as np
 from lmjax.lab.results import Results
 from lmjax.lab.statistics import interval
 
-# Text stays text, which is small; what matplotlib would draw by lot is fixed.
+# Text is not converted to paths, to keep files small; a fixed salt makes ids reproducible.
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "lmjax", "font.size": 9, "axes.grid": True}
 _STYLE |= {"grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False}
 _BESIDE: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
@@ -24,16 +24,16 @@ def plot_curves(
     ylabel: str,
     baselines: Mapping[str, float] = types.MappingProxyType({}),
 ) -> None:
-    """Draws named curves into a PNG file.
+    """Plots named curves to a PNG file.
 
     Args:
-      path: of the file.
-      curves: name -> (x, y), equally long.
-      xlabel: what x is, with its unit.
-      ylabel: what y is, with its unit.
-      baselines: name -> level, dashed; one named as a curve takes that curve's colour.
+      path: the target file.
+      curves: name -> (x, y) of equal length.
+      xlabel: label of x with its unit.
+      ylabel: label of y with its unit.
+      baselines: name -> level of a dashed line; a baseline with the name of a curve has its color.
     """
-    # Without pyplot, whose global figures would outlive the call. Slow to import.
+    # Avoids pyplot, whose global figures would outlive the call. Imported here because it is slow.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def plot_curves(
 
 
 def curves(results: Results) -> str | None:
-    """Held-out loss over tokens, mean and 95% interval of each variant; None without any."""
+    """Plots mean held-out loss over tokens with 95% intervals; None without finished cells."""
     if not results.done:
         return None
 
@@ -69,7 +69,7 @@ def curves(results: Results) -> str | None:
         for name, cells in results.cells.items():
             if not cells:
                 continue
-            # Seeds of a variant look up at the same steps; before the first nothing is learnt.
+            # All seeds of a variant are evaluated at the same steps. Skips the untrained model.
             tokens = np.mean([cell["curve"]["tokens"][1:] for cell in cells.values()], axis=0)
             losses = np.array([cell["curve"]["loss"][1:] for cell in cells.values()])
             (line,) = axes.plot(tokens, losses.mean(0), label=name, linewidth=1.6)
@@ -85,7 +85,7 @@ def curves(results: Results) -> str | None:
 
 
 def costs(results: Results) -> str | None:
-    """Each measure against the FLOPs of pretraining; None where all cost the same."""
+    """Plots each measure over the FLOPs of pretraining; None if all variants cost the same."""
     points: dict[str, list[tuple[str, float, Any]]] = {}
     for measure in results.measures:
         for name, cells in results.cells.items():

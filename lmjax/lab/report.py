@@ -1,7 +1,7 @@
-"""The report of an ablation: tables with intervals, the paper's numbers, curves and costs.
+"""The report of an ablation: tables with intervals, published results, curves and costs.
 
-The report depends on the results of the cells alone, so that the same cells give the same bytes:
-report.md with curves.svg and cost.svg, report.html in one file, and results.csv.
+Writes report.md with curves.svg and cost.svg, a self-contained report.html, and results.csv. The
+report depends only on the results of the cells, so that the same cells give the same bytes.
 """
 
 import csv
@@ -53,7 +53,7 @@ def write_report(directory: str | pathlib.Path) -> None:
 
 
 def as_markdown(results: Results, images: Collection[str]) -> str:
-    """The report, with links to the plots that are in `images`."""
+    """Formats the report, with links to the plots in `images`."""
     described = results.described
     parts = [
         f"# {described['name']}: {described['question']}",
@@ -68,9 +68,9 @@ def as_markdown(results: Results, images: Collection[str]) -> str:
     ]
     if "curves.svg" in images:
         same = (
-            "Losses of the same targets."
+            "All losses have the same targets."
             if described["comparable_losses"]
-            else "Each variant's loss is of its own targets: not to be compared in height."
+            else "Each variant has its own targets; the levels of the losses are not comparable."
         )
         parts.append(f"## Curves\n\n{same} Bands are 95% intervals.\n\n![curves](curves.svg)")
     cost = f"## Cost of a cell's pretraining\n\n{_costs(results)}"
@@ -241,7 +241,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:
-    """The same text in one file, its plots inside."""
+    """Renders the Markdown text as one HTML file with embedded plots."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name, svg in images.items():
         begin = body.index(f'<img src="{name}"')
@@ -252,7 +252,7 @@ def _as_html(title: str, text: str, images: Mapping[str, str]) -> str:
 
 
 def _as_csv(results: Results) -> str:
-    """A row a cell: what it is, its measures, its cost."""
+    """Formats one row per cell: variant, seed, measures and costs."""
     file = io.StringIO()
     names = [m["name"] for m in results.measures]
     costs = ["parameters", "steps", "tokens", "flops"]

@@ -1,4 +1,4 @@
-"""The results of an ablation's cells, read for its report."""
+"""Results of an ablation's cells."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from lmjax.lab.statistics import Difference, Interval, interval, paired
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """An ablation's description, and the results of the cells that are done.
+    """An ablation's description, and the results of its finished cells.
 
     Attributes:
       described: see `lmjax.lab.plan.Ablation.described`.
@@ -42,7 +42,7 @@ class Results:
         return len(self.described["variants"]) * len(self.described["seeds"])
 
     def values(self, variant: str, measure: str) -> dict[int, float]:
-        """Seed -> number, where there is one."""
+        """Returns seed -> value, without seeds that have none."""
         found = {seed: cell["measures"][measure] for seed, cell in self.cells[variant].items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -51,7 +51,7 @@ class Results:
         return interval(values) if values else None
 
     def difference(self, variant: str, measure: str) -> Difference | None:
-        """Of the variant to the base, over the seeds that both have."""
+        """Returns the variant's difference to the base, over the seeds that both have."""
         own, base = self.values(variant, measure), self.values(self.base, measure)
         both = [seed for seed in own if seed in base]
         if not both or variant == self.base:
@@ -71,7 +71,7 @@ def read_results(directory: str | pathlib.Path) -> Results:
 
 
 def _renamed(described: dict[str, Any]) -> dict[str, Any]:
-    """The description with the names that its fields have now."""
+    """Renames fields of earlier versions."""
     variants = {name: updated_names(block) for name, block in described["variants"].items()}
     return described | {
         "variants": variants,

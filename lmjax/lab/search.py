@@ -1,11 +1,11 @@
-"""A search for hyper-parameters, whose trials are cells of an ablation.
+"""Hyperparameter search; each trial is an ablation with one variant.
 
   DIR/config.json         the search's config
-  DIR/study.log           Optuna's journal: what was asked, and what came of it
-  DIR/trials/N/           an ablation of one variant, and its seeds
+  DIR/study.log           Optuna's journal of trials and results
+  DIR/trials/N/           an ablation with one variant and its seeds
 
-What is drawn depends on the config and on the earlier results alone, so that a killed search goes
-on to the same trials.
+Samples depend only on the config and on earlier results, so that an interrupted search resumes with
+the same trials.
 """
 
 import csv
@@ -40,16 +40,16 @@ class SearchConfig(ComparisonConfig):
     """The config of a search.
 
     Attributes:
-      pretraining: the config of pretraining whose fields are searched.
-      space: shaped as the config of pretraining; its leaves are {'low', 'high', 'log'} or
+      pretraining: the pretraining config.
+      space: the searched fields, nested as in `pretraining`; leaves are {'low', 'high', 'log'} or
         {'choices'}.
-      sampler: a grid takes all combinations of choices.
-      trials: how many.
-      measure: the name of the measure to improve.
-      seed: of what is drawn.
+      sampler: how trials are chosen; 'grid' tries all combinations of choices.
+      trials: number of trials.
+      measure: the name of the measure to optimize.
+      seed: seed of the sampler.
     """
 
-    # A search may go on for longer than was first said.
+    # A resumed search may have more trials.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("trials", "seeds_together")
 
     pretraining: Annotated[Mapping[str, Any], Block(find=lambda *_: PretrainConfig)]
@@ -60,7 +60,7 @@ class SearchConfig(ComparisonConfig):
     seed: Seed = 0
 
 
-_OWN = ("space", "sampler", "trials", "measure", "seed")  # not an ablation's
+_OWN = ("space", "sampler", "trials", "measure", "seed")  # not fields of an ablation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Found:
     """A finished trial.
 
     Attributes:
-      fields: dotted names of pretraining's config -> their values.
+      fields: dotted names of fields of the pretraining config -> their values.
       value: the mean of the measure over the seeds.
     """
 
@@ -80,18 +80,19 @@ class Found:
 def search(
     config: ml_collections.ConfigDict, directory: str | pathlib.Path, command: str
 ) -> list[Found]:
-    """Runs the trials that are not done yet, and writes trials.csv and best.json.
+    """Runs the remaining trials and writes trials.csv and best.json.
 
     Args:
-      config: an ablation's without variants and base, and with `space`, shaped as the config of
-        pretraining, whose leaves are {'low', 'high', 'log'} or {'choices'}; `sampler`; `trials`;
-        `measure`, by name; `seed` of what is drawn.
+      config: the fields of `SearchConfig`.
+      directory: the directory of the search.
+      command: the command that runs it, for reports.
 
     Returns:
-      All trials that ended well, the best first; one that diverges is passed over.
+      All successful trials, sorted from best to worst; diverged trials are omitted.
 
     Raises:
-      ConfigError: names the field, before anything is trained; or Optuna is not installed.
+      ConfigError: a field is invalid, before training starts; Optuna is not installed; or all
+        trials diverged.
     """
     ablation = read_search(config)
     import optuna
@@ -103,7 +104,7 @@ def search(
     distributions = {name: _distribution(name, leaf) for name, leaf in space.items()}
     direction = ablation.measures[settings.measure].direction
     trials, seed = settings.trials, settings.seed
-    points: list[dict[str, Any]] = []  # of a grid, in order
+    points: list[dict[str, Any]] = []  # the points of a grid, in order
     if settings.sampler == "grid":
         choices = itertools.product(*(leaf["choices"] for leaf in space.values()))
         points = [dict(zip(space, chosen, strict=True)) for chosen in choices][:trials]
@@ -121,11 +122,11 @@ def search(
             load_if_exists=True,
         )
         while len(study.get_trials(states=(states.COMPLETE, states.FAIL))) < trials:
-            if left := study.get_trials(states=(states.RUNNING,)):  # by a process that was killed
+            if left := study.get_trials(states=(states.RUNNING,)):  # of a killed process
                 trial = optuna.trial.Trial(study, left[0]._trial_id)
             else:
                 number = len(study.trials)
-                # A sampler draws from the start on in each life of the search: a seed a trial.
+                # A new process restarts the sampler, so every trial has its own seed.
                 random = settings.sampler == "random"
                 make = optuna.samplers.RandomSampler if random else optuna.samplers.TPESampler
                 study.sampler = make(seed=seed + number)
@@ -155,21 +156,23 @@ def _run(
     place: pathlib.Path,
     command: str,
 ) -> float:
-    """Trains and measures a trial; the mean over its seeds."""
+    """Trains and measures a trial; returns the mean over its seeds."""
     config = _as_ablation(values, {_TRIAL: fields})
     directory = place / "trials" / str(number)
     directory.mkdir(parents=True, exist_ok=True)
     run_cells(read_ablation(config), config, directory, command)
     measured = read_results(directory).values(_TRIAL, values["measure"])
     if not measured:
-        raise ConfigError(f"config.measure: '{values['measure']}' is none that these models have")
+        raise ConfigError(
+            f"config.measure: these models have no '{values['measure']}'; use another measure"
+        )
     return statistics.fmean(measured.values())
 
 
 def _as_ablation(
     values: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]
 ) -> ml_collections.ConfigDict:
-    """Of a variant for each of `trials`, name -> the fields that it sets."""
+    """Returns an ablation's config with a variant for each of `trials`, name -> fields."""
     variants = {
         trial: {
             "description": ", ".join(
@@ -184,13 +187,13 @@ def _as_ablation(
 
 
 def read_search(config: ml_collections.ConfigDict) -> Ablation:
-    """Checks a search's config; trains and writes nothing.
+    """Checks a search's config without training or writing files.
 
     Returns:
-      An ablation of trials: one at each end of each range, and with each choice.
+      An ablation with trials for each end of each range, and for each choice.
 
     Raises:
-      ConfigError: names the field; or Optuna is not installed.
+      ConfigError: a field is invalid, or Optuna is not installed.
     """
     refuse_retired_fields(config)
     settings = build(SearchConfig, config, "config")
@@ -201,7 +204,7 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
         _distribution(name, leaf)
     ranges = [name for name, leaf in space.items() if "choices" not in leaf]
     if settings.sampler == "grid" and ranges:
-        raise ConfigError(f"config.space.{ranges[0]}: a grid takes choices, not a range")
+        raise ConfigError(f"config.space.{ranges[0]}: a grid needs choices instead of a range")
     candidates = {
         name: leaf.get("choices") or [leaf["low"], leaf["high"]] for name, leaf in space.items()
     }
@@ -211,12 +214,12 @@ def read_search(config: ml_collections.ConfigDict) -> Ablation:
     ablation = read_ablation(_as_ablation(config.to_dict(), trials))
     if settings.measure not in ablation.measures:
         known = ", ".join(ablation.measures)
-        raise ConfigError(f"config.measure: '{settings.measure}' is none of {known}")
+        raise ConfigError(f"config.measure: '{settings.measure}' is not one of {known}")
     return ablation
 
 
 def _leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Dotted names of the fields that are searched."""
+    """Yields the dotted names of the searched fields, with their ranges or choices."""
     for name, inner in block.items():
         where = f"{prefix}{name}"
         if not isinstance(inner, Mapping):
@@ -250,7 +253,7 @@ def _distribution(name: str, leaf: Mapping[str, Any]) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A number as a table has it."""
+    """Formats a value for a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -265,5 +268,5 @@ def _write(found: Sequence[Found], place: pathlib.Path) -> None:
 
 
 def flags(found: Found) -> str:
-    """The best fields as flags of `experiments.pretrain`."""
+    """Formats the fields of a trial as flags of `experiments.pretrain`."""
     return " ".join(f"--config.{name}={json.dumps(value)}" for name, value in found.fields.items())

@@ -1,7 +1,7 @@
-"""What a task is: rows to examples, a head with its loss, and a score; one file each.
+"""The base class of fine-tuning tasks: encoding rows, a head and its loss, and scores.
 
-A task is an objective, so that the step, accumulation, the mesh, checkpoints and dropout are
-those of pretraining.
+A task is an objective: it shares the step, accumulation, mesh, checkpoints and dropout of
+pretraining. Each task has its own file.
 """
 
 import collections
@@ -29,8 +29,8 @@ from lmjax.trees import map_named
 Example = dict[str, np.ndarray]
 Outputs = dict[str, Any]
 Scores = dict[str, float]
-# What becomes of the gold of a row: training needs it; where it is optional, it is read if it is
-# there; an ignored one is not looked at.
+# How the gold of a row is treated: training requires it; an optional one is read if present; an
+# ignored one is never read.
 Gold = Literal["required", "optional", "ignored"]
 
 
@@ -39,21 +39,20 @@ class Task(Objective):
     """Base of all tasks: a frozen dataclass whose fields are `config.task`.
 
     Attributes:
-      head: which of the heads of `lmjax.models.heads`. A task with a head of its own overrides
-        `network` by a `Headed` that has it.
-      per_token: arrays of an example with an entry a token, along the last axis, and what
-        fills them up; 'tokens' is filled with the padding token.
-      token_outputs: of what `forward` gives, the arrays with an axis of tokens, the first one
-        behind the batch.
-      columns: the fields that name a column, with what a parsed row calls its value.
-      reads: the parsed row's name of the one text that a plain string stands for.
+      head: name of a head in `lmjax.models.heads`. A task with its own head overrides `network`
+        to return a `Headed` with that head.
+      per_token: example arrays with one entry per token along the last axis, and their padding
+        values; 'tokens' is padded with the padding token.
+      token_outputs: outputs of `forward` that have a token axis, directly after the batch axis.
+      columns: fields that name a column -> key of the column's value in a parsed row.
+      reads: key of a parsed row that a plain string is stored under.
       ranks_rows: whether `predict` compares the rows with each other.
-      added_tokens: special tokens that its examples have beside those of the tokenizer.
-      length: longest input in tokens, special ones included.
-      head_dropout: in the head; where a family's head has none (GPT), it has none.
-      freeze: 'trunk' trains the head alone (a linear probe); '' trains all.
-      adapter: trains low-rank matrices beside the kernels, and the head.
-      labels: the classes, in the order of their ids; () takes those of the training rows.
+      added_tokens: special tokens of the examples that the tokenizer lacks.
+      length: longest input in tokens, including special tokens.
+      head_dropout: dropout rate in the head; ignored where a family's head has none (GPT).
+      freeze: 'trunk' trains only the head (a linear probe); '' trains all parameters.
+      adapter: trains low-rank matrices added to the kernels, and the head.
+      labels: the classes in the order of their ids; () takes those of the training rows.
     """
 
     head: ClassVar[heads.Task | str]
@@ -75,7 +74,7 @@ class Task(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze and self.adapter.rank:
-            raise ConfigError("freeze: an adapter freezes the trunk by itself; set it to ''")
+            raise ConfigError("freeze: an adapter already freezes the trunk; set it to ''")
         longest = getattr(self.model, "max_length", None)
         if longest is not None and self.length > longest:
             raise ConfigError(
@@ -83,16 +82,15 @@ class Task(Objective):
                 " shorten it"
             )
 
-    # What a task says of its data.
+    # Data.
 
     def parse(self, values: Row, gold: Gold = "required") -> Row | list[Row | BadRowError]:
-        """A row that the task reads, made of columns; the truth is under 'gold'.
+        """Converts the columns of a source row to the task's row, with the label under 'gold'.
 
-        Where the gold is not required, a column may also have the name that the parsed row
-        gives it.
+        If the gold is not required, a column may also be named after its key in the parsed row.
 
         Returns:
-          One row, or several where the source nests them, each of which may be a BadRowError.
+          One row, or a list if the source row nests several; its entries may be BadRowErrors.
 
         Raises:
           BadRowError: the row cannot be used.
@@ -110,59 +108,59 @@ class Task(Objective):
 
     @property
     def names(self) -> dict[str, str]:
-        """Columns, with what a parsed row calls their values."""
+        """Column name -> key of its value in a parsed row."""
         named = {getattr(self, field): name for field, name in self.columns.items()}
         return {column: name for column, name in named.items() if column}
 
     def parse_inputs(self, values: Row) -> Row:
-        """What the model reads of a row. Raises BadRowError."""
+        """Extracts the model's inputs from a row. Raises BadRowError."""
         raise NotImplementedError
 
     def parse_gold(self, values: Row, row: Row) -> Row:
-        """{'gold': the truth}, and whatever else training reads. Raises BadRowError.
+        """Returns {'gold': the label} and other values that training reads. Raises BadRowError.
 
         Args:
           values: the columns.
-          row: what `parse_inputs` made of them.
+          row: the result of `parse_inputs`.
         """
         raise NotImplementedError
 
     def has_gold(self, values: Row) -> bool:
-        """Whether the columns hold a truth; an empty cell of a table is none."""
+        """Whether the columns contain a label; an empty table cell does not count."""
         return any(filled(values.get(c)) for c, name in self.names.items() if name == "gold")
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
-        """Rows made of docstrings, as `parse` gives them, where no files are given."""
+        """Yields parsed rows built from docstrings, for use without data files."""
         del split, cache_dir
         raise ConfigError(
             f"config.data.train: docstrings hold no rows for {type(self).__name__}; give a file"
         )
 
     def texts(self, row: Row) -> Iterator[str]:
-        """What a tokenizer would be trained on."""
+        """Yields the texts of a row for tokenizer training."""
         raise NotImplementedError
 
     def check_metrics(self) -> None:
-        """Raises ConfigError where a package that `scores` needs is not installed."""
+        """Raises ConfigError if a package that `scores` needs is not installed."""
 
     def bind(self, rows: Sequence[Row]) -> "Task":
-        """The task with what it must know of all its rows for training, such as the labels."""
+        """Returns the task with values collected from all its rows for training, e.g. labels."""
         return self
 
     def fit(self, rows: Sequence[Row]) -> "Task":
-        """The task with what it measures on the rows that are drawn for training."""
+        """Returns the task with statistics of the rows sampled for training."""
         return self
 
     @property
     def tunes(self) -> bool:
-        """Whether something is chosen on the validation rows after training."""
+        """Whether the task selects something on the validation rows after training."""
         return False
 
     def tune(self, predictions: Sequence[Row]) -> tuple["Task", Scores]:
-        """The task with what is chosen, and the scores that it was chosen by.
+        """Returns the task with the selected values, and the scores behind the selection.
 
         Args:
-          predictions: of the validation rows.
+          predictions: predictions for the validation rows.
         """
         raise NotImplementedError
 
@@ -172,26 +170,26 @@ class Task(Objective):
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
-        """Examples, with the index of their row under 'row'.
+        """Encodes rows as examples, each with the index of its row under 'row'.
 
-        Rows may come without gold; what the loss reads of it is then arbitrary.
+        Rows may lack gold; the loss targets of such rows are arbitrary.
 
         Args:
-          notes: takes what was cut, split or left out.
-          training: whether they are to be learnt from.
+          notes: records what was truncated, split or skipped.
+          training: whether the examples are used for training.
         """
         raise NotImplementedError
 
-    # What it learns.
+    # Training.
 
     @property
     def compares_rows(self) -> bool:
-        """Whether the loss of a row depends on the others of its batch."""
+        """Whether the loss of a row depends on the other rows of its batch."""
         return False
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The labels that a saved model is to know; () where they name no classes."""
+        """The labels stored in a saved model; () if they do not name classes."""
         return self.labels if self.head.endswith("classification") else ()
 
     @property
@@ -203,7 +201,7 @@ class Task(Objective):
         if self.head not in typing.get_args(heads.Task):
             known = ", ".join(typing.get_args(heads.Task))
             raise ConfigError(
-                f"task: {type(self).__name__} has the head '{self.head}', which is none of {known};"
+                f"task: {type(self).__name__} has an unknown head '{self.head}' (known: {known});"
                 " override its property `network`"
             )
         head = typing.cast(heads.Task, self.head)
@@ -211,7 +209,7 @@ class Task(Objective):
 
     @property
     def saved_network(self) -> Network:
-        """The network as others are to read it; its parameters are those of `network`."""
+        """The network to save; it has the parameters of `network`."""
         return self.network
 
     def trainable(self, path: tuple[str, ...]) -> bool:
@@ -227,31 +225,31 @@ class Task(Objective):
         return {**params, "adapters": adapters}
 
     def merged(self, params: Any) -> Any:
-        """The network's parameters, with adapters added to the kernels that they adapt."""
+        """Returns the network's parameters with adapters merged into their kernels."""
         return merge(params, self.adapter.scale)
 
     def fresh(self, key: jax.Array, batch: Batch) -> Any:
-        """The network's random parameters."""
+        """Initializes the network's parameters."""
         return self.network.init(key, *self.inputs(batch))["params"]
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         def stopped(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-            # Where nothing is trained below, nothing is computed backwards there.
+            # Skips the backward pass below the lowest trained layer.
             return leaf if self.trainable(names) else jax.lax.stop_gradient(leaf)
 
         params = map_named(stopped, params)
         return self.compute_loss(self.forward(self.merged(params), batch, seeds), batch)
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
-        """'logits' of the head, and whatever else `compute_loss` or `predict` reads."""
+        """Returns the head's 'logits' and other outputs that `compute_loss` or `predict` reads."""
         return {"logits": apply(self.network, params, *self.inputs(batch), seeds)}
 
     def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
-        """The loss of outputs; `batch['weight']` [batch] is 0 for rows that fill it up."""
+        """Computes the loss from outputs; `batch['weight']` [batch] is 0 for padding rows."""
         raise NotImplementedError
 
     def inputs(self, batch: Batch, mems: Any = None) -> tuple[TextInputs]:
-        """The network's argument; of an example with several texts each is a row."""
+        """Returns the network's argument; each text of a multi-text example becomes a row."""
         names = ("tokens", "token_types", "segment_ids")
         tokens, types, segments = (batch[n].reshape(-1, batch[n].shape[-1]) for n in names)
         return (self.model.inputs(tokens, types, segments > 0),)
@@ -259,12 +257,12 @@ class Task(Objective):
     def forward_flops(self, length: int) -> float | None:
         return self.model.forward_flops(length)
 
-    # What is made of it.
+    # Prediction.
 
     def write(
         self, params: Any, tokenizer: Tokenizer, examples: Sequence[Example]
     ) -> list[Outputs]:
-        """What `predict` reads beside the outputs and takes more than one pass: generated text."""
+        """Returns additional outputs that need more than one forward pass, e.g. generated text."""
         del params, tokenizer
         return [{} for _ in examples]
 
@@ -275,36 +273,36 @@ class Task(Objective):
         outputs: Sequence[Outputs],
         whole: bool = True,
     ) -> list[Row]:
-        """One JSON object a row: what was read, 'prediction' and 'confidence'.
+        """Returns one JSON object per row: the row itself, 'prediction' and 'confidence'.
 
         Args:
-          rows: with 'gold' or without.
-          outputs: of each example, without padding, and what `write` gave.
-          whole: whether these are all rows that there are, so that they can be compared with each
+          rows: with or without 'gold'.
+          outputs: outputs of each example without padding, including those of `write`.
+          whole: whether the rows are the complete set, so that they can be compared with each
             other (`ranks_rows`).
         """
         raise NotImplementedError
 
     def scored(self, prediction: Row) -> bool:
-        """Whether a prediction is one that `scores` can judge."""
+        """Whether `scores` can evaluate a prediction."""
         return "gold" in prediction
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
-        """The scores, the one that reports lead with first."""
+        """Computes the scores; the main one comes first."""
         raise NotImplementedError
 
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
-        """What simple rules score on the same rows."""
+        """Returns the scores of simple baselines on the same rows."""
         del train, rows
         return {}
 
     def report(self, predictions: Sequence[Row]) -> list[str]:
-        """Lines of markdown: where it goes wrong."""
+        """Returns an error analysis as lines of Markdown."""
         del predictions
         return []
 
     def unpadded(self, example: Example, outputs: Outputs) -> Outputs:
-        """Outputs of an example, with tokens of its own alone."""
+        """Removes padding from the per-token outputs of an example."""
         count = example["tokens"].shape[-1]
         own = slice(-count, None) if self.form.left_padded else slice(count)
         return {n: x[own] if n in self.token_outputs else x for n, x in outputs.items()}
@@ -312,7 +310,7 @@ class Task(Objective):
     def example(
         self, row: int, tokens: np.ndarray, token_types: np.ndarray, **more: Any
     ) -> Example:
-        """An example; all of its tokens are real."""
+        """Builds an example without padding."""
         return {
             "row": np.int32(row),
             "tokens": tokens,
@@ -328,10 +326,10 @@ def filled(value: Any) -> bool:
 
 
 def number(values: Row, name: str) -> float:
-    """The number in the column that `config.task.label` names.
+    """Reads the number in the column that `config.task.label` names.
 
     Raises:
-      BadRowError: there is none, or it is not finite.
+      BadRowError: the value is missing, not a number, or not finite.
     """
     raw = column(values, name, "label")
     try:
@@ -344,6 +342,6 @@ def number(values: Row, name: str) -> float:
 
 
 def by_count(values: Sequence[str]) -> tuple[str, ...]:
-    """The different values, the most frequent first; equal ones by name."""
+    """Returns the distinct values, most frequent first; ties are sorted by name."""
     counts = collections.Counter(values)
     return tuple(sorted(counts, key=lambda value: (-counts[value], value)))

@@ -1,4 +1,4 @@
-"""Baselines of words: logistic regression on TF-IDF for tasks with classes."""
+"""Bag-of-words baselines: logistic regression on TF-IDF for tasks with classes."""
 
 import re
 from collections.abc import Sequence
@@ -7,21 +7,22 @@ from lmjax.extras import installed
 
 
 def words_of_code(text: str) -> list[str]:
-    """The words of prose or code in lower case: `as_two` and `asTwo` have two words each."""
+    """Returns the lowercase words of prose or code: `as_two` and `asTwo` have two words each."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", text)]
 
 
 def classes_by_words(
     train: Sequence[str], gold: Sequence[str], texts: Sequence[str]
 ) -> list[str] | None:
-    """Classes of `texts` by logistic regression on TF-IDF of words between spaces.
+    """Classifies `texts` by logistic regression on TF-IDF of space-separated words.
 
     Args:
       train: training texts.
-      gold: their classes.
+      gold: classes of the training texts.
+      texts: the texts to classify.
 
     Returns:
-      None if scikit-learn is not installed.
+      The classes, or None if scikit-learn is not installed.
     """
     if not installed("sklearn"):
         return None

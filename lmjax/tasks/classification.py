@@ -1,4 +1,4 @@
-"""Classes, or a number, of one text or of a pair: GLUE's kind of tasks."""
+"""Classification and regression of single texts and text pairs, as in GLUE."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,31 +25,31 @@ from lmjax.tasks.base import Example, Outputs, Scores, Task, by_count, number
 from lmjax.tasks.baselines import classes_by_words
 from lmjax.tasks.metrics import class_scores, confusion, correlations
 
-_WORST = 10  # mistakes that a report shows
+_WORST = 10  # number of mistakes in a report
 # Scales the initial output layer of a regression. At 1, training starts so far from the mean that
-# a few dozen steps may end worse than it; at 0, it is slower.
+# a few dozen steps may not even reach the baseline of predicting it; at 0, training is slower.
 _FIRST = 0.2
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Classes(Task):
-    """One of the classes for each row, by softmax; 'gold' is the name of the right one."""
+    """Assigns one class to each row by softmax; 'gold' is the name of the correct class."""
 
     headline: ClassVar[str] = "classes"
 
     def bind(self, rows: Sequence[Row]) -> Task:
         labels = self.labels or tuple(sorted({row["gold"] for row in rows}))
         if len(labels) < 2:
-            raise ConfigError(f"config.task.label: one class alone, {labels[0]!r}; nothing to tell")
+            raise ConfigError(f"config.task.label: only one class, {labels[0]!r}; give two or more")
         return dataclasses.replace(self, labels=labels)
 
     def check(self, row: Row) -> None:
         if "gold" in row and row["gold"] not in self.labels:
             shown = ", ".join(self.labels[:8]) + (", ..." if len(self.labels) > 8 else "")
-            raise BadRowError(f"label '{row['gold']}' is none of the set (known: {shown})")
+            raise BadRowError(f"label '{row['gold']}' is not in the set (known: {shown})")
 
     def target(self, row: Row) -> Any:
-        """What the loss reads of the truth, the first class where there is none."""
+        """Returns the target of the loss; the first class if the row has no label."""
         return np.int32(self.labels.index(row["gold"]) if "gold" in row else 0)
 
     def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
@@ -82,7 +82,7 @@ class Classes(Task):
     def by_words(
         self, name: str, train: Sequence[Row], rows: Sequence[Row], bag: Callable[[Row], str]
     ) -> dict[str, Scores]:
-        """{name: what words alone score}; {} where scikit-learn is not installed."""
+        """Returns {name: scores of a bag-of-words baseline}; {} without scikit-learn."""
         gold = [row["gold"] for row in train]
         chosen = classes_by_words([bag(r) for r in train], gold, [bag(r) for r in rows])
         if chosen is None:
@@ -93,11 +93,11 @@ class Classes(Task):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         gold = [p["gold"] for p in predictions]
         table = confusion(gold, [p["prediction"] for p in predictions], self.labels)
-        lines = ["## Confusion", "", "Rows are the truth, columns the prediction."]
+        lines = ["## Confusion", "", "Rows are true classes, columns are predictions."]
         used = [i for i in range(len(self.labels)) if table[i].any() or table[:, i].any()]
         if len(used) > 20:
             pairs = [(int(table[i, j]), i, j) for i in used for j in used if i != j and table[i, j]]
-            lines += ["", "The most frequent of many:", ""]
+            lines += ["", "The most frequent confusions:", ""]
             lines += [
                 f"- {n} times {self.labels[i]} as {self.labels[j]}"
                 for n, i, j in sorted(pairs, reverse=True)[:20]
@@ -107,7 +107,7 @@ class Classes(Task):
             lines += ["", *markdown_table(["", *(self.labels[i] for i in used)], rows)]
         wrong = [p for p in predictions if p["gold"] != p["prediction"]]
         wrong.sort(key=lambda p: -p["confidence"])
-        lines += ["", f"## The surest mistakes, of {len(wrong)}", ""]
+        lines += ["", f"## The most confident of {len(wrong)} mistakes", ""]
         return lines + [
             f"- {p['gold']} taken for {p['prediction']} ({p['confidence']:.2f}): {shown(p)}"
             for p in wrong[:_WORST]
@@ -116,14 +116,15 @@ class Classes(Task):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Classification(Classes):
-    """A head on one token of the text, or of both texts joined.
+    """Classifies a text, or a pair of joined texts, with a head on one token.
 
     Attributes:
-      text, pair, label: names of the columns; no second text where `pair` is ''.
-      lm_weight: of the language-model loss on the same tokens, GPT only (GPT-1 §3.2: 0.5).
-      pydocs: the classes that `config.data.train='pydocs'` has: the package that a docstring
-        documents, the intent of a question about a parameter (the subpackage that it is about), or
-        the mood of a function's summary (descriptive or imperative).
+      text, pair, label: column names; there is no second text if `pair` is ''.
+      lm_weight: weight of an auxiliary language-model loss on the same tokens, GPT only (GPT-1
+        §3.2: 0.5).
+      pydocs: the classes of `config.data.train='pydocs'`: the package that a docstring documents,
+        the intent of a question about a parameter (the subpackage that it is about), or the mood
+        of a function's summary (descriptive or imperative).
     """
 
     head: ClassVar[heads.Task] = "sequence_classification"
@@ -140,8 +141,8 @@ class Classification(Classes):
         tied = getattr(self.model, "tie_embeddings", True)
         if self.lm_weight and not (self.model.causal and tied):
             raise ConfigError(
-                "lm_weight: the auxiliary loss decodes with the token table of a causal model;"
-                " take a GPT with tied embeddings, or 0"
+                "lm_weight: the auxiliary loss needs a causal model with tied embeddings; use a"
+                " GPT with tied embeddings, or set it to 0"
             )
 
     @property
@@ -222,21 +223,21 @@ class Classification(Classes):
         found = {
             f"majority ({majority})": self.scores([r | {"prediction": majority} for r in rows])
         }
-        # Words with both halves of a pair apart: which side says it matters.
+        # Words of the two texts are separate features: it matters which text contains a word.
         return found | self.by_words("TF-IDF + logistic regression", train, rows, _bag)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Regression(Classification):
-    """A number for a text or a pair, by squared error.
+    """Predicts a number for a text or a pair, with squared error as the loss.
 
-    The head gives a number z, near 0 at first, that stands for mean + scale * z: training begins
-    at the mean of the training rows, whatever their unit, and is as fast in any. The error that is
-    minimised is that of z; scores and what a saved model gives are in the unit of the labels.
+    The head outputs z, initially near 0, and the prediction is mean + scale * z. Training thus
+    starts at the mean of the training rows and does not depend on the unit of the labels. The
+    loss is the squared error of z; scores and saved models use the unit of the labels.
 
     Attributes:
-      mean, scale: None takes the mean and the standard deviation of the training rows; 0 and 1
-        learn the labels as they are (BERT's for STS-B).
+      mean, scale: None uses the mean and the standard deviation of the training rows; 0 and 1
+        learn the labels unchanged (BERT's setting for STS-B).
     """
 
     headline: ClassVar[str] = "standardised_error"
@@ -251,7 +252,7 @@ class Regression(Classification):
         raise ConfigError("config.data.train: docstrings have no numbers to learn; give a file")
 
     def bind(self, rows: Sequence[Row]) -> Task:
-        return dataclasses.replace(self, labels=("score",))  # of the one output
+        return dataclasses.replace(self, labels=("score",))  # names the single output
 
     def fit(self, rows: Sequence[Row]) -> Task:
         gold = np.array([row["gold"] for row in rows], np.float64)
@@ -260,7 +261,7 @@ class Regression(Classification):
         if self.scale is None and scale == 0:
             raise ConfigError(
                 f"config.task.label: all {len(rows)} training rows have the number {mean:g};"
-                " nothing to learn"
+                " give a column with different numbers"
             )
         mean = self.mean if self.mean is not None else mean
         scale = self.scale if self.scale is not None else scale
@@ -268,7 +269,7 @@ class Regression(Classification):
         if not (abs(mean) < high and low < scale < high):
             raise ConfigError(
                 f"config.task.label: numbers with a mean of {mean:g} and a standard deviation of"
-                f" {scale:g} do not fit into float32; give the column in another unit"
+                f" {scale:g} do not fit into float32; rescale the column"
             )
         return dataclasses.replace(self, mean=mean, scale=scale)
 
@@ -326,7 +327,7 @@ class Regression(Classification):
         if "pair" in rows[0]:
             guesses = [r | {"prediction": _overlap(r["text"], r["pair"])} for r in rows]
             overlap = self.scores(guesses)
-            del overlap["squared_error"]  # it is on no scale of the truth
+            del overlap["squared_error"]  # the overlap does not use the scale of the labels
             found["share of words in common"] = overlap
         return found
 
@@ -355,6 +356,6 @@ def _overlap(first: str, second: str) -> float:
 
 
 def shown(row: Row, longest: int = 200) -> str:
-    """A row's text on one line."""
+    """Formats a row's text on one line."""
     text = " || ".join(" ".join(row[k].split()) for k in ("text", "pair") if k in row)
     return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,4 +1,4 @@
-"""Batches of a table of examples that is held in memory."""
+"""Batches of examples held in memory."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ from lmjax.data import batching
 from lmjax.data.loader import Position
 from lmjax.tasks.base import Example, Task
 
-_SHORTEST = 16  # tokens; shorter batches would be programs of their own for little
+_SHORTEST = 16  # tokens; compiling programs for shorter batches does not pay off
 
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """Makes a batch of examples, padded to one of a few lengths.
+    """Stacks examples into a batch, padded to one of a few lengths.
 
-    The lengths, each a compiled program of its own, are `task.length`, its half and its quarter.
+    The lengths are `task.length`, half of it and a quarter of it. Each compiles its own program.
 
     Attributes:
-      multiple: lengths are multiples of it.
-      few: up to so many examples make a batch of this size; 0 = there is one size.
+      multiple: lengths are multiples of this.
+      few: batch size for up to this many examples; 0 = always `batch_size`.
     """
 
     task: Task
@@ -55,7 +55,7 @@ class Collator:
 class Epochs(Position):
     """An endless iterator over shuffled examples; batch i is a function of (seed, i).
 
-    The last batch of an epoch may be short; nothing is left out.
+    The last batch of an epoch may be smaller; no example is dropped.
     """
 
     def __init__(self, examples: Sequence[Example], collate: Collator, seed: int):
@@ -65,7 +65,7 @@ class Epochs(Position):
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self._examples)
 
     @property
@@ -73,7 +73,7 @@ class Epochs(Position):
         return -(-len(self._examples) // self._collate.batch_size)
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
-        """Batch `index`, without moving."""
+        """Returns batch `index` without advancing the iterator."""
         epoch, place = divmod(index, self.batches_per_epoch)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self._seed, epoch])
@@ -91,7 +91,7 @@ class Epochs(Position):
 def by_length(
     examples: Sequence[Example], collate: Collator
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """(indices, batch) of all examples, the short ones first."""
+    """Yields (indices, batch) of all examples, shortest first."""
     lengths = [example["tokens"].shape[-1] for example in examples]
     for chosen, _ in batching.by_length(lengths, collate.batch_size):
         yield chosen, collate([examples[i] for i in chosen])

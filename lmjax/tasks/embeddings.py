@@ -1,4 +1,4 @@
-"""Sentence embeddings: texts that mean the same get vectors that point the same way."""
+"""Sentence embeddings: texts with similar meanings get vectors with similar directions."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,32 +24,32 @@ from lmjax.tasks.input_format import InputFormat
 from lmjax.tasks.metrics import correlations
 
 _WORST = 10
-_CHUNK = 1000  # rows whose similarities to all others exist at one time
+_CHUNK = 1000  # rows whose similarities to all others are held in memory at once
 _VIEW = 96  # dropout: the first of the two views' salts
-_NEVER = -1e30  # the similarity to what only fills up a batch
+_NEVER = -1e30  # the similarity to padding rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Embeddings(Task):
-    """One encoder reads both texts of a row, each alone; cosines compare them.
+    """Encodes both texts of a row separately with one encoder and compares them by cosine.
 
-    'contrastive' tells the pair of a text from those of all other rows of the batch: softmax
-    over cosine / temperature (InfoNCE; Henderson et al. 2017, "multiple negatives"). 'simcse'
-    reads `text` alone, twice with different dropout, and tells the two from the other rows
-    (Gao et al. 2021, §3); `pair` serves held-out rows. Both depend on the batch: a larger
-    batch is a harder task, on several devices the negatives are those of all devices, and
-    accumulation, which would take the negatives away, is refused. 'cosine' fits the cosine
-    to `label` / `highest`, squared error (Reimers and Gurevych 2019, §3).
+    'contrastive' distinguishes the pair of a text from the pairs of all other rows of the batch:
+    softmax over cosine / temperature (InfoNCE; Henderson et al. 2017, "multiple negatives").
+    'simcse' encodes only `text`, twice with different dropout, and distinguishes its second view
+    from the other rows (Gao et al. 2021, §3); it uses `pair` only for evaluation. Both losses
+    depend on the batch: a larger batch is a harder task, and negatives come from all devices.
+    Gradient accumulation would reduce the negatives, so it is an error. 'cosine' fits the cosine
+    to `label` / `highest` by squared error (Reimers and Gurevych 2019, §3).
 
-    Held-out rows with labels are scored by the correlation of cosine and label; without, by
-    how often the pair of a text is the most similar one among the pairs of all rows.
+    Held-out rows with labels are scored by the correlation of cosine and label. Rows without
+    labels are scored by how often the pair of a text is the most similar among all pairs.
 
     Attributes:
-      text, pair, label: names of the columns; no labels where `label` is ''.
-      loss_form: which of the three.
+      text, pair, label: column names; there are no labels if `label` is ''.
+      loss_form: one of the three losses.
       pooling: the mean of the tokens, or the token that the family's classifiers read.
-      temperature: of the softmax.
-      highest: the label of texts that mean the same.
+      temperature: temperature of the softmax.
+      highest: the label of texts with the same meaning.
     """
 
     head: ClassVar[heads.Task] = "mean_embedding"
@@ -68,9 +68,9 @@ class Embeddings(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze:
-            raise ConfigError("freeze: embeddings have no head; nothing would be trained")
+            raise ConfigError("freeze: embeddings have no head to train; set it to ''")
         if self.loss_form == "cosine" and not self.label:
-            raise ConfigError("label: empty; 'cosine' fits a column of numbers")
+            raise ConfigError("label: empty, but 'cosine' fits a column of numbers; name one")
         trunk = self.model.trunk
         if self.loss_form == "simcse" and not (trunk.dropout or trunk.attention_dropout):
             raise ConfigError("loss_form: 'simcse' needs dropout; raise config.dropout")
@@ -94,7 +94,7 @@ class Embeddings(Task):
         return row
 
     def parse_gold(self, values: Row, row: Row) -> Row:
-        # SimCSE's training rows may be texts alone.
+        # SimCSE's training rows may be single texts.
         if self.loss_form == "simcse" and "pair" not in row:
             return {"pair": row["text"]}
         column(values, self.pair, "pair")
@@ -114,7 +114,7 @@ class Embeddings(Task):
     ) -> list[Example]:
         del training
         texts = [[row["text"]] for row in rows]
-        if any("pair" in row for row in rows):  # a text alone is its own pair
+        if any("pair" in row for row in rows):  # a single text is its own pair
             texts = [[row["text"], row.get("pair", row["text"])] for row in rows]
         encoded = iter(tokenizer.encode_batch([text for own in texts for text in own]))
         examples = []
@@ -147,7 +147,7 @@ class Embeddings(Task):
             errors = jnp.square((first * second).sum(-1) - batch["gold"] / self.highest)
             return Scored({"similarity": weighted_sum(errors, weight)}, {})
         logits = first @ second.T / self.temperature
-        logits = jnp.where(weight > 0, logits, _NEVER)  # what fills up is no negative
+        logits = jnp.where(weight > 0, logits, _NEVER)  # padding rows are not negatives
         losses, hits = score_targets(logits, jnp.arange(len(logits)))
         losses = jnp.where(weight > 0, losses, 0.0)
         return Scored(
@@ -161,7 +161,7 @@ class Embeddings(Task):
         outputs: Sequence[Outputs],
         whole: bool = True,
     ) -> list[Row]:
-        """The cosine of each pair and, of the whole, its rank; of a text alone its vector."""
+        """Predicts the cosine of pairs, with ranks if `whole`, and the vector of single texts."""
         if whole and all("pair" in row for row in rows):
             first, second = (np.stack([o[n] for o in outputs]) for n in ("first", "second"))
             return ranked(rows, first, second)
@@ -186,7 +186,7 @@ class Embeddings(Task):
     def baselines(self, train: Sequence[Row], rows: Sequence[Row]) -> dict[str, Scores]:
         found = {}
         if not all("gold" in row for row in rows):
-            # Of a rank drawn evenly from 1 to n.
+            # Expected scores of a rank drawn uniformly from 1 to n.
             chances = 1 / np.arange(1, len(rows) + 1)
             found["chance"] = {"accuracy@1": float(chances[-1]), "mrr": float(chances.mean())}
         if not installed("sklearn"):
@@ -202,18 +202,18 @@ class Embeddings(Task):
         if all("gold" in p for p in predictions):
             places = [np.argsort(np.argsort([p[k] for p in predictions])) for k in _ORDERED]
             order = np.argsort(-np.abs(places[0] - places[1]), kind="stable")
-            lines = ["## The pairs most out of order", ""]
+            lines = ["## The largest differences in rank", ""]
             for i in order[:_WORST]:
                 p = predictions[i]
                 lines.append(f"- {p['gold']:g}, cosine {p['prediction']:.2f}: {_short(p['text'])}")
                 lines.append(f"  - {_short(p['pair'])}")
             return lines
         wrong = sorted((p for p in predictions if p["rank"] > 1), key=lambda p: -p["rank"])
-        lines = [f"## The worst ranks, of {len(wrong)} that are not 1", ""]
+        lines = [f"## The worst of {len(wrong)} ranks above 1", ""]
         for p in wrong[:_WORST]:
             lines.append(f"- {_short(p['text'])}")
-            lines.append(f"  - its own, rank {p['rank']}: {_short(p['pair'])}")
-            lines.append(f"  - found: {_short(p['found'])}")
+            lines.append(f"  - its pair, rank {p['rank']}: {_short(p['pair'])}")
+            lines.append(f"  - most similar: {_short(p['found'])}")
         return lines
 
 
@@ -221,14 +221,15 @@ _ORDERED = ("gold", "prediction")
 
 
 def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:
-    """Rows with the cosine to their own pair and where it stands among the pairs of all rows.
+    """Computes the cosine of each row's pair, and its rank among the pairs of all rows.
 
     Args:
-      first, second: of the texts and their pairs, [rows, size] of length 1, arrays or scipy's.
+      first, second: [rows, size] unit vectors of the texts and of their pairs, as NumPy or SciPy
+        sparse arrays.
 
     Returns:
-      Each with 'prediction', the cosine; 'rank', 1 + how many pairs of another wording are more
-      similar; 'found', the most similar one.
+      The rows with 'prediction', the cosine; 'rank', 1 + the number of more similar pairs with
+      another wording; and 'found', the most similar pair.
     """
     names: dict[str, int] = {}
     wording = np.array([names.setdefault(row["pair"], len(names)) for row in rows])
@@ -239,7 +240,7 @@ def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:
         for i, line in enumerate(cosines, start=start):
             better = (line > line[i] + 1e-6) & (wording != wording[i])
             found = rows[int(line.argmax())]["pair"]
-            # Of equal ones, as where no word is shared, half count as better.
+            # Half of the ties, e.g. texts without a common word, count as better.
             equal = (np.abs(line - line[i]) <= 1e-6) & (wording != wording[i])
             rank = 1 + int(better.sum()) + int(equal.sum() + 1) // 2
             row = rows[i] | {"prediction": float(line[i]), "rank": rank, "found": found}
@@ -250,7 +251,7 @@ def ranked(rows: Sequence[Row], first: Any, second: Any) -> list[Row]:
 def _stacked(
     encoded: Sequence[np.ndarray], form: InputFormat, length: int
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """'tokens', 'segments' and 'documents' of texts, [texts, longest], and whether one was cut."""
+    """Returns [texts, longest] model inputs of texts, and whether any text was truncated."""
     joined, any_cut = [], False
     for ids in encoded:
         kept, _, cut = form.cut(ids, None, length)
@@ -269,7 +270,7 @@ def _stacked(
 
 
 def _normalised(vectors: jax.Array) -> jax.Array:
-    """Of length 1; the gradient of a zero vector is 0."""
+    """Normalizes vectors to length 1; the gradient at a zero vector is 0."""
     square = jnp.square(vectors).sum(-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: the loop of pretraining on labelled rows, and what is left of it to read."""
+"""Fine-tuning: runs the pretraining loop on labelled rows and writes results and the model."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ from lmjax.trees import map_named
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRows:
-    """The predictions of one set of rows, and their scores."""
+    """Predictions for a set of rows, and their scores."""
 
     scores: Scores
     predictions: list[Row]
@@ -47,14 +47,14 @@ class ScoredRows:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
-      task: with what was chosen after training.
-      sets: of each of `Prepared.scored`.
-      chosen: the scores of the validation rows that the choice was made by; {} without one.
-      parameters, trained: how many numbers the parameters are, and how many of them changed.
-      not_exported: why there is no model/ for `transformers`; '' where there is one.
+      task: the task, including values selected after training.
+      sets: predictions and scores of each split in `Prepared.scored`.
+      chosen: validation scores behind the selection; {} if nothing is selected.
+      parameters, trained: number of parameters, and of trained parameters.
+      not_exported: why there is no model/ for `transformers`; '' if there is one.
     """
 
     task: Task
@@ -85,17 +85,17 @@ def finetune(
     scratch: bool = False,
     on_metrics: OnMetrics | None = None,
 ) -> Result:
-    """Fine-tunes with one seed, or continues where the run in `workdir` was.
+    """Fine-tunes with one seed, or resumes the run in `workdir`.
 
-    Leaves predictions.jsonl, report.md and results.json; the directory is one that `lmjax.load`
-    opens, and model/ in it is one for `transformers`, where that has the model.
+    Writes predictions.jsonl, report.md and results.json. `lmjax.load` opens the directory;
+    `transformers` opens its subdirectory model/, which is written if it supports the model.
 
     Args:
-      config: that `prepared` was made of.
-      name: shown beside the progress bar.
-      seed: of the head, the order of the examples and dropout.
-      scratch: begin with a random encoder instead.
-      on_metrics: as `lmjax.training.loop.pretrain` takes it.
+      config: the config that `prepared` was created from.
+      name: shown next to the progress bar.
+      seed: seed of the head, the order of the examples and dropout.
+      scratch: start from a random encoder instead.
+      on_metrics: as in `lmjax.training.loop.pretrain`.
 
     Raises:
       ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
@@ -158,16 +158,16 @@ def finetune(
 def make_task_optimizer(
     trainable: Callable[[tuple[str, ...]], bool], config: OptimizerConfig, steps: int, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """`make_optimizer` for the trainable parameters; the others are kept.
+    """Applies `make_optimizer` to the trainable parameters; the others stay unchanged.
 
     Args:
       trainable: path of a parameter -> whether it is trained.
-      config, steps, shapes: as `make_optimizer` takes them.
+      config, steps, shapes: as in `make_optimizer`.
     """
     labels = map_named(lambda path, _: "train" if trainable(path) else "keep", shapes)
     if set(jax.tree.leaves(labels)) == {"train"}:
         return make_optimizer(config, steps, shapes)
-    # Moments and the norm that is clipped are those of the trained parameters alone.
+    # Moments and the clipped norm cover only the trained parameters.
     inner, schedule = make_optimizer(config, steps, _select(shapes, trainable, optax.MaskedNode()))
     return optax.partition({"train": inner, "keep": optax.set_to_zero()}, labels), schedule
 
@@ -175,10 +175,13 @@ def make_task_optimizer(
 def score_sets(
     prepared: Prepared, predict: Callable[[str, Task], list[Row]]
 ) -> tuple[Task, dict[str, ScoredRows], Scores]:
-    """The task with what is chosen on validation, the sets scored by it, and what chose it.
+    """Tunes the task on validation and scores all sets with it.
 
     Args:
-      predict: (split, task) -> predictions for its rows.
+      predict: (split, task) -> predictions for the rows of the split.
+
+    Returns:
+      The tuned task, the scored sets, and the validation scores behind the selection.
     """
     task, chosen = prepared.task, dict[str, float]()
     if task.tunes:
@@ -191,17 +194,17 @@ def score_sets(
 
 
 def _select(tree: Any, trainable: Any, other: Any = None) -> Any:
-    """The tree with `other` in place of what is not trained."""
+    """Replaces the leaves that are not trained by `other`."""
     return map_named(lambda path, leaf: leaf if trainable(path) else other, tree)
 
 
 def save_model(
     prepared: Prepared, task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path
 ) -> str:
-    """Writes what `lmjax.load` builds network and task of, and model/ for `transformers`.
+    """Writes the network and task files of `lmjax.load`, and model/ for `transformers`.
 
     Args:
-      task: with what was chosen after training.
+      task: the task, including values selected after training.
 
     Returns:
       Why there is no model/; see `export_model`.
@@ -212,12 +215,12 @@ def save_model(
 
 
 def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.Path) -> str:
-    """Writes model/ for `transformers`, whole or not at all.
+    """Writes model/ for `transformers` atomically.
 
-    Of a head that `transformers` has not, the encoder is written alone.
+    If `transformers` lacks the head, only the encoder is written.
 
     Returns:
-      Why there is no model/, where `transformers` has no class for it; else ''.
+      Why there is no model/ if `transformers` has no class for it; else ''.
     """
     vocabulary = task.vocabulary
     network: Any = task.saved_network
@@ -241,7 +244,10 @@ def export_model(task: Task, tokenizer: Tokenizer, params: Any, place: pathlib.P
 
 
 def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> None:
-    """results.json, and for each set predictions.jsonl and report.md, named after a named set."""
+    """Writes results.json, and predictions.jsonl and report.md of each set.
+
+    The file names of named test sets end with the name of the set.
+    """
     notes = {split: dict(found.counts) for split, found in prepared.notes.items()}
     counts = {split: len(rows) for split, rows in prepared.rows.items()}
     scores = {split: found.scores for split, found in result.sets.items()}
@@ -266,7 +272,7 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
         report = [
             f"# {type(prepared.task).__name__}",
             "",
-            f"{counts['train']:,} rows to learn from; scores are of the {counts[split]:,}"
+            f"Trained on {counts['train']:,} rows; scored on the {counts[split]:,}"
             f" rows of {split}.",
             "",
             *score_table({name: [scores] for name, scores in every.items()}),
@@ -279,20 +285,20 @@ def write_results(prepared: Prepared, result: Result, place: pathlib.Path) -> No
 
 
 def suffix_of(prepared: Prepared, split: str) -> str:
-    """What the names of a set's files have behind them; '' where there is one without a name."""
+    """Returns the suffix of a set's file names; '' for a single unnamed set."""
     return "" if prepared.scored in (("test",), ("validation",)) else f"-{split}"
 
 
 def _chosen_lines(chosen: Scores, count: int, split: str) -> list[str]:
     if not chosen:
         return []
-    same = " They are the rows that are scored here." if split == "validation" else ""
-    header = f"Chosen on the {count:,} rows of validation, by their scores:{same}"
+    same = " (the same that this report scores)" if split == "validation" else ""
+    header = f"Selected by the scores of the {count:,} validation rows{same}:"
     return [header, "", *(f"- {name} {value:.4f}" for name, value in chosen.items()), ""]
 
 
 def note_lines(prepared: Prepared) -> list[str]:
-    """What was skipped, cut or split, a line each, and an empty line behind them."""
+    """Lists what was skipped, truncated or split, followed by an empty line."""
     lines = []
     for split, notes in prepared.notes.items():
         for kind, count in notes.counts.items():
@@ -302,7 +308,7 @@ def note_lines(prepared: Prepared) -> list[str]:
 
 
 def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
-    """A header and a line for each name: the median over seeds, and their range.
+    """Returns a header and one row per name with the median and the range over seeds.
 
     Args:
       scores: name -> scores of each seed.
@@ -322,7 +328,7 @@ def table_rows(scores: Mapping[str, Sequence[Scores]]) -> list[tuple[str, ...]]:
 
 
 def score_table(scores: Mapping[str, Sequence[Scores]]) -> list[str]:
-    """`table_rows` as lines of Markdown."""
+    """Formats `table_rows` as lines of Markdown."""
     header, *rows = table_rows(scores)
     return markdown_table(header, rows)
 

@@ -1,4 +1,4 @@
-"""Text that answers a text: summaries, headlines, questions to a paragraph (GPT-1 §3.3)."""
+"""Conditional text generation: summaries, headlines, questions about a text (GPT-1 §3.3)."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +25,19 @@ from lmjax.tasks.baselines import words_of_code
 from lmjax.tasks.metrics import check_sacrebleu, text_scores
 
 _SHOWN = 10
-_AT_ONCE = 64  # texts that are generated side by side
+_AT_ONCE = 64  # texts generated in one batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Generation(Task):
-    """A GPT reads [EOD] prompt [SEP] and goes on with the target and [EOD].
+    """A GPT reads [EOD] prompt [SEP] and continues with the target and [EOD].
 
-    The loss is of what follows [SEP] alone. Predictions are generated, greedily or by beams.
-    A prompt that leaves too little room loses its end, a target its end and [EOD].
+    The loss covers only the tokens after [SEP]. Predictions are generated greedily or by beam
+    search. Long prompts and targets are truncated at their end; such a target has no [EOD].
 
     Attributes:
-      prompt, target: names of the columns.
-      target_length: most tokens of a target, and of what is generated.
+      prompt, target: column names.
+      target_length: the most tokens of a target and of a generated text.
       num_beams, length_penalty, no_repeat_ngram_size: as in `lmjax.generate`.
     """
 
@@ -59,22 +59,22 @@ class Generation(Task):
         super().__post_init__()
         if not self.model.causal:
             raise ConfigError(
-                f"task: {self.model.family()} was not pretrained to continue a text; give"
-                " config.init, or config.model.type, of a GPT"
+                f"task: {self.model.family()} was not pretrained to continue a text; set"
+                " config.init or config.model.type to a GPT"
             )
         if not getattr(self.model, "tie_embeddings", True):
             raise ConfigError(
-                "model.tie_embeddings: a start takes the encoder over, and an output table of its"
-                " own is none of it; only models with tied embeddings generate"
+                "model.tie_embeddings: fine-tuning starts from the encoder, which lacks a separate"
+                " output table; use a model with tied embeddings"
             )
         if self.freeze:
-            raise ConfigError("freeze: there is no head to train alone; set it to ''")
+            raise ConfigError("freeze: generation has no head to train; set it to ''")
         if self.target_length > self.length - 4:
             raise ConfigError(
                 f"target_length: {self.target_length} leaves no room for a prompt in a length of"
                 f" {self.length}; at most {self.length - 4}"
             )
-        self._settings()  # refuses what cannot be
+        self._settings()  # validates the fields
 
     def check_metrics(self) -> None:
         check_sacrebleu()
@@ -104,13 +104,13 @@ class Generation(Task):
             end = [v.eod] if "gold" in rows[i] and not cut else []
             target = target[: self.target_length]
             room = self.length - 2 - len(target) - len(end)
-            if not training:  # as much as there may be generated
+            if not training:  # leave room for the longest generated text
                 room = self.length - 2 - self.target_length
             notes.add("prompts cut at their end", count=int(len(prompt) > room))
             notes.add("targets cut at their end", count=int(cut))
             before = self.form.ask(prompt[:room]).tokens
             tokens = np.array([*before, *target, *end], np.int32)[: self.length]
-            # What each position is to say next.
+            # The target of each position is the next token.
             following = np.full(len(tokens), -1, np.int32)
             following[len(before) - 1 : -1] = tokens[len(before) :]
             examples.append(
@@ -125,7 +125,7 @@ class Generation(Task):
         return examples
 
     def forward(self, params: Any, batch: Batch, seeds: Seeds | None) -> Outputs:
-        """Losses and hits of the next token, [batch, length]: logits would be much to keep."""
+        """Returns [batch, length] losses and hits of the next token; logits take more memory."""
         logits = apply(self.network, params, *self.inputs(batch), seeds)
         losses, hits = score_targets(logits, jnp.maximum(batch["targets"], 0))
         return {"losses": losses, "hits": hits}
@@ -156,7 +156,7 @@ class Generation(Task):
         return texts
 
     def _settings(self) -> dict[str, Any]:
-        """Of `lmjax.generate`."""
+        """The settings of `lmjax.generate`."""
         config = GenerationConfig(
             max_new_tokens=self.target_length,
             num_beams=self.num_beams,
@@ -217,10 +217,10 @@ def _scored(task: Generation, rows: Sequence[Row], guesses: Sequence[str]) -> Sc
 
 
 def nearest_targets(train: Sequence[Row], rows: Sequence[Row]) -> list[str] | None:
-    """For each row the target of the training row whose prompt is nearest by TF-IDF.
+    """Finds for each row the target of the training row with the nearest prompt by TF-IDF.
 
     Returns:
-      None where scikit-learn is not installed.
+      The targets, or None if scikit-learn is not installed.
     """
     if not installed("sklearn"):
         return None

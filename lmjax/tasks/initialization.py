@@ -1,4 +1,4 @@
-"""Where fine-tuning begins: a pretrained encoder, or a random one of the same kind."""
+"""Initial models for fine-tuning: a pretrained encoder, or a random one of the same config."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ from lmjax.models.family import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What fine-tuning begins with.
+    """The initial model of fine-tuning.
 
     Attributes:
       model: the model's config, without memory.
-      tokenizer: that the encoder was pretrained with.
-      encoder: its parameters; None = random ones.
-      transform: of a head on a whole text, which pretraining has trained (BERT's pooler), or None.
+      tokenizer: the tokenizer of the encoder.
+      encoder: the encoder's parameters; None = random.
+      transform: pretrained parameters of a sequence head's transform (BERT's pooler), or None.
     """
 
     model: ModelConfig
@@ -36,9 +36,9 @@ class Start:
         return self.tokenizer.vocabulary(np.zeros(self.tokenizer.size))
 
     def with_tokens(self, tokens: Sequence[str]) -> "Start":
-        """The same with special tokens that a task adds, and rows for them.
+        """Adds a task's special tokens and their rows of the token table.
 
-        Where the token table has rows to spare, those of the next ids are taken.
+        Spare rows of the token table are used first.
         """
         if not tokens:
             return self
@@ -48,31 +48,31 @@ class Start:
         return dataclasses.replace(self, tokenizer=tokenizer, model=model)
 
     def from_scratch(self) -> "Start":
-        """The same without anything learnt but the tokenizer."""
+        """Drops all learned parameters and keeps the tokenizer."""
         return dataclasses.replace(self, encoder=None, transform=None)
 
 
 def start_from(path: str, dropout: float) -> Start:
-    """Opens a run or a Hugging Face directory; of ELECTRA's two networks the discriminator.
+    """Opens the encoder of a run or a Hugging Face directory; of ELECTRA, the discriminator.
 
-    A head that it has already is left behind, except BERT's pooler.
+    Existing heads are dropped, except BERT's pooler.
 
     Args:
-      path: as `lmjax.load` takes it.
-      dropout: of the trunk from now on.
+      path: as in `lmjax.load`.
+      dropout: dropout rate of the trunk during fine-tuning.
 
     Raises:
-      ConfigError: as `lmjax.load`; or no tokenizer is beside it.
+      ConfigError: as `lmjax.load`, or the model has no tokenizer.
     """
     pretrained = open_init(path)
     assert pretrained.tokenizer is not None
     network, params = pretrained.network.part(pretrained.params, "discriminator")
     model: ModelConfig = network.config
-    encoder = params.get("encoder", params)  # of a bare encoder, they are all there is
+    encoder = params.get("encoder", params)  # a bare encoder has no other parameters
     tokenizer = pretrained.tokenizer
     if tokenizer.size > model.vocab_size:
-        # Tokens were added for roles that it lacks (GPT-2 has no delimiter). They get rows of
-        # their own (GPT-1 §3.3), and belong to the tokenizer that is saved.
+        # Tokens were added for missing roles (GPT-2 has no delimiter). They get new rows (GPT-1
+        # §3.3) and become part of the saved tokenizer.
         tell_new_rows(tokenizer, model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.size)
         tokenizer = tokenizer.with_tokens(())
@@ -81,10 +81,10 @@ def start_from(path: str, dropout: float) -> Start:
 
 
 def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable[str]) -> Start:
-    """A random encoder and a tokenizer trained on `texts`, or loaded.
+    """Creates a random encoder with a tokenizer that is trained on `texts` or loaded.
 
     Raises:
-      ConfigError: the model has fewer rows than the tokenizer has tokens.
+      ConfigError: the model's vocabulary is smaller than the tokenizer's.
     """
     made = (
         load_tokenizer(tokenizer.path, tokenizer.lowercase, "config.tokenizer.path")
@@ -94,20 +94,21 @@ def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable
     if 0 < model.vocab_size < made.size:
         raise ConfigError(
             f"config.model.vocab_size: {model.vocab_size} rows are too few for the tokenizer's"
-            f" {made.size} tokens; raise it, or 0 takes the tokenizer's"
+            f" {made.size} tokens; raise it, or set it to 0 to use the tokenizer's size"
         )
     return Start(dataclasses.replace(model, vocab_size=model.vocab_size or made.size), made)
 
 
 def put_in(fresh: Any, start: Start) -> Any:
-    """Parameters with the pretrained encoder in the place of the random one.
+    """Replaces the random encoder with the pretrained one.
 
     Args:
-      fresh: random parameters of a `Headed` network on `start.model`. Rows of its token table
-        that the pretrained one has not stay as they are.
+      fresh: random parameters of a `Headed` network on `start.model`. Rows of the token table
+        beyond the pretrained ones stay random.
+      start: the pretrained encoder.
 
     Raises:
-      ConfigError: the encoders are not of one shape.
+      ConfigError: the encoders have different parameters or shapes.
     """
     if start.encoder is None:
         return fresh

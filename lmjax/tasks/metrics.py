@@ -1,4 +1,4 @@
-"""Scores of predictions against the truth."""
+"""Metrics of predictions against true labels."""
 
 import collections
 import re
@@ -13,7 +13,7 @@ from lmjax.extras import require
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """[classes, classes] counts; rows are the truth."""
+    """Returns [classes, classes] counts; rows are true classes, columns predictions."""
     index = {label: i for i, label in enumerate(labels)}
     table = np.zeros((len(labels), len(labels)), int)
     np.add.at(table, ([index[g] for g in gold], [index[p] for p in predicted]), 1)
@@ -21,14 +21,14 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[st
 
 
 def class_scores(table: np.ndarray) -> dict[str, float]:
-    """Accuracy, macro-F1 over the classes there are, and Matthews correlation.
+    """Computes accuracy, macro-F1 over the occurring classes, and Matthews correlation.
 
     Args:
-      table: of `confusion`. A class that is neither there nor predicted counts for nothing.
+      table: the result of `confusion`. Classes that neither occur nor are predicted are ignored.
 
     Returns:
-      'accuracy', 'macro_f1', 'matthews' (Gorodkin 2004, for any number of classes; 0 where all
-      predictions, or all truths, are one class).
+      'accuracy', 'macro_f1', 'matthews' (Gorodkin 2004, for any number of classes; 0 if all
+      predictions or all labels are the same class).
     """
     total, hits = table.sum(), np.diag(table)
     truth, guess = table.sum(1), table.sum(0)
@@ -44,9 +44,9 @@ def class_scores(table: np.ndarray) -> dict[str, float]:
 
 
 def correlations(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:
-    """Pearson and Spearman correlation, and their mean, which GLUE reports for STS-B.
+    """Computes Pearson and Spearman correlations and their mean, GLUE's score for STS-B.
 
-    0 where one side is constant, which correlates with nothing.
+    They are 0 if either side is constant.
     """
     from scipy import stats
 
@@ -63,13 +63,13 @@ def relation_scores(
 ) -> dict[str, float]:
     """SemEval-2010 task 8's official score, '(9+1)-way with directionality taken into account'.
 
-    The two directions of a relation, 'R(e1,e2)' and 'R(e2,e1)', are one relation whose
-    predictions count as right in the right direction alone. `other` is no relation: it has no
-    score of its own, and a mistaken prediction costs precision or recall of the relations.
+    The two directions of a relation, 'R(e1,e2)' and 'R(e2,e1)', are scored as one relation;
+    predictions with the wrong direction are wrong. `other` means no relation: it has no score of
+    its own, but confusing it with a relation reduces the relation's precision or recall.
 
     Returns:
-      'macro_f1', 'precision' and 'recall': means over the relations that `gold` has; 'accuracy'
-      of all rows, of `other` too.
+      'macro_f1', 'precision' and 'recall': means over the relations in `gold`; 'accuracy' over
+      all rows, including those with `other`.
     """
     pairs = list(zip(gold, predicted, strict=True))
     found = []
@@ -87,24 +87,25 @@ def relation_scores(
 
 
 def undirected(label: str) -> str:
-    """The name of a relation without '(e1,e2)' or '(e2,e1)'."""
+    """Removes '(e1,e2)' or '(e2,e1)' from the name of a relation."""
     return re.sub(r"\(e[12],e[12]\)$", "", label)
 
 
 def check_seqeval() -> None:
-    """Raises ConfigError where seqeval is not installed."""
+    """Raises ConfigError if seqeval is not installed."""
     require("seqeval", "eval", "score: span F1")
 
 
 def check_sacrebleu() -> None:
-    """Raises ConfigError where sacrebleu is not installed."""
+    """Raises ConfigError if sacrebleu is not installed."""
     require("sacrebleu", "eval", "task: the score of generated text")
 
 
 def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """chrF (Popović 2015) and BLEU (Papineni et al. 2002) by sacrebleu, 0 to 100, in lower case.
+    """Computes chrF (Popović 2015) and BLEU (Papineni et al. 2002) by sacrebleu.
 
-    chrF is of characters without spaces, so that it does not see how a tokenizer sets them.
+    Both are in [0, 100] and ignore case. chrF ignores spaces, so it does not depend on how a
+    tokenizer places them.
     """
     check_sacrebleu()
     from sacrebleu.metrics import BLEU, CHRF
@@ -119,12 +120,12 @@ def text_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, floa
 def span_scores(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """F1, precision and recall of whole spans in BIO tags (conlleval's, by seqeval)."""
+    """Computes F1, precision and recall of whole spans in BIO tags (conlleval's, by seqeval)."""
     check_seqeval()
     from seqeval import metrics
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of spans that are never predicted
+        warnings.simplefilter("ignore")  # about span types that are never predicted
         return {
             "span_f1": float(metrics.f1_score(gold, predicted)),
             "precision": float(metrics.precision_score(gold, predicted)),
@@ -137,15 +138,14 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """SQuAD's evaluate-v1.1.py: lower case, no punctuation, no articles, single spaces."""
+    """Normalizes as SQuAD's evaluate-v1.1.py: lower case, no punctuation or articles."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1 of words, each the best over the true answers.
+    """Computes exact match and word F1, each the maximum over the true answers.
 
-    No answers stand for a question without one (SQuAD 2.0's evaluate-v2.0.py): '' is right,
-    all else wrong.
+    If `answers` is empty, only the prediction '' is correct (SQuAD 2.0's evaluate-v2.0.py).
     """
     truths = [a for a in answers if normalise_answer(a)] or [""]
     exact = max(float(normalise_answer(prediction) == normalise_answer(a)) for a in truths)

@@ -1,4 +1,4 @@
-"""Which of several texts goes with a context: SWAG's kind of tasks (BERT §4.4, GPT-1 §3.3)."""
+"""Multiple choice: selects the text that fits a context, as in SWAG (BERT §4.4, GPT-1 §3.3)."""
 
 import dataclasses
 import functools
@@ -23,17 +23,17 @@ from lmjax.tasks.metrics import normalise_answer
 
 _WORST = 10
 _CHOICE = 64  # dropout: the first of the choices' salts
-_NEVER = -1e30  # the logit of a choice that a row has not
+_NEVER = -1e30  # the logit of missing choices
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MultipleChoice(Task):
-    """Each choice is joined with the context and scored alone; softmax over the scores.
+    """Scores each choice joined with the context, with a softmax over the choices.
 
     Attributes:
-      context, choices, label: names of the columns: a text, a list of texts, the number of the
-        right one from 0.
-      most_choices: of a row; 0 = as many as any training row has.
+      context, choices, label: column names of a text, a list of texts, and the index of the
+        correct choice, from 0.
+      most_choices: the most choices of a row; 0 = the maximum over the training rows.
     """
 
     head: ClassVar[heads.Task] = "multiple_choice"
@@ -57,7 +57,7 @@ class MultipleChoice(Task):
         if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
             raise BadRowError(f"no list of texts in column '{self.choices}'")
         if len(choices) < 2 or not all(choice.strip() for choice in choices):
-            raise BadRowError("an empty choice" if len(choices) > 1 else "less than two choices")
+            raise BadRowError("an empty choice" if len(choices) > 1 else "fewer than two choices")
         return {"context": context, "choices": choices}
 
     def parse_gold(self, values: Row, row: Row) -> Row:
@@ -67,7 +67,7 @@ class MultipleChoice(Task):
         except (TypeError, ValueError):
             raise BadRowError(f"no number in column '{self.label}' ('{label}')") from None
         if not 0 <= gold < count:
-            raise BadRowError(f"label {gold} is none of the {count} choices, from 0")
+            raise BadRowError(f"label {gold} is out of range for {count} choices, from 0")
         return {"gold": gold}
 
     def embedded(self, split: str, cache_dir: str) -> Iterator[Row]:
@@ -85,8 +85,8 @@ class MultipleChoice(Task):
     def check(self, row: Row) -> None:
         if 0 < self.most_choices < len(row["choices"]):
             raise BadRowError(
-                f"more choices than the training rows have ({len(row['choices'])},"
-                f" {self.most_choices}; config.task.most_choices)"
+                f"{len(row['choices'])} choices, but training rows have at most"
+                f" {self.most_choices} (config.task.most_choices)"
             )
 
     def encode(
@@ -167,7 +167,7 @@ class MultipleChoice(Task):
     def report(self, predictions: Sequence[Row]) -> list[str]:
         wrong = [p for p in predictions if p["gold"] != p["prediction"]]
         wrong.sort(key=lambda p: -p["confidence"])
-        lines = [f"## The surest mistakes, of {len(wrong)}", ""]
+        lines = [f"## The most confident of {len(wrong)} mistakes", ""]
         for p in wrong[:_WORST]:
             chosen, gold = (" ".join(p["choices"][p[k]].split()) for k in ("prediction", "gold"))
             context = " ".join(p["context"].split())
@@ -176,7 +176,7 @@ class MultipleChoice(Task):
 
 
 def _overlapping(row: Row) -> int:
-    """The choice of whose words most are in the context, as a share."""
+    """Returns the choice with the largest share of words that occur in the context."""
     context = set(normalise_answer(row["context"]).split())
     words = [set(normalise_answer(choice).split()) for choice in row["choices"]]
     return int(np.argmax([len(context & w) / max(len(w), 1) for w in words]))

@@ -1,4 +1,4 @@
-"""Several tasks at once: one encoder, a head a task (Liu et al. 2019, MT-DNN, algorithm 1)."""
+"""Multi-task fine-tuning: one encoder, a head per task (MT-DNN; Liu et al. 2019, algorithm 1)."""
 
 import dataclasses
 import functools
@@ -33,18 +33,18 @@ from lmjax.training.run_directory import OnMetrics, RunDirectory
 from lmjax.training.step import Program, TrainState
 from lmjax.trees import map_named
 
-_OF = "of:"  # a batch has an array of this name and its task's
+_OF = "of:"  # a batch names its task by an array called 'of:<task>'
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Joint(Objective):
-    """The loss of whichever task a batch is of.
+    """Computes the loss of the task that a batch belongs to.
 
     Parameters are {'encoder', 'heads': {task: its head}}.
 
     Attributes:
-      tasks: by name.
-      examples: a batch of each.
+      tasks: tasks by name.
+      examples: a batch of each task.
     """
 
     tasks: Mapping[str, Task]
@@ -71,7 +71,7 @@ class Joint(Objective):
         (name,) = (key.removeprefix(_OF) for key in batch if key.startswith(_OF))
         own = {key: array for key, array in batch.items() if not key.startswith(_OF)}
         scored = self.tasks[name].loss(own_parameters(params, name), own, mems, seeds)
-        # Every step reports on every task; of those that it was not of, nothing counts.
+        # Every step reports metrics of all tasks; those of other tasks have weight 0.
         terms, metrics = self._nothing()
         terms |= {f"{name}/{term}": found for term, found in scored.terms.items()}
         metrics |= {f"{name}/{metric}": found for metric, found in scored.metrics.items()}
@@ -93,27 +93,27 @@ class Joint(Objective):
 
 
 class Mixture(Epochs):
-    """Batches of one task each, drawn task by task; batch i is a function of (seed, i).
+    """Samples a task for each batch; batch i is a function of (seed, i).
 
-    A task of n examples is drawn in proportion to n^(1 / temperature): 1 is by size, a large
-    temperature evenly (Raffel et al. 2020, §3.5.2). Each task goes through its own epochs.
+    A task with n examples is sampled in proportion to n^(1 / temperature): 1 samples by size, a
+    large temperature uniformly (Raffel et al. 2020, §3.5.2). Each task has its own epochs.
     """
 
     def __init__(self, tasks: Mapping[str, Epochs], temperature: float, seed: int):
         Position.__init__(self)
         self._tasks, self._seed = tasks, seed
         sizes = np.array([epochs.size for epochs in tasks.values()])
-        shares = (sizes / sizes.max()) ** (1 / temperature)  # relative, for none to overflow
+        shares = (sizes / sizes.max()) ** (1 / temperature)  # relative sizes avoid overflow
         self.shares = shares / shares.sum()
         self._drawn = np.zeros(0, int)
 
     @property
     def batches_per_epoch(self) -> int:
-        """As many as the tasks have together."""
+        """The sum over all tasks."""
         return sum(epochs.batches_per_epoch for epochs in self._tasks.values())
 
     def batch_at(self, index: int) -> dict[str, np.ndarray]:
-        block = 1024  # drawn at a time
+        block = 1024  # tasks sampled at a time
         while len(self._drawn) <= index:
             rng = np.random.default_rng([self._seed, len(self._drawn) // block])
             more = rng.choice(len(self._tasks), block, p=self.shares)
@@ -126,22 +126,25 @@ class Mixture(Epochs):
 
 
 def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
-    """Reads config.tasks = {name: {'task', 'data'}}, each with all other fields of the config.
+    """Prepares each task of config.tasks = {name: {'task', 'data'}} with the shared fields.
 
     Raises:
-      ConfigError: a field, a file or a row that cannot work.
+      ConfigError: a field, a file or a row is invalid.
     """
     own = build(MultitaskConfig, config, "config")
     if len(own.tasks) < 2:
-        raise ConfigError("config.tasks: give a block of at least two, NAME: {'task', 'data'}")
+        raise ConfigError("config.tasks: give at least two blocks NAME: {'task', 'data'}")
     if not own.init:
         raise ConfigError("config.init: empty; several tasks share a pretrained encoder")
     if own.seeds != 1 or own.compare_scratch:
-        raise ConfigError("config.seeds: several tasks take one seed, and no compare_scratch")
+        raise ConfigError(
+            "config.seeds: multi-task runs support neither several seeds nor compare_scratch;"
+            " unset both"
+        )
     tokens: dict[str, None] = {}
     for name, one in own.tasks.items():
         if "/" in name:
-            raise ConfigError(f"config.tasks.{name}: a name of a directory has no '/'")
+            raise ConfigError(f"config.tasks.{name}: the name becomes a directory; remove the '/'")
         cls = resolve_type(one.task, f"config.tasks.{name}.task", Task)
         tokens |= dict.fromkeys(getattr(cls, "added_tokens", ()))
     start = start_from(own.init, own.dropout).with_tokens(tuple(tokens))
@@ -160,8 +163,8 @@ def prepare_several(config: ml_collections.ConfigDict) -> dict[str, Prepared]:
         task = found[name].task
         if task.freeze or task.adapter.rank:
             raise ConfigError(
-                f"config.tasks.{name}.task: freeze and adapter are of one task alone; several"
-                " share a trunk that is trained"
+                f"config.tasks.{name}.task: multi-task runs train a shared trunk; unset freeze and"
+                " adapter"
             )
     return found
 
@@ -172,15 +175,15 @@ def finetune_several(
     workdir: str | pathlib.Path,
     on_metrics: OnMetrics | None = None,
 ) -> dict[str, Result]:
-    """Fine-tunes, or continues where the run in `workdir` was.
+    """Fine-tunes on several tasks, or resumes the run in `workdir`.
 
-    Leaves, in a directory for each task, which `lmjax.load` opens, predictions.jsonl, report.md,
-    results.json and model/ for `transformers`, where that has the task's head; else model/ is the
-    encoder.
+    Writes a directory for each task with predictions.jsonl, report.md and results.json.
+    `lmjax.load` opens the directory; `transformers` opens its subdirectory model/, which contains
+    only the encoder if `transformers` lacks the task's head.
 
     Args:
-      config: that `prepared` was made of.
-      on_metrics: as `lmjax.training.loop.pretrain` takes it.
+      config: the config that `prepared` was created from.
+      on_metrics: as in `lmjax.training.loop.pretrain`.
 
     Raises:
       ConfigError, DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
@@ -266,13 +269,13 @@ def finetune_several(
 def make_joint_optimizer(
     config: OptimizerConfig, steps: int, shapes: Any
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """`make_optimizer` with resting heads."""
+    """Wraps `make_optimizer` with `resting_heads`."""
     inner, schedule = make_optimizer(config, steps, shapes)
     return resting_heads(inner), schedule
 
 
 def put_in_all(prepared: Mapping[str, Prepared], fresh: Any) -> Any:
-    """Replaces random parameters by the pretrained encoder and the initial heads of all tasks."""
+    """Replaces random parameters with the pretrained encoder and the initial heads of all tasks."""
     encoder, heads = fresh["encoder"], {}
     for name, one in prepared.items():
         merged = put_in(own_parameters(fresh, name), one.start)
@@ -283,9 +286,9 @@ def put_in_all(prepared: Mapping[str, Prepared], fresh: Any) -> Any:
 
 
 def resting_heads(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, but heads without any gradient keep their parameters and moments.
+    """Wraps `inner` so that heads without any gradient keep their parameters and moments.
 
-    Else momentum and decay would go on moving the heads of the tasks that a step is not of.
+    Otherwise momentum and weight decay would move the heads of tasks that are not in the batch.
     """
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""`lmjax.load`: a model as it was saved, and what it predicts if it has a task."""
+"""Inference with saved models: `lmjax.load` restores a model and, if it has one, its task."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ from lmjax.tasks.tagging import Tagging
 from lmjax.training.sharding import MeshConfig, make_mesh, shardings
 
 _BATCH, _FEW = 32, 4
-_SHORTEST, _LONGEST = 16, 512  # tokens that a published model is given to read
+_SHORTEST, _LONGEST = 16, 512  # input length of published models, in tokens
 _TASK = "task.json"
 _HEADS: dict[str, type[Task]] = {
     "sequence_classification": Classification,
@@ -43,7 +43,7 @@ _HEADS: dict[str, type[Task]] = {
     "question_answering": QuestionAnswering,
     "multiple_choice": MultipleChoice,
 }
-# What transformers calls them in a config.json that says so.
+# The `problem_type` of transformers' config.json.
 _PROBLEMS: dict[type[Task], str] = {
     Classification: "single_label_classification",
     Regression: "regression",
@@ -51,11 +51,12 @@ _PROBLEMS: dict[type[Task], str] = {
 
 
 class Item(NamedTuple):
-    """A row that was given, and what the task reads of it, or why it cannot.
+    """An input row, and the task's parsed row or the reason why it cannot be used.
 
     Attributes:
-      own: its fields as they were given; {} where one row of the source holds several.
-      where: it stands; '' where that is not worth telling.
+      own: the fields of the input row; {} if a source row nests several.
+      row: the parsed row, or an error.
+      where: location in the source; '' if there is none to report.
     """
 
     own: Row
@@ -68,33 +69,33 @@ class Opened(Pretrained):
     """A model with its tokenizer and, if it was fine-tuned, its task.
 
     Attributes:
-      task: None of a model without a head that a task belongs to.
-      data: that a run of lmjax was fine-tuned on.
+      task: None if the model's head belongs to no task.
+      data: the data that an lmjax run was fine-tuned on.
     """
 
     task: Task | None = None
     data: RowsConfig | None = None
 
     def predict(self, rows: Sequence[str | Mapping[str, Any]]) -> list[Row]:
-        """What the task makes of new rows; they need no label.
+        """Predicts new rows; labels are optional.
 
         Args:
-          rows: dicts with the columns that the task was trained with, or with the names that
-            predictions have ('text', 'pair', 'words', 'question', 'context', 'choices', ...). A
-            plain string is the text of a task that reads one. A row of SQuAD's nested form gives
-            as many predictions as it has questions.
+          rows: dicts with the columns that the task was trained with, or with the keys of
+            predictions ('text', 'pair', 'words', 'question', 'context', 'choices', ...). A plain
+            string is the text of a task that reads a single text. A row in SQuAD's nested format
+            yields one prediction per question.
 
         Returns:
-          Dicts with all fields of the rows, in their order, and 'prediction', with 'confidence'
-          where the task has one. A row with a label is given what depends on it, too.
+          One dict per row, in order: all fields of the row, 'prediction', and 'confidence' if the
+          task has one. Rows with a label also get the values that depend on the label.
 
         Raises:
-          ConfigError: there is no task, a row cannot be used, or a text has ids that the token
-            table has no row for.
-          NonFiniteError: the model gives NaN or infinity.
+          ConfigError: the model has no task, a row cannot be used, or a token id is outside of
+            the embedding table.
+          NonFiniteError: the model outputs NaN or infinity.
         """
         if isinstance(rows, str | Mapping):
-            raise ConfigError("rows: one row alone; give a list of texts or dicts")
+            raise ConfigError("rows: got a single row; pass a list of texts or dicts")
         items = []
         for i, values in enumerate(rows):
             found = self.read(values)
@@ -106,15 +107,18 @@ class Opened(Pretrained):
         return [line(item, found) for item, found in zip(items, told, strict=True)]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of length 1, [texts, hidden_size] float32, of a run of `Embeddings`.
+        """Embeds texts with a run of `Embeddings`.
 
-        Longer texts than the task's length are cut.
+        Texts longer than the task's length are truncated.
+
+        Returns:
+          [texts, hidden_size] float32, vectors of length 1.
 
         Raises:
-          ConfigError: it is another model, or a text is empty.
+          ConfigError: the model is not a run of `Embeddings`, or a text is empty.
         """
         if not isinstance(self.task, Embeddings):
-            raise ConfigError("the model embeds no texts; open a run of lmjax.tasks.embeddings")
+            raise ConfigError("the model embeds no texts; load a run of lmjax.tasks.embeddings")
         found = [row["prediction"] for row in self.predict(texts)]
         return np.array(found, np.float32).reshape(len(texts), self.task.model.trunk.hidden_size)
 
@@ -123,14 +127,15 @@ class Opened(Pretrained):
         return generate(self, prompts, **settings)
 
     def read(self, values: Any, where: str = "", gold: Gold = "optional") -> list[Item]:
-        """A row as the task reads it; several where it holds several.
+        """Parses an input row for the task; a nested row gives several items.
 
         Args:
           values: a text, a dict of columns, or a BadRowError.
-          where: it stands; '' where that is not worth telling.
+          where: location in the source; '' if there is none to report.
+          gold: how labels are treated.
 
         Raises:
-          ConfigError: there is no task.
+          ConfigError: the model has no task.
         """
         task = self._with_task()
         own: Row = {}
@@ -160,11 +165,11 @@ class Opened(Pretrained):
     def told(
         self, items: Sequence[Item], notes: Notes | None = None, whole: bool = False
     ) -> list[Row | None]:
-        """`Task.predict` for the items; None for one that cannot be used.
+        """Runs `Task.predict` on the items; the result is None for unusable items.
 
         Args:
-          notes: takes what was cut or split.
-          whole: whether these are all rows that there are; see `Task.predict`.
+          notes: records what was truncated or split.
+          whole: whether the rows are the complete set; see `Task.predict`.
         """
         task, rows = self._with_task(), [i.row for i in items if isinstance(i.row, dict)]
         if not rows:
@@ -181,7 +186,7 @@ class Opened(Pretrained):
 
     @functools.cached_property
     def _predictor(self) -> tuple[Predictor, Any, jax.sharding.Mesh]:
-        """On one device."""
+        """The predictor, its parameters and its mesh of one device."""
         task, mesh = self._with_task(), make_mesh(MeshConfig(data=1))
         assert self.tokenizer is not None
         placed = shardings(self.params, mesh)
@@ -191,48 +196,51 @@ class Opened(Pretrained):
     def _with_task(self) -> Task:
         if self.task is None:
             raise ConfigError(
-                f"a {type(self.network).__name__} has no task to predict; give a run of"
+                f"a {type(self.network).__name__} has no task to predict; load a run of"
                 " experiments.finetune, or a model with a head and a tokenizer"
             )
         return self.task
 
     def rows(self, split: str) -> list[Row]:
-        """The usable rows of a split or test set of the data that a run was fine-tuned on."""
+        """Returns the usable rows of a split or test set of the run's fine-tuning data."""
         return read_rows(self._with_task(), self._with_data(), split, Notes())
 
     def held_out(self) -> list[Row]:
-        """The rows of the test sets, where there are some, else of validation."""
+        """Returns the rows of all test sets, or of validation if there are none."""
         names = tuple(named_tests(self._with_data())) or ("validation",)
         return [row for name in names for row in self.rows(name)]
 
     def _with_data(self) -> RowsConfig:
         if self.data is None:
-            raise ConfigError("the model comes without rows of its own; give texts, or a run")
+            raise ConfigError("the model has no data of its own; pass texts, or load a run")
         return self.data
 
 
 def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opened:
     """Opens a pretrained or fine-tuned model.
 
-    A run names the classes that it is made of, and importing a module executes it: of a run only
-    classes of lmjax are imported, and those of the modules that `allow_modules` names.
+    A run stores the import paths of its classes, and importing a module executes code. Only
+    classes of lmjax and of the modules in `allow_modules` are imported.
 
     Args:
-      path: the --workdir of a run of lmjax, whose latest checkpoint is taken (the moving
-        average of the parameters, where the run keeps one); that of a finished fine-tuning run,
-        or of one of several tasks with its name behind it; or a directory with config.json and
-        model.safetensors (or shards and their index), and a tokenizer.json beside it: BERT,
-        GPT-2, XLNet, ELECTRA's generator or discriminator, with or without heads.
-      allow_modules: modules of other people's classes that a run may name, such as
-        ['my_package'] for all that is in it.
+      path: one of
+        - the --workdir of a pretraining run. The latest checkpoint is loaded: the moving average
+          of the parameters if the run keeps one.
+        - the --workdir of a finished fine-tuning run, followed by '/' and the task's name if
+          several tasks were trained.
+        - a directory with config.json, model.safetensors (or shards and their index) and
+          tokenizer.json: BERT, GPT-2, XLNet, ELECTRA's generator or discriminator, with or
+          without heads.
+      allow_modules: other modules that a run may import classes from; ['my_package'] allows all
+        of the package.
 
     Returns:
-      The network with its parameters, on the first device; fine-tuned, it has a task and
-      predicts. Memory holds the parameters once and one tensor more.
+      The network with its parameters on the first device. A fine-tuned model has a task and can
+      predict. Peak memory is the parameters plus one tensor.
 
     Raises:
-      ConfigError: nothing there that can be opened; damaged, mismatched or missing tensors;
-        a config that asks for a function not built here, or for a module that is not allowed.
+      ConfigError: `path` contains no model; tensors are damaged, mismatched or missing; the
+        config needs an unsupported function or a module that is not allowed.
     """
     pretrained = runs.load(path, allow_modules)
     opened = Opened(**{f.name: getattr(pretrained, f.name) for f in fields(pretrained)})
@@ -248,27 +256,27 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opene
 
 
 def open_run(path: str | pathlib.Path, kind: type[Task], flag: str) -> Opened:
-    """Opens a model that was fine-tuned on a task.
+    """Opens a model that was fine-tuned on a given task.
 
     Args:
-      kind: the task that it is to be.
-      flag: that named it, for messages.
+      kind: the expected task.
+      flag: the flag that names the model, for messages.
 
     Raises:
-      ConfigError: as `load`, or it is a model of another task or of none.
+      ConfigError: as `load`, or the model has another task or none.
     """
     opened = load(path)
     if not isinstance(opened.task, kind):
         found = type(opened.task).__name__ if opened.task else "no task"
-        raise ConfigError(f"{flag}: '{path}' is a model of {found}, not of {kind.__name__}")
+        raise ConfigError(f"{flag}: '{path}' is a model for {found}, not for {kind.__name__}")
     return opened
 
 
 def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
-    """Writes task.json, of which `load` makes the task, with all that it learnt of its rows.
+    """Writes task.json, from which `load` restores the task, including values fitted to rows.
 
     Args:
-      data: that it was learnt from.
+      data: the task's fine-tuning data.
     """
     left_out = {"model", "vocabulary", "adapter"}  # adapters are merged
     kept = {
@@ -280,7 +288,7 @@ def write_task(task: Task, data: RowsConfig, directory: pathlib.Path) -> None:
 
 
 def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Task:
-    """A task for a network."""
+    """Builds the task of a network."""
     network: Any = pretrained.network
     tokenizer = pretrained.tokenizer
     assert tokenizer is not None
@@ -294,19 +302,19 @@ def _built(pretrained: Pretrained, values: Mapping[str, Any], where: str) -> Tas
     labels = task.labels or pretrained.labels
     task = dataclasses.replace(task, labels=labels, adapter=LoraConfig())
     if _kind(task.network) != _kind(network):
-        raise ConfigError(f"{where}: the network is one of another task")
+        raise ConfigError(f"{where}: the network belongs to another task")
     return task
 
 
 def _kind(network: Any) -> tuple[str, type | None, int]:
-    """What a network's head is for, its class, and how many classes it has."""
+    """Returns the purpose of a network's head, its type and its number of classes."""
     if not isinstance(network, Headed):
         return "", None, 0
     return network.task, type(network.head), network.classes
 
 
 def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
-    """The task that a published model was fine-tuned on, as far as head and config.json tell."""
+    """Infers the task of a published model from its head and config.json, if possible."""
     network: Any = pretrained.network
     if pretrained.tokenizer is None or not isinstance(network, Headed):
         return None
@@ -314,7 +322,7 @@ def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
     if cls is Classification and network.classes == 1:
         cls = Regression
     if cls is None or config.get("problem_type") not in (None, _PROBLEMS.get(cls)):
-        return None  # several labels of a text, or several numbers
+        return None  # multi-label classification or multi-output regression
     length = min(getattr(pretrained.config, "max_length", _LONGEST), _LONGEST)
     if length < _SHORTEST:
         return None
@@ -326,18 +334,19 @@ def _of_head(pretrained: Pretrained, config: Mapping[str, Any]) -> Task | None:
     task = _built(pretrained, values, "task")
     nothing = np.zeros(0, np.int32)
     read = max(*task.form.join(nothing, nothing).tokens, task.vocabulary.pad)
-    return task if read < task.model.vocab_size else None  # it reads texts in another form
+    # Special tokens outside of the embedding table mean that it uses another input format.
+    return task if read < task.model.vocab_size else None
 
 
 def line(item: Item, told: Row | None) -> Row:
-    """A row's own fields, and what is predicted for it, or why nothing is under 'error'.
+    """Joins a row's own fields with its prediction, or with the reason for none under 'error'.
 
-    Columns that have only a number and are what the task has read stand under its name alone.
+    Numbered columns that the task has read appear only under the task's key.
     """
     if told is None:
         place = {"where": item.where} if item.where else {}
         return {**place, **item.own, "error": str(item.row)}
-    assert isinstance(item.row, dict)  # else nothing would be told
+    assert isinstance(item.row, dict)  # otherwise there is no prediction
     taken = {id(value) for value in item.row.values()}
     own = {
         name: value

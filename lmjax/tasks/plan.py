@@ -1,4 +1,4 @@
-"""A fine-tuning config, read and checked; its data and its start, prepared once for all seeds."""
+"""Fine-tuning configs, and the data and initial model that all seeds of a run share."""
 
 import dataclasses
 import pathlib
@@ -37,16 +37,15 @@ _NAMED_SETS = re.compile(rf"{_NAME}=[^,]+(,{_NAME}=[^,]+)*")
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningConfig:
-    """How long to train.
+    """Length of training.
 
     Attributes:
-      epochs: passes over the training rows; held-out rows are scored, and a checkpoint is
-        saved, after each.
-      batch_size: examples of an update, over all devices.
-      accumulation: micro-batches of an update.
-      warmup_ratio: share of the steps in which the learning rate rises; where 0,
-        config.optimizer.warmup_steps says how many.
-      log_every: in steps.
+      epochs: passes over the training rows. Each epoch ends with an evaluation and a checkpoint.
+      batch_size: examples per update, over all devices.
+      accumulation: micro-batches per update.
+      warmup_ratio: share of the steps that the learning-rate warmup takes; 0 uses
+        config.optimizer.warmup_steps.
+      log_every: logging interval in steps.
     """
 
     epochs: PositiveInt
@@ -61,7 +60,7 @@ class FinetuningConfig:
     def of_steps(
         self, steps_per_epoch: int, optimizer: OptimizerConfig
     ) -> tuple[TrainingConfig, OptimizerConfig]:
-        """The same counted in steps, the warmup of the optimizer too."""
+        """Converts epochs and the warmup ratio to steps."""
         training = TrainingConfig(
             steps=self.epochs * steps_per_epoch,
             batch_size=self.batch_size,
@@ -69,7 +68,7 @@ class FinetuningConfig:
             log_every=self.log_every,
             eval_every=steps_per_epoch,
             checkpoint_every=steps_per_epoch,
-            max_loss_rise=0.0,  # a regression or an uneven batch may well double it
+            max_loss_rise=0.0,  # a regression or an uneven batch may double the loss
         )
         if self.warmup_ratio:
             warmup = round(self.warmup_ratio * training.steps)
@@ -79,19 +78,19 @@ class FinetuningConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharedConfig:
-    """What the configs of fine-tuning one task and several have in common.
+    """Common fields of the single-task and multi-task fine-tuning configs.
 
     Attributes:
-      seed: of all that is random.
-      seeds: how many seeds are trained.
-      init: the checkpoint to begin with; '' begins with a random encoder of `model` and a
-        tokenizer trained on the rows.
-      compare_scratch: train a random encoder beside the pretrained one.
-      dropout: of the encoder.
-      model, tokenizer: of a random encoder.
+      seed: seed of all random numbers.
+      seeds: number of seeds to train.
+      init: the initial checkpoint; '' starts from a random encoder of `model` and a tokenizer
+        trained on the rows.
+      compare_scratch: also train a random encoder, for comparison.
+      dropout: dropout rate of the encoder.
+      model, tokenizer: configs of a random encoder and its tokenizer.
     """
 
-    # What a continued run may change.
+    # Fields that may change when a run is resumed.
     MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         "seeds",
         "compare_scratch",
@@ -124,7 +123,7 @@ class FinetuneConfig(SharedConfig):
 
     Attributes:
       task: `type`, an import path, and the fields of that dataclass.
-      data: its rows.
+      data: the task's rows.
     """
 
     task: Annotated[Mapping[str, Any], _TASK]
@@ -141,11 +140,11 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultitaskConfig(SharedConfig):
-    """The config of fine-tuning several tasks at once.
+    """The config of multi-task fine-tuning.
 
     Attributes:
-      tasks: by name.
-      temperature: a task of n examples is drawn in proportion to n^(1 / temperature).
+      tasks: tasks by name.
+      temperature: a task with n examples is sampled in proportion to n^(1 / temperature).
     """
 
     tasks: Mapping[str, TaskConfig]
@@ -154,15 +153,14 @@ class MultitaskConfig(SharedConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All that the seeds of a run share.
+    """Everything that the seeds of a run share.
 
     Attributes:
-      start: the pretrained encoder, or a random one.
-      rows, examples: of 'train', 'validation' and each of the test sets.
-      scored: the splits that the reported scores are of: the test sets, or 'validation' where
-        there is none.
-      notes: what was skipped, cut or split.
-      baselines: of each of `scored`, what simple rules score on its rows.
+      start: the pretrained or random encoder.
+      rows, examples: by split: 'train', 'validation' and each test set.
+      scored: the splits with reported scores: the test sets, or 'validation' if there are none.
+      notes: what was skipped, truncated or split, by split.
+      baselines: baseline scores of each split in `scored`.
     """
 
     task: Task
@@ -180,12 +178,12 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A config as typed parts, before any row is read.
+    """The typed parts of a config, before any row is read.
 
     Attributes:
-      task: of a stand-in model, without a vocabulary, where `start` is None.
-      start: what `config.init` names; None for a random one.
-      model, tokenizer: of a random start.
+      task: the task; if `start` is None, it has a placeholder model and no vocabulary.
+      start: the checkpoint that `config.init` names; None for a random encoder.
+      model, tokenizer: configs of a random encoder and its tokenizer.
     """
 
     seed: int
@@ -201,20 +199,20 @@ class Settings:
 
 
 def read_settings(config: ml_collections.ConfigDict, start: Start | None = None) -> Settings:
-    """Reads every field of `config`, and opens the start; reads no rows and writes nothing.
+    """Reads `config` and opens its checkpoint; reads no rows and writes no files.
 
     Args:
-      start: what `config.init` names, where it is open already.
+      start: the checkpoint that `config.init` names, if already open.
 
     Raises:
-      ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
-        with another; or the start cannot be opened.
+      ConfigError: a field is unknown, missing, mistyped, invalid or conflicts with another, or
+        the checkpoint cannot be opened.
     """
     own = build(FinetuneConfig, config, "config")
     dropout, training, optimizer = own.dropout, own.training, own.optimizer
     if training.warmup_ratio and optimizer.warmup_steps:
         raise ConfigError(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps}, and"
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps}, but"
             f" config.training.warmup_ratio is {training.warmup_ratio}; set one of them to 0"
         )
     mesh = make_mesh(own.mesh)
@@ -222,7 +220,7 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
     cls = resolve_type(own.task, "config.task", Task)
     if start is None and own.init:
         start = start_from(own.init, dropout).with_tokens(cls.added_tokens)
-    # The stand-in lets the task read rows, which a random start's tokenizer is trained on.
+    # The placeholder lets the task read the rows that a new tokenizer is trained on.
     task: Task = build_typed(
         own.task,
         "config.task",
@@ -232,8 +230,8 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
     )
     if task.compares_rows and training.accumulation > 1:
         raise ConfigError(
-            f"config.training.accumulation: {training.accumulation} micro-batches would leave a row"
-            f" with {training.accumulation} times fewer others to be told from; set it to 1"
+            f"config.training.accumulation: {training.accumulation} micro-batches would divide the"
+            f" negatives of each row by {training.accumulation}; set it to 1"
         )
     check_batch(training.batch_size, task.length, training.accumulation, mesh)
     return Settings(
@@ -251,13 +249,13 @@ def read_settings(config: ml_collections.ConfigDict, start: Start | None = None)
 
 
 def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Prepared:
-    """Reads the config, the data and the start; compiles and writes nothing.
+    """Reads the config, the data and the checkpoint; compiles nothing and writes no files.
 
     Args:
-      start: what `config.init` names, where it is open already.
+      start: the checkpoint that `config.init` names, if already open.
 
     Raises:
-      ConfigError: a field, a file or a row that cannot work.
+      ConfigError: a field, a file or a row is invalid.
     """
     settings = read_settings(config, start)
     task, start, data = settings.task, settings.start, settings.data
@@ -266,7 +264,7 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
     splits = ("train", "validation", *tests)
     notes = {split: Notes() for split in splits}
     rows = {split: read_rows(task, data, split, notes[split]) for split in splits}
-    task = task.bind(rows["train"])  # all of them: few may lack a class
+    task = task.bind(rows["train"])  # before sampling: a sample may lack a class
     rows["train"] = draw(rows["train"], data.train_rows, settings.seed)
     task = task.fit(rows["train"])
     check_saved(task.saved_network)
@@ -298,10 +296,10 @@ def prepare(config: ml_collections.ConfigDict, start: Start | None = None) -> Pr
 
 
 def named_tests(data: RowsConfig) -> dict[str, str]:
-    """The test sets by name: several, 'test' alone, or none.
+    """Returns the paths of the test sets by name; a single unnamed one is called 'test'.
 
     Raises:
-      ConfigError: a name that no file can be named after, or a path that is empty.
+      ConfigError: a name is invalid or a path is empty.
     """
     where = "config.data.test"
     named: Mapping[str, Any]
@@ -313,14 +311,14 @@ def named_tests(data: RowsConfig) -> dict[str, str]:
         parts = [part.split("=", 1) for part in data.test.split(",")]
         named = dict(parts)
         if len(named) < len(parts):
-            raise ConfigError(f"{where}: two test sets of one name in '{data.test}'")
+            raise ConfigError(f"{where}: '{data.test}' uses one name for two test sets")
     else:
         named = {"test": data.test} if data.test else {}
     for name, path in named.items():
         if not re.fullmatch(_NAME, name) or name in ("train", "validation"):
             raise ConfigError(
-                f"{where}: '{name}' cannot name a test set; take letters, digits, - and _, and"
-                " neither 'train' nor 'validation'"
+                f"{where}: '{name}' is not a valid name of a test set; use letters, digits, - and"
+                " _, but not 'train' or 'validation'"
             )
         if not isinstance(path, str) or not path:
             raise ConfigError(f"{where}.{name}: expected a path, got {path!r}")
@@ -328,7 +326,7 @@ def named_tests(data: RowsConfig) -> dict[str, str]:
 
 
 def read_rows(task: Task, data: RowsConfig, split: str, notes: Notes) -> list[Row]:
-    """The usable rows of 'train', 'validation' or a test set; see `read_split`."""
+    """Reads the usable rows of 'train', 'validation' or a test set; see `read_split`."""
     if split in ("train", "validation"):
         return read_split(data, split, task.parse, task.embedded, notes)
     data = dataclasses.replace(data, test=named_tests(data)[split])
@@ -339,7 +337,7 @@ def read_rows(task: Task, data: RowsConfig, split: str, notes: Notes) -> list[Ro
 
 
 def _field(split: str) -> str:
-    """The config's field of a split or test set."""
+    """Returns the config field of a split or test set."""
     own = split in ("train", "validation", "test")
     return f"config.data.{split}" if own else f"config.data.test.{split}"
 

@@ -1,4 +1,4 @@
-"""Predictions for rows, by a task and its parameters as they are."""
+"""Predictions of a task for rows, from given parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from lmjax.training.step import total_loss
 
 
 class Predictor:
-    """A task's forward pass, compiled once for each shape of its batches."""
+    """A task's forward pass, compiled once per batch shape."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class Predictor:
         tokenizer: Tokenizer,
         pick: Callable[[Any], Any] = lambda params: params,
     ):
-        """Compiles nothing yet.
+        """Prepares the forward pass; compilation happens on first use.
 
         Args:
-          shardings: of the parameters that `predict` is given.
-          tokenizer: of the start.
-          pick: takes the task's own from them.
+          shardings: shardings of the parameters passed to `predict`.
+          tokenizer: the tokenizer of the examples.
+          pick: selects the task's parameters from those passed to `predict`.
         """
         self._task, self._collate, self._mesh = task, collate, mesh
         self._tokenizer, self._pick = tokenizer, pick
@@ -52,7 +52,7 @@ class Predictor:
     def outputs(
         self, params: Any, rows: Sequence[Row], examples: Sequence[Example]
     ) -> tuple[list[Outputs], dict[str, float]]:
-        """What `Task.predict` reads of each example, and the means of what the loss is made of.
+        """Returns the outputs of each example for `Task.predict`, and mean losses and metrics.
 
         Raises:
           NonFiniteError: the model's outputs are NaN or infinite.
@@ -83,10 +83,11 @@ class Predictor:
         examples: Sequence[Example],
         task: Task | None = None,
     ) -> tuple[list[Row], dict[str, float]]:
-        """Predictions for all rows, and the means of what the loss is made of.
+        """Returns predictions for all rows, and mean losses and metrics.
 
         Args:
-          task: decides instead of the predictor's own, as after `Task.tune`.
+          task: used instead of the predictor's task to turn outputs into predictions, e.g. after
+            `Task.tune`.
         """
         outputs, means = self.outputs(params, rows, examples)
         return (task or self._task).predict(rows, examples, outputs), means

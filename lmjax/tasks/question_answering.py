@@ -30,22 +30,22 @@ _NEVER = -1e30  # the logit of padding
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class QuestionAnswering(Task):
-    """Where in the context the answer starts and ends.
+    """Predicts where the answer starts and ends in the context.
 
-    Question and context are the two texts of the family's form. A long context is read in
-    windows that overlap, each of them an example; one without the whole answer has its start
-    and end on the [CLS] token. A token is an answer's start only in the window that shows most
-    of what is around it. Rows are SQuAD's nested JSON, or flat ones with `id`, `question`,
-    `context` and `answers` = {text: [...], answer_start: [...]}.
+    Question and context form the text pair of the family's input format. A long context is split
+    into overlapping windows, one example each. In a window without the whole answer, the targets
+    are the [CLS] token. A token can start an answer only in the window that shows most context
+    around it. Rows are SQuAD's nested JSON, or flat rows with `id`, `question`, `context` and
+    `answers` = {text: [...], answer_start: [...]}.
 
     Attributes:
-      question_length: longest question in tokens; longer ones are cut, and counted.
-      stride: by how many tokens windows are apart.
-      answer_length: longest answer that is predicted, in tokens.
-      n_best: of starts, of ends and of answers looked at.
-      no_answer: whether questions may have none (SQuAD 2.0).
-      null_threshold: predict none where the score of [CLS] exceeds the best answer's by more.
-        None chooses it after training, for the best F1 of the validation rows.
+      question_length: longest question in tokens; longer ones are truncated and counted.
+      stride: distance between the starts of windows, in tokens.
+      answer_length: longest predicted answer, in tokens.
+      n_best: number of starts, ends and answers that are considered.
+      no_answer: whether questions may have no answer (SQuAD 2.0).
+      null_threshold: predicts no answer if the score of [CLS] exceeds that of the best answer by
+        more than this. None selects the value with the best F1 on validation after training.
     """
 
     head: ClassVar[heads.Task] = "question_answering"
@@ -54,9 +54,9 @@ class QuestionAnswering(Task):
         **Task.per_token,
         "starts": 0,  # 1 where the answer starts
         "ends": 0,
-        "from": -1,  # the characters of a token of the context
+        "from": -1,  # character range of a context token
         "to": -1,
-        "widest": 0,  # 1 where no other window shows more around the token
+        "widest": 0,  # 1 if no other window shows more context around the token
     }
     token_outputs: ClassVar[tuple[str, ...]] = ("logits",)
 
@@ -72,7 +72,7 @@ class QuestionAnswering(Task):
         if self.question_length + 3 >= self.length:
             raise ConfigError(
                 f"question_length: {self.question_length} of length={self.length} tokens leave no"
-                " room for the context; shorten it"
+                " room for the context; reduce it"
             )
 
     def parse(self, values: Row, gold: Gold = "required") -> Row | list[Row | BadRowError]:
@@ -94,14 +94,14 @@ class QuestionAnswering(Task):
                         name = question.get("id", "") if isinstance(question, dict) else ""
                         found.append(BadRowError(str(error), f"question {name!r}" if name else ""))
         except (KeyError, TypeError) as error:
-            raise BadRowError(f"no paragraphs of SQuAD's form ({error!r})") from error
+            raise BadRowError(f"paragraphs are not in SQuAD's format ({error!r})") from error
         return found
 
     def _question(self, values: Row, gold: Gold) -> Row:
         row = super().parse(values, gold)
         assert isinstance(row, dict)
         if gold == "required" and None in row["starts"]:
-            raise BadRowError("no answers of SQuAD's form (an answer without 'answer_start')")
+            raise BadRowError("answers are not in SQuAD's format (one lacks 'answer_start')")
         return row
 
     def parse_inputs(self, values: Row) -> Row:
@@ -116,7 +116,7 @@ class QuestionAnswering(Task):
         try:
             texts, _ = _answers(values)
         except BadRowError:
-            return True  # and `parse_gold` says what is wrong with it
+            return True  # `parse_gold` reports the error
         stated = any(values.get(name) is not None for name in ("answers", "gold", "is_impossible"))
         return bool(texts or values.get("is_impossible")) or (stated and self.no_answer)
 
@@ -128,7 +128,7 @@ class QuestionAnswering(Task):
         elif not texts and "is_impossible" in values:
             raise BadRowError("no answer, and 'is_impossible' is false")
         if not texts and not self.no_answer:
-            raise BadRowError("no answer (config.task.no_answer=true takes such questions)")
+            raise BadRowError("no answer (config.task.no_answer=true accepts such questions)")
         for text, start in zip(texts, starts, strict=True):
             if not text.strip():
                 raise BadRowError("empty answer")
@@ -149,7 +149,7 @@ class QuestionAnswering(Task):
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
     ) -> list[Example]:
-        del training  # every window is an example in both
+        del training  # every window is an example, in training and evaluation
         form = self.form
         questions = tokenizer.encode_batch([row["question"] for row in rows])
         contexts = tokenizer.encode_with_offsets([row["context"] for row in rows])
@@ -191,7 +191,7 @@ class QuestionAnswering(Task):
         return examples
 
     def _null(self, tokens: np.ndarray) -> int:
-        """The place of [CLS], which stands for no answer."""
+        """Returns the position of [CLS], which represents "no answer"."""
         return 0 if tokens[0] == self.vocabulary.cls else len(tokens) - 1
 
     def compute_loss(self, outputs: Outputs, batch: Batch) -> Scored:
@@ -247,7 +247,7 @@ class QuestionAnswering(Task):
         return self.no_answer and self.null_threshold is None
 
     def tune(self, predictions: Sequence[Row]) -> tuple[Task, Scores]:
-        """The threshold of the best F1, with evaluate-v2.0.py's figures on a scale from 0 to 1."""
+        """Selects the threshold with the best F1; reports evaluate-v2.0.py's scores in [0, 1]."""
         plain = self.scores(predictions)
         found = {"null_threshold": 0.0, "f1_at_0": plain["f1"], "exact_at_0": plain["exact"]}
         for i, name in enumerate(("exact", "f1")):
@@ -258,7 +258,7 @@ class QuestionAnswering(Task):
         return dataclasses.replace(self, null_threshold=chosen), found
 
     def scores(self, predictions: Sequence[Row]) -> Scores:
-        """F1 and exact match; with `no_answer` also what the best thresholds would give."""
+        """F1 and exact match; with `no_answer`, also the scores at the best thresholds."""
         every = np.array([answer_scores(p["prediction"], p["gold"]) for p in predictions])
         exact, f1 = every.mean(0)
         found = {"f1": float(f1), "exact": float(exact)}
@@ -291,7 +291,7 @@ class QuestionAnswering(Task):
         lines = []
         if self.no_answer:
             lines += threshold_table(predictions, self.null_threshold or 0.0)
-        lines += [f"## The surest mistakes, of {len(wrong)} without a word in common", ""]
+        lines += [f"## The most confident of {len(wrong)} mistakes without a common word", ""]
         return lines + [
             f"- {' '.join(p['question'].split())} **{' '.join(p['prediction'].split())}**"
             f" ({p['confidence']:.2f}), not"
@@ -301,7 +301,7 @@ class QuestionAnswering(Task):
 
 
 def trimmed(offsets: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where tokens begin and end, [tokens] each, without the spaces they begin with."""
+    """Returns the [tokens] starts and ends of tokens in characters, without leading spaces."""
     begins, ends = offsets[:, 0].copy(), offsets[:, 1]
     for i in range(len(begins)):
         while begins[i] < ends[i] and text[begins[i]].isspace():
@@ -316,12 +316,16 @@ def best_spans(
     widest: np.ndarray,
     task: QuestionAnswering,
 ) -> list[tuple[float, int, int]]:
-    """(score, begin, end) in characters of answers in one window, from its n_best logits.
+    """Returns (score, begin, end) of the answers in a window, from its n_best logits.
 
     Args:
-      logits: [tokens, 2].
-      begins, ends: [tokens] characters of tokens of the context, -1 for others.
-      widest: [tokens], where an answer may start.
+      logits: [tokens, 2] start and end logits.
+      begins, ends: [tokens] character ranges of context tokens, -1 for other tokens.
+      widest: [tokens], nonzero where an answer may start.
+      task: limits the answers.
+
+    Returns:
+      Scores, and begins and ends in characters.
     """
     answers = []
     context = begins >= 0
@@ -338,7 +342,7 @@ def best_spans(
 
 
 def _answers(values: Row) -> tuple[list[str], list[int | None]]:
-    """Texts and starts, of SQuAD's list of objects, of columns, or of texts without starts."""
+    """Reads texts and starts from SQuAD's list of objects, from columns, or from bare texts."""
     answers = values.get("answers")
     answers = values.get("gold") if answers is None else answers
     try:
@@ -350,16 +354,16 @@ def _answers(values: Row) -> tuple[list[str], list[int | None]]:
             texts = [answer["text"] for answer in listed]
             starts = [answer.get("answer_start") for answer in listed]
         if len(texts) != len(starts):
-            raise ValueError("not as many starts as texts")
+            raise ValueError("different numbers of starts and texts")
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a text is no string")
+            raise TypeError("a text is not a string")
         return texts, [None if start is None else int(start) for start in starts]
     except (KeyError, TypeError, ValueError) as error:
-        raise BadRowError(f"no answers of SQuAD's form ({error!r})") from error
+        raise BadRowError(f"answers are not in SQuAD's format ({error!r})") from error
 
 
 def _answer_tokens(row: Row, begins: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
-    """The first and the last token of the first answer; None where no place is known."""
+    """Returns the first and last token of the first answer; None if its position is unknown."""
     if not row.get("gold") or row["starts"][0] is None:
         return None
     text = row["gold"][0]

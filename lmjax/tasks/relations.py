@@ -1,4 +1,4 @@
-"""How two marked spans of a text are related (SemEval-2010 task 8; Hendrickx et al. 2010)."""
+"""Relation classification between two marked spans (SemEval-2010 task 8; Hendrickx et al. 2010)."""
 
 import dataclasses
 import itertools
@@ -26,22 +26,20 @@ _HEAD, _TAIL = 1, 2  # entries of 'marks'
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Relations(Classes):
-    """Entity markers, entity start (Baldini Soares et al. 2019, §3.2).
+    """Classifies relations by "entity markers, entity start" (Baldini Soares et al. 2019, §3.2).
 
-    [E1] and [/E1] are put around the head, [E2] and [/E2] around the tail; the classes are
-    read off the hidden states of [E1] and [E2], one behind the other. A causal model has read
-    nothing of what follows there: for GPT the two are written again behind the text, and
-    read there. The markers are tokens of their own, whose rows stay random where the trunk is
-    frozen.
+    [E1] and [/E1] surround the head, [E2] and [/E2] surround the tail. The classifier reads the
+    concatenated hidden states of [E1] and [E2]. A causal model has not seen the rest of the text
+    at these positions, so for GPT both markers are repeated after the text and read there. The
+    markers are added tokens; their embeddings stay random if the trunk is frozen.
 
-    Texts that are too long lose what is furthest from the spans first.
+    Long texts are truncated far from the spans first.
 
     Attributes:
-      text, spans: names of the columns of the text and of the two spans, head and tail, each
-        [first character, the one behind the last]. Files of SemEval-2010 task 8 have these
-        columns as they are.
-      label: the column of the relation.
-      other: the label that stands for no relation, which macro-F1 leaves out.
+      text, spans: column names of the text and of the two spans, head and tail. A span is
+        [first character, last character + 1]. Files of SemEval-2010 task 8 have these columns.
+      label: column name of the relation.
+      other: the label for no relation, which macro-F1 ignores.
     """
 
     head: ClassVar[heads.Task] = "relation_classification"
@@ -149,7 +147,7 @@ def check_apart(head: Sequence[int], tail: Sequence[int]) -> None:
 
 
 def marked(row: Row) -> str:
-    """The text with its head and tail in brackets, as the model reads them."""
+    """Returns the text with markers around its head and tail, as the model reads it."""
     order = MARKERS if row["head"] < row["tail"] else (*MARKERS[2:], *MARKERS[:2])
     before, first, between, second, after = _parts(row, keep_spaces=True)
     return f"{before}{order[0]}{first}{order[1]}{between}{order[2]}{second}{order[3]}{after}"
@@ -162,15 +160,15 @@ def _span(value: Any, text: str, name: str) -> list[int]:
     begin, end = value
     if not 0 <= begin < end <= len(text) or not text[begin:end].strip():
         raise BadRowError(
-            f"column '{name}' points to nothing in the text ([{begin}, {end}] of {len(text)})"
+            f"column '{name}' is not a span of the text ([{begin}, {end}] of {len(text)})"
         )
     return [begin, end]
 
 
 def _parts(row: Row, keep_spaces: bool = False) -> list[str]:
-    """The text before, in, between, in and behind the spans.
+    """Splits the text into five parts: before, first span, between, second span, after.
 
-    Spaces go to the part behind them, as byte-level BPE and SentencePiece have them.
+    Spaces belong to the part that follows them, as in byte-level BPE and SentencePiece.
     """
     text = row["text"]
     cuts = [0, *sorted([*row["head"], *row["tail"]]), len(text)]
@@ -189,10 +187,10 @@ def _whole(parts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def _kept(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """(begin, end) of what is kept of the five parts, `room` tokens in all at most.
+    """Returns the (begin, end) to keep of each of the five parts, at most `room` tokens in total.
 
-    The longer one of the outer parts gives first, at its outer end; then what is between the
-    spans, at its end; then the longer span.
+    First the longer outer part is truncated at its outer end, then the part between the spans at
+    its end, then the longer span.
     """
     before, first, between, second, after = lengths
     excess = max(sum(lengths) - room, 0)
@@ -208,12 +206,12 @@ def _kept(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
 
 
 def _places(batch: Batch) -> jax.Array:
-    """[batch, 2]: where head and tail are read."""
+    """Returns the [batch, 2] positions at which head and tail are read."""
     return jnp.stack([jnp.argmax(batch["marks"] == m, axis=1) for m in (_HEAD, _TAIL)], axis=1)
 
 
 def _bag(row: Row) -> str:
-    """Words, each marked with the part that it is in; which span is first is a word too."""
+    """Returns words marked with their part, plus features for the order and distance of spans."""
     _, first, between, second, _ = _parts(row)
     a, b = ("h", "t") if row["head"] < row["tail"] else ("t", "h")
     named = {a: first, b: second, "b": between}

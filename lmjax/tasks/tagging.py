@@ -1,4 +1,4 @@
-"""A label for each word: named entities, parts of speech, slots (BERT §5.3)."""
+"""Token classification: named entities, parts of speech, slots (BERT §5.3)."""
 
 import collections
 import dataclasses
@@ -29,20 +29,20 @@ _WORD = re.compile(r"\S+")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Tagging(Task):
-    """A head on the first token of each word; the word's other tokens are not scored.
+    """Tags each word with a head on its first token; its other tokens are ignored.
 
-    A sentence longer than `length` is read in windows that overlap; each word is tagged, and
-    learnt, in the window that shows most of what is around it. A word that the tokenizer makes
-    nothing of is given the most frequent label.
+    A sentence longer than `length` is split into overlapping windows. Each word is tagged, in
+    training and prediction, in the window that shows most context around it. A word without
+    tokens gets the most frequent label.
 
-    A text without a list of words, {'text': ...}, can be tagged, too: its words are what stands
-    between white space, and predictions say under 'offsets' which characters each is.
+    A plain text, {'text': ...}, can be tagged too: it is split at white space, and predictions
+    contain the character range of each word under 'offsets'.
 
     Attributes:
-      words, tags: names of the columns. Of CoNLL files they count from '0', or from the end:
+      words, tags: column names. Columns of CoNLL files are numbered from '0', or from the end:
         '-1' is the last.
-      stride: by how many tokens windows are apart; 0 = half of what fits.
-      score: 'spans' counts whole spans in BIO tags, 'words' each word.
+      stride: distance between the starts of windows in tokens; 0 = half a window.
+      score: 'spans' scores whole spans of BIO tags, 'words' scores each word.
     """
 
     head: ClassVar[heads.Task] = "token_classification"
@@ -77,15 +77,15 @@ class Tagging(Task):
     def parse_gold(self, values: Row, row: Row) -> Row:
         tags, words = _strings(values, self.tags, "tags"), row["words"]
         if len(words) != len(tags):
-            raise BadRowError(f"not as many tags as words ({len(tags)}, {len(words)})")
+            raise BadRowError(f"{len(tags)} tags for {len(words)} words")
         for i, tag in enumerate(tags):
             if self.score == "spans" and not _BIO.fullmatch(tag):
-                why = f"{tag!r} is no BIO tag (config.task.score='words' takes any)"
+                why = f"{tag!r} is not a BIO tag (config.task.score='words' accepts any tag)"
                 raise BadRowError(why, i)
         return {"gold": tags}
 
     def has_gold(self, values: Row) -> bool:
-        # Of a file with one column, the last one is that of the words.
+        # In a file with one column, the last column contains the words.
         numbered = self.tags.removeprefix("-").isdigit() and "0" in values
         return super().has_gold(values) and not (numbered and "1" not in values)
 
@@ -104,7 +104,7 @@ class Tagging(Task):
         for i, tag in enumerate(row.get("gold", ())):
             if tag not in self.labels:
                 known = ", ".join(self.labels[:12])
-                raise BadRowError(f"tag {tag!r} is none of the set ({known})", i)
+                raise BadRowError(f"tag {tag!r} is not in the set ({known})", i)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Tokenizer, notes: Notes, training: bool
@@ -120,7 +120,7 @@ class Tagging(Task):
             lost = len(row["words"]) - int((first >= 0).sum())
             notes.add(f"words without tokens, given '{self.labels[0]}'", count=lost)
             windows = spans(len(ids), room, stride)
-            windows[-1] = max(len(ids) - room, 0), len(ids)  # as much as fits before its end
+            windows[-1] = max(len(ids) - room, 0), len(ids)  # a full window before the end
             widest = widest_windows(windows, len(ids))
             notes.add(f"split into windows of {self.length} tokens", count=int(len(windows) > 1))
             for w, (begin, end) in enumerate(windows):
@@ -211,14 +211,14 @@ class Tagging(Task):
 
 
 def words_of_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
-    """Which word each token is of, [tokens] int; -1 for none.
+    """Returns the index of each token's word, [tokens] int; -1 for none.
 
     Args:
-      offsets: [tokens, 2] characters of the tokens in the words joined by single spaces.
+      offsets: [tokens, 2] character ranges of tokens in the words joined by single spaces.
     """
     lengths = np.array([len(word) for word in words])
     starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-    # A token may begin with the space before its word: what counts is where it ends.
+    # A token may begin with the space before its word, so its end decides.
     last = np.searchsorted(starts, offsets[:, 1] - 1, side="right") - 1
     last = np.clip(last, 0, len(words) - 1)
     inside = (offsets[:, 0] < starts[last] + lengths[last]) & (offsets[:, 1] > starts[last])
@@ -226,7 +226,7 @@ def words_of_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
 
 
 def first_tokens(of_word: np.ndarray) -> np.ndarray:
-    """The word that a token is the first of, -1 for other tokens."""
+    """Returns the word's index for the first token of each word, -1 for other tokens."""
     first = np.full(len(of_word), -1)
     found, places = np.unique(of_word, return_index=True)
     first[places[found >= 0]] = found[found >= 0]

@@ -1,7 +1,7 @@
-"""When to give no answer: the threshold of the null score (SQuAD 2.0's evaluate-v2.0.py).
+"""Null-score thresholds for unanswerable questions (SQuAD 2.0's evaluate-v2.0.py).
 
-Predictions are those of `QuestionAnswering` with 'gold', 'best_answer' and 'null_difference', the
-null score minus that of the best answer; None where no answer could be given.
+Predictions are those of `QuestionAnswering` with 'gold', 'best_answer' and 'null_difference': the
+null score minus the score of the best answer, or None if there is no candidate answer.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lmjax.tasks.metrics import answer_scores
 
 
 def best_threshold(predictions: Sequence[Row], which: int) -> tuple[float, float, float]:
-    """`best_null_threshold` for exact match (0) or F1 (1), whose best is a mean from 0 to 1."""
+    """Applies `best_null_threshold` to exact match (0) or F1 (1); the best score is in [0, 1]."""
     asked = [p for p in predictions if p["null_difference"] is not None]
     gains = [answer_scores(p["best_answer"], p["gold"])[which] - (not p["gold"]) for p in asked]
     without = sum(not p["gold"] for p in predictions)
@@ -27,22 +27,22 @@ def best_threshold(predictions: Sequence[Row], which: int) -> tuple[float, float
 def best_null_threshold(
     gains: Sequence[float], differences: Sequence[float], without: float
 ) -> tuple[float, float, float]:
-    """The threshold of SQuAD 2.0's null score that gives the highest total.
+    """Finds the threshold of SQuAD 2.0's null score with the highest total score.
 
-    `find_best_thresh` of evaluate-v2.0.py, but that questions with equal differences are answered
-    together, as any threshold does, and that where no answer is the best, the threshold lies below
-    all differences, and not at 0.
+    Like `find_best_thresh` of evaluate-v2.0.py, with two differences: questions with equal
+    differences are answered together, as under any threshold; and if it is best to answer no
+    question, the threshold lies below all differences instead of at 0.
 
     Args:
-      gains: what the best answer of a question adds to the total if it is given: its score, less 1
-        for a question without an answer.
-      differences: the null score minus that of the best answer, which is given where this is not
-        above the threshold.
-      without: the total if no answer is given: how many questions have none.
+      gains: the change of the total if a question is answered: the score of its best answer,
+        minus 1 for an unanswerable question.
+      differences: the null score minus the score of the best answer. A question is answered if
+        this is at most the threshold.
+      without: the total if no question is answered: the number of unanswerable questions.
 
     Returns:
-      The total; the largest difference that is answered, which is the script's threshold; and
-      halfway from there to the next difference, where rounding changes no answer.
+      The total; the largest answered difference, which is the script's threshold; and the middle
+      between it and the next difference, a threshold that is robust to rounding.
     """
     order = np.argsort(differences, kind="stable")
     sorted_ = np.asarray(differences, float)[order]
@@ -55,7 +55,7 @@ def best_null_threshold(
 
 
 def threshold_table(predictions: Sequence[Row], used: float) -> list[str]:
-    """Markdown: what the rows score with the threshold that is used, with 0, and at best."""
+    """Returns a Markdown table of the scores at the used threshold, at 0, and at the best ones."""
     thresholds = {"as predicted": used, "0": 0.0}
     thresholds |= {
         f"best {name} here": best_threshold(predictions, i)[2]
@@ -69,7 +69,7 @@ def threshold_table(predictions: Sequence[Row], used: float) -> list[str]:
 
 
 def _scores(prediction: Row, threshold: float) -> tuple[float, float]:
-    """Exact match and F1 with another threshold."""
+    """Returns exact match and F1 of a prediction at another threshold."""
     difference = prediction["null_difference"]
     given = difference is not None and difference <= threshold
     return answer_scores(prediction["best_answer"] if given else "", prediction["gold"])

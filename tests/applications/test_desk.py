@@ -141,5 +141,5 @@ def test_a_run_is_opened_for_what_it_is(classifier: pathlib.Path) -> None:
         sure = p["gold_probability"] if p["prediction"] == "no" else 1 - p["gold_probability"]
         assert p["confidence"] == pytest.approx(sure, abs=1e-5)
     assert opened.predict([]) == []
-    with pytest.raises(ConfigError, match=r"--answers: .* a model of Classification, not"):
+    with pytest.raises(ConfigError, match=r"--answers: .* a model for Classification, not"):
         open_run(classifier, QuestionAnswering, "--answers")

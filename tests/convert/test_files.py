@@ -118,26 +118,26 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "no whole safetensors file"),
-        (write("model.safetensors", b""), "no whole safetensors file"),
-        (write("model.safetensors", b"\xff" * 64), "no whole safetensors file"),
-        (write("model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "no whole safetensors"),
-        (lambda path: (path / "model.safetensors").unlink(), "no model.safetensors in it"),
-        (pickle_only, "opening a pickle can run any code"),
+        (cut, "not a complete safetensors file"),
+        (write("model.safetensors", b""), "not a complete safetensors file"),
+        (write("model.safetensors", b"\xff" * 64), "not a complete safetensors file"),
+        (write("model.safetensors", (2**60).to_bytes(8, "little") + b"{}"), "not a complete"),
+        (lambda path: (path / "model.safetensors").unlink(), "has no model.safetensors"),
+        (pickle_only, "opening a pickle can execute"),
         (drop(QUERY), f"tensor '{QUERY}' is missing"),
-        (change_tensor(QUERY, lambda x: x[:4]), r"is \[4, 8\], and config.json makes it \[8, 8\]"),
+        (change_tensor(QUERY, lambda x: x[:4]), r"shape \[4, 8\], but config.json implies \[8"),
         (change_tensor(WORD, with_nan), f"tensor '{WORD}' has 1 values that are not finite"),
-        (change_tensor(WORD, lambda x: x.astype(np.int64)), "is of type I64"),
-        (lambda p: put(p, {**tensors(p), "lora_A": np.ones(2)}), "no place here for tensor lora_A"),
+        (change_tensor(WORD, lambda x: x.astype(np.int64)), "has type I64"),
+        (lambda p: put(p, {**tensors(p), "lora_A": np.ones(2)}), "unexpected tensor lora_A"),
         (
             lambda p: put(p, {**tensors(p), "cls.predictions.decoder.weight": np.ones((20, 8))}),
-            "'cls.predictions.decoder.weight' is not 'bert.embeddings.word_embeddings.weight'",
+            "decoder.weight' differs from 'bert.embeddings.word_embeddings.weight'",
         ),
         (write("config.json", b"{"), "no JSON"),
         (write("config.json", b"[" * 100_000), "no JSON"),
         (write("config.json", b"[1]"), "holds no JSON object"),
         (lambda path: (path / "config.json").unlink(), "config.json: cannot be read"),
-        (with_config(model_type="t5"), "'model_type' is 't5'; known are bert, electra"),
+        (with_config(model_type="t5"), "'model_type' is 't5'; expected one of bert"),
         (with_config(model_type=["bert"]), "'model_type' is"),
         (with_config(architectures=["T5Model"]), "'architectures' names T5Model"),
         (with_config(architectures=["BertLMHeadModel"]), "causal BERT is not supported"),
@@ -150,7 +150,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (with_config(num_hidden_layers=10**9), "layers: must lie in"),
         (with_config(num_hidden_layers=3), "tensor 'bert.encoder.layer.2"),
         (with_config(vocab_size=10**12), "expected a size >= 1"),
-        (with_config(vocab_size=10**6), "config.json makes it"),
+        (with_config(vocab_size=10**6), "config.json implies"),
         (with_config(vocab_size=10**9), "vocab_size: must lie in"),
         (with_config(layer_norm_eps=float("nan")), "'layer_norm_eps' is nan"),
         (with_config(type_vocab_size=0), "'type_vocab_size' is 0; expected a size"),
@@ -159,12 +159,12 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (with_config(is_decoder=True), "'is_decoder' is True"),
         (index({WORD: "../../etc/passwd"}), "points to '../../etc/passwd'"),
         (index({WORD: "/etc/passwd.safetensors"}), "points to '/etc/passwd.safetensors'"),
-        (index({WORD: "..\\model.safetensors"}), "only a .safetensors file beside"),
+        (index({WORD: "..\\model.safetensors"}), "only .safetensors files in"),
         (index({WORD: 3}), "points to 3"),
-        (index({WORD: "other.safetensors"}), "names 'other.safetensors', which is not there"),
+        (index({WORD: "other.safetensors"}), "lists 'other.safetensors', which is missing"),
         (index({"no.such": "model.safetensors"}), "tensor 'no.such' is not in model.safetensors"),
-        (index([]), "no index of safetensors files"),
-        (index({}), "names no tensor"),
+        (index([]), "not an index of safetensors files"),
+        (index({}), "lists no tensors"),
     ],
 )
 def test_one_clear_error(damage: Any, message: str, copy: pathlib.Path) -> None:
@@ -245,7 +245,7 @@ def test_the_labels_of_a_fine_tuned_head_are_kept(
 
 def test_nothing_is_overwritten(whole: pathlib.Path) -> None:
     before = (whole / "model.safetensors").read_bytes()
-    with pytest.raises(ConfigError, match="is there and not empty"):
+    with pytest.raises(ConfigError, match="is not empty; give"):
         lmjax.save_huggingface(lmjax.load(whole), whole)
     assert (whole / "model.safetensors").read_bytes() == before
     with pytest.raises(ConfigError, match="--to: cannot write"):
@@ -337,11 +337,11 @@ def test_impossible_texts_are_refused(whole: pathlib.Path) -> None:
     model = lmjax.load(whole)
     for arguments, message in (
         ((np.zeros((1, 7), int),), "7 are more than the 6 rows of the position table"),
-        ((np.full((1, 2), 20),), "tokens: ids from 20 to 20, and the table has 20 rows"),
+        ((np.full((1, 2), 20),), "tokens: ids from 20 to 20, but the table has 20 rows"),
         ((np.full((1, 2), -1),), "tokens: ids from -1"),
         ((np.zeros((1, 2), int), np.full((1, 2), 2)), "segments: ids from 2 to 2"),
-        ((np.zeros(3, int),), "all are"),
-        ((np.zeros((1, 3), int), None, np.ones((1, 2), bool)), "all are"),
+        ((np.zeros(3, int),), "all must be"),
+        ((np.zeros((1, 3), int), None, np.ones((1, 2), bool)), "all must be"),
     ):
         with pytest.raises(ValueError, match=message):
             model(*arguments)

@@ -97,7 +97,7 @@ def test_a_run_becomes_a_published_model(
         [*command, f"--to={tmp_path / 'm'}"], cwd=ROOT, env=environment, capture_output=True
     )
     assert again.returncode == 2
-    assert b"is there and not empty" in again.stderr
+    assert b"is not empty; give" in again.stderr
 
 
 @pytest.mark.parametrize("part", ["generator", "discriminator"])
@@ -151,7 +151,7 @@ def cut_checkpoint(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_config, "no config of a run"),
+        (break_config, "not the config of a run"),
         (break_objective, "has no 'NoSuch'"),
         (drop_checkpoints, "no checkpoint in it"),
         (drop_tokenizer, "no tokenizer.json"),
@@ -180,11 +180,11 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model", "bert", "'model' is no block"),
-        ("model", ["bert"], "'model' is no block"),
-        ("model", 3, "'model' is no block"),
-        ("model", None, "'model' is no block"),
-        ("training", [], "'training' is no block"),
+        ("model", "bert", "'model' is not a block"),
+        ("model", ["bert"], "'model' is not a block"),
+        ("model", 3, "'model' is not a block"),
+        ("model", None, "'model' is not a block"),
+        ("training", [], "'training' is not a block"),
         ("training.ema_decay", "x", "config.training.ema_decay: expected float"),
         ("training.ema_decay", math.nan, "config.training.ema_decay: must be a finite number"),
         ("training.ema_decay", 0.0, ""),  # the parameters that are not averaged are there, too
@@ -201,20 +201,20 @@ def refusal(path: pathlib.Path, **keywords: Any) -> str:
         ("model.vocab_size", -1, "config.model.vocab_size: must not be negative"),
         ("model.vocab_size", "a", "config.model.vocab_size: expected int"),
         ("model.vocab_size", 10**12, "config.model.vocab_size: must lie in"),
-        ("model.vocab_size", 2**24, "makes 'embeddings/token/embedding' float32\\[16777216, 8\\]"),
+        ("model.vocab_size", 2**24, "token/embedding' should be float32\\[16777216, 8\\]"),
         ("model.trunk", None, "config.model.trunk: expected a block"),
         ("model.trunk.layers", 10**6, "config.model.trunk.layers: must lie in"),
-        ("model.trunk.layers", 900, "makes '.*' float32\\[900, .*the checkpoint holds"),
+        ("model.trunk.layers", 900, "'.*' should be float32\\[900, .*the checkpoint has"),
         ("model.trunk.scan_layers", False, "the checkpoint has no '.*layer_0/"),
         (
             "model.trunk.hidden_size",
             10**6,
             "config.model.generator_size: .* gives no valid generator",
         ),
-        ("model.trunk.hidden_size", 10**5, "makes '.*' float32\\[.*100000"),
+        ("model.trunk.hidden_size", 10**5, "'.*' should be float32\\[.*100000"),
         ("model.trunk.hidden_size", 10**7, "config.model.trunk.hidden_size: must lie in"),
-        ("model.trunk.intermediate_size", 33, "makes '.*' float32"),
-        ("model.max_length", 2**20, "makes 'embeddings/position/embedding' float32"),
+        ("model.trunk.intermediate_size", 33, "'.*' should be float32"),
+        ("model.max_length", 2**20, "'embeddings/position/embedding' should be float32"),
         ("model.generator_size", 1e-9, "config.model.generator_size: .* gives no valid generator"),
         (
             "model.share_embeddings",
@@ -255,7 +255,7 @@ def test_a_config_that_is_no_json_object_is_one_clear_error(
         ("[]", "holds no JSON object"),
         ("[" * 100_000, "no JSON"),
         ('{"model": ' + "1" * 5000 + "}", "no JSON"),
-        (" " * (17 << 20), "17,825,792 bytes are no config"),
+        (" " * (17 << 20), "17,825,792 bytes are too many for a config"),
     ):
         (copy / "config.json").write_text(text)
         assert message in refusal(copy)
@@ -402,7 +402,7 @@ def test_what_a_checkpoint_lacks_begins_at_random_if_it_is_a_head() -> None:
     with pytest.raises(ConfigError, match=r"config\.init: 'm' has no 'encoder/stack/kernel'"):
         put_in(other, given)
     wide = {**zeros, "encoder": {**zeros["encoder"], "norm": {"scale": jnp.zeros(4)}}}
-    with pytest.raises(ConfigError, match=r"'encoder/norm/scale' of 'm' is \[2\], and .* \[4\]"):
+    with pytest.raises(ConfigError, match=r"'encoder/norm/scale' of 'm' has shape \[2\]"):
         put_in(wide, given)
 
 

@@ -142,5 +142,5 @@ def test_a_masked_model_scores_by_its_own_way() -> None:
 
 def test_without_the_harness_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    with pytest.raises(ConfigError, match=r"lm-eval is not installed .*\.\[harness\]"):
+    with pytest.raises(ConfigError, match=r"the harness needs lm_eval.*lmjax\[harness\]"):
         harness.register.__wrapped__()

@@ -83,7 +83,7 @@ def test_what_has_no_perplexity() -> None:
     bert = random_model(BertForPreTraining(BertConfig(trunk(), max_length=12, vocab_size=SIZE)))
     for model, settings, message in (
         (bert, {}, "a BertForPreTraining has no perplexity"),
-        (MODEL, {"length": 13}, "--length: 13 is not between 2 and the 12 positions"),
+        (MODEL, {"length": 13}, "--length: 13 is not between 2 and the model's 12 positions"),
         (MODEL, {"length": 8, "stride": 8}, "--stride: 8 is not between 1 and --length=8"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -110,7 +110,10 @@ def test_shots_are_drawn_by_seed_and_row_and_never_the_row_itself(files: dict[st
     assert draw_shots(questions, 3) != draw_shots(questions, 4)
     assert draw_shots(read_questions({**made, "seed": 1}), 3) != draw_shots(questions, 3)
     made["template"]["shots"] = 12
-    with pytest.raises(ConfigError, match=r"config\.template\.shots: 12, and there are 11 rows"):
+    with pytest.raises(
+        ConfigError,
+        match=r"shots: 12, but config\.data\.train has only 11",
+    ):
         draw_shots(read_questions(made), 0)
 
 
@@ -131,7 +134,7 @@ def test_a_choice_that_does_not_fit_is_no_answer() -> None:
         expected = float(alone.right[kind][0])
         assert found.right[kind].tolist() == [expected, expected]
         assert found.share(kind).count == 2
-    with pytest.raises(ConfigError, match="in every row a choice is longer"):
+    with pytest.raises(ConfigError, match="every row has a choice that is longer"):
         answer(MODELS["gpt"], Questions(template, rows[1:2], [], 0, Notes()))
 
 
@@ -162,16 +165,16 @@ def test_equal_choices_share_the_answer() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": "no column"}, r"template\.prompt: 'no column': \{column\} is expected"),
+        ({"prompt": "no column"}, r"template\.prompt: 'no column': expected \{column\}"),
         ({"prompt": "{text!r}"}, r"template\.prompt: '\{text!r\}'"),
         ({"prompt": "{text"}, r"template\.prompt: expected '\}'"),
-        ({"labels": ()}, r"template\.labels: name the labels"),
+        ({"labels": ()}, r"template\.labels: set either"),
         ({"words": ("a",)}, r"template\.words: 1 for 3 labels"),
-        ({"words": ("a", "a", "b")}, r"template\.words: .* all different"),
+        ({"words": ("a", "a", "b")}, r"template\.words: .* distinct values"),
         ({"shots": -1}, r"template\.shots: must not be negative"),
         ({"shotz": 1}, r"template\.shotz: unknown field of Template; did you mean 'shots'"),
         ({"prompt": "{textt}"}, r"no column 'textt' \(config\.template\.prompt"),
-        ({"labels": ("a", "x", "y")}, "label 'b' is none of config.template.labels"),
+        ({"labels": ("a", "x", "y")}, "label 'b' is not in config.template.labels"),
         ({"unconditional": " "}, r"template\.unconditional: empty"),
     ],
 )
@@ -196,9 +199,9 @@ def test_fields_that_are_not_there(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"q": "x", "list": ["y"], "gold": 0}, "less than two"),
+        ({"q": "x", "list": ["y"], "gold": 0}, "fewer than two"),
         ({"q": "x", "list": ["y", " "], "gold": 0}, "an empty choice"),
-        ({"q": "x", "list": ["y", "z"], "gold": 2}, "label 2 is none of the 2 choices"),
+        ({"q": "x", "list": ["y", "z"], "gold": 2}, "label 2 is out of range for 2 choices"),
         ({"q": "x", "list": ["y", "z"], "gold": "B"}, "no number in column 'gold'"),
         ({"q": ["x"], "list": ["y", "z"], "gold": 0}, "no text in column 'q'"),
         ({"list": ["y", "z"], "gold": 0}, "no column 'q'"),

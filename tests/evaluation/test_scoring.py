@@ -14,6 +14,7 @@ from lmjax.data.tokenizers import Tokenizer, wordpiece
 from lmjax.errors import ConfigError
 from lmjax.evaluation.scoring import (
     Passage,
+    _arrays,
     _batches,
     _Row,
     methods_of,
@@ -164,9 +165,10 @@ def test_greedy_where_nothing_is_likelier() -> None:
 
 def test_batches_are_as_large_as_memory_allows() -> None:
     rows = [_Row(i, np.zeros(n, np.int32)) for i, n in enumerate([5, 1000, 7, 1001, 9] * 60)]
-    made = [make() for make in _batches(rows, 0, 50_000)]
+    made = _batches(rows, 50_000)
     assert sorted(row.text for chosen, _ in made for row in chosen) == list(range(300))
-    for chosen, (tokens, real, *_) in made:
+    for chosen, rows_of_shape in made:
+        tokens, real, *_ = _arrays(chosen, rows_of_shape, 0)
         size, length = tokens.shape
         assert size * length <= 1 << 14 and size * length * 50_000 <= 1 << 26
         assert len(chosen) <= size and length % 8 == 0
@@ -175,7 +177,7 @@ def test_batches_are_as_large_as_memory_allows() -> None:
 
 def test_what_cannot_be_scored_is_refused() -> None:
     model = random_model(MODELS["gpt"])
-    with pytest.raises(ConfigError, match="method: 'pseudo' is none of Gpt's: causal"):
+    with pytest.raises(ConfigError, match=r"method: Gpt does not support 'pseudo'; .* causal"):
         token_scores(model, TEXTS, "pseudo")
     with pytest.raises(ConfigError, match="a text of 31 tokens does not fit the 16 rows"):
         token_scores(model, ["w6 " * 30])

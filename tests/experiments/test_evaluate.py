@@ -122,7 +122,7 @@ def test_last_word(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(ConfigError, match=r"passages.jsonl:10: no word before the last one"):
         run(capsys, place, **given)
     printed = run(capsys, place, on_bad_rows="skip", **given)
-    assert "no word before the last one: 1 rows, such as passages.jsonl:10" in printed
+    assert "no word before the last one: 1 rows, e.g. passages.jsonl:10" in printed
     found = lines(place)
     assert len(found) == 18 and {line["model"] for line in found} == {"gpt", "xlnet"}
     pairs = [(f"w{6 + i} w8", f" w{7 + i % 3}") for i in range(9)]
@@ -166,7 +166,7 @@ def test_prompting(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     for name in NORMALISATIONS:
         np.testing.assert_allclose(found[3][name], expected.scores[name][3], atol=1e-5)
     assert "The first of 5 prompts" in printed
-    assert "commonest in train" in printed and "chance" in printed
+    assert "most frequent in train" in printed and "chance" in printed
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_prompting(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"model": []}, "--model: missing"),
         ({"data": ""}, "--data: missing"),
         ({"method": ["pseudo"]}, "--method: a Gpt has none of pseudo; it has causal"),
-        ({"method": ["psuedo"]}, "--method: 'psuedo' is none of causal, discriminator"),
+        ({"method": ["psuedo"]}, "--method: 'psuedo' is not one of causal, discriminator"),
         ({"task": "prompting"}, r"--config: missing; .*configs/prompting\.py"),
         ({"task": "harness"}, "--harness_tasks: missing"),
     ],

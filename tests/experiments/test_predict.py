@@ -85,7 +85,7 @@ def test_lines_come_with_the_rows_and_none_is_shifted(run: pathlib.Path) -> None
     assert found[0] == {"where": "-:2", "review": " ", "id": "b", "error": "empty text"}
     assert found[1]["gold"] == "yes"
     assert "not JSON" in found[2]["error"]
-    assert "label 'maybe' is none of the set" in found[3]["error"]
+    assert "label 'maybe' is not in the set" in found[3]["error"]
     assert "prediction" in found[4]
     assert ["prediction" in line for line in found] == [False, True, False, False, True]
     out, error = child.communicate(timeout=60)

@@ -112,11 +112,11 @@ def test_text_fits_the_json_schema(writer: Pretrained) -> None:
     ("settings", "message"),
     [
         ({"regex": "(a"}, "regex: "),
-        ({"json_schema": "{"}, "json_schema: no JSON"),
+        ({"json_schema": "{"}, "json_schema: not valid JSON"),
         ({"json_schema": '{"type": "nothing"}'}, "json_schema: "),
-        ({"regex": "a", "choices": ["b"]}, "give one of choices, regex and json_schema"),
-        ({"regex": "a", "num_beams": 2}, "constrained text is searched with one beam"),
-        ({"choices": ["a"], "ignore_eos": True}, "leave ignore_eos out"),
+        ({"regex": "a", "choices": ["b"]}, "set only one of choices, regex and json_schema"),
+        ({"regex": "a", "num_beams": 2}, "beam search does not support constraints"),
+        ({"choices": ["a"], "ignore_eos": True}, "unset ignore_eos"),
     ],
 )
 def test_what_cannot_be_is_refused(

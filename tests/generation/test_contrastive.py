@@ -56,5 +56,5 @@ def test_every_token_is_the_one_that_whole_texts_say(k: int, alpha: float) -> No
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="penalty_alpha: Xlnet"):
         lmjax.generate(models.xlnet(), PROMPTS, top_k=4, penalty_alpha=0.6)
-    with pytest.raises(ConfigError, match="top_k: contrastive search chooses among at least 2"):
+    with pytest.raises(ConfigError, match="top_k: contrastive search needs at least 2"):
         lmjax.generate(models.xlnet(), PROMPTS, penalty_alpha=0.6)

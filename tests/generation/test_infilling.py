@@ -128,11 +128,11 @@ def test_what_generates_nothing_is_refused_by_name(bert: Pretrained) -> None:
     discriminator = models.pretrained(
         ElectraDiscriminator(ElectraConfig(trunk, max_length=64, vocab_size=40))
     )
-    with pytest.raises(ConfigError, match="ElectraDiscriminator generates no text"):
+    with pytest.raises(ConfigError, match="ElectraDiscriminator cannot generate text"):
         lmjax.generate(discriminator, [[3, 4]])
-    with pytest.raises(ConfigError, match="num_beams: it is for text from left to right"):
+    with pytest.raises(ConfigError, match="num_beams: applies to left-to-right generation"):
         lmjax.generate(bert, TEXT, num_beams=3)
-    with pytest.raises(ConfigError, match="infill: it is for masked models, and Gpt"):
+    with pytest.raises(ConfigError, match="infill: applies to masked models, but Gpt"):
         lmjax.generate(models.gpt(), [[3, 4]], infill="mask_predict")
     with pytest.raises(ConfigError, match="max_new_tokens: a text of 66 tokens"):
         lmjax.generate(bert, "ab", max_new_tokens=62)

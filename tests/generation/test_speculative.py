@@ -78,9 +78,9 @@ def test_samples_have_the_models_distribution(
 
 def test_what_does_not_fit_is_refused(pair: tuple[Pretrained, Pretrained]) -> None:
     model, draft = pair
-    with pytest.raises(ConfigError, match="its tokenizer is not the model's"):
+    with pytest.raises(ConfigError, match="its tokenizer differs from the model's"):
         lmjax.generate(model, PROMPTS, draft=models.gpt(6))
-    with pytest.raises(ConfigError, match="draft: Xlnet keeps no cache"):
+    with pytest.raises(ConfigError, match="draft: Xlnet has no key-value cache"):
         lmjax.generate(model, PROMPTS, draft=models.xlnet(VOCABULARY))
-    with pytest.raises(ConfigError, match="repetition_penalty: not with a draft"):
+    with pytest.raises(ConfigError, match="repetition_penalty: not supported with a draft"):
         lmjax.generate(model, PROMPTS, draft=draft, repetition_penalty=1.1)

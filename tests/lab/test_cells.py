@@ -131,7 +131,7 @@ def test_a_variant_that_another_process_is_at_is_left_to_it(
     with (place / "cells" / "causal" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         run(config, place, say=said.append)
-    assert said == ["causal: another process is at it"]
+    assert said == ["causal: another process is working on it"]
     assert len(results(place)) == 3
     run(config, place, say=said.append)
     assert len(said) == 1
@@ -150,7 +150,7 @@ def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
 
 
 def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="--only: 'bert' is none of causal, prefix"):
+    with pytest.raises(ConfigError, match="--only: 'bert' is not one of causal, prefix"):
         run(config, tmp_path / "run", only=["bert"])
     assert not (tmp_path / "run").exists()
 

@@ -63,7 +63,7 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("base", "cause", r"config\.base: 'cause' is none of the variants \(causal, prefix\)"),
+        ("base", "cause", r"config\.base: 'cause' is not one of the variants causal, prefix"),
         ("seeds", 0, r"config\.seeds: must be at least 1"),
         ("budget.amount", 0.0, r"config\.budget\.amount: must be positive"),
         ("budget.unit", "hours", r"config\.budget\.unit: 'hours' is not one of"),
@@ -81,12 +81,12 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
         (
             "scaling",
             {"measure": "losses", "over": "flops", "source": "x", "exponent": -0.1},
-            r"config\.scaling\.measure: 'losses' is none of",
+            r"config\.scaling\.measure: 'losses' is not one of",
         ),
         (
             "published",
             {"source": "x", "measure": "y", "direction": "higher", "compare_to": "z", "values": {}},
-            r"config\.published\.compare_to: 'z' is none of blimp",
+            r"config\.published\.compare_to: 'z' is not one of blimp",
         ),
     ],
 )

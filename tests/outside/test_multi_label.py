@@ -61,5 +61,5 @@ def test_a_head_of_its_own_is_trained_saved_and_opened(
 
 def test_an_unknown_head_is_refused(data: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(MultiLabel, "network")
-    with pytest.raises(ConfigError, match=r"the head 'multi_label', which is none of .*network"):
+    with pytest.raises(ConfigError, match=r"an unknown head 'multi_label' .*network"):
         prepare(small.config(TASK, data))

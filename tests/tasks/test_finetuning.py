@@ -79,7 +79,7 @@ def test_a_run_learns_and_leaves_what_there_is_to_know(
     assert values["baselines"][f"majority ({majority})"]["accuracy"] == pytest.approx(share)
     report = (place / "report.md").read_text()
     assert "| no |" in report
-    assert "The surest mistakes" in report
+    assert "The most confident of" in report
 
 
 def test_the_saved_model_says_the_same(whole: tuple[ConfigDict, pathlib.Path, Any]) -> None:
@@ -270,7 +270,7 @@ def test_a_gpt_without_delimiters_gets_them(
     config = small.config(CLASSIFICATION, data(tmp_path, 16), "gpt")
     config.init = str(tmp_path / "gpt")
     prepared = prepare(config)
-    assert "5 tokens get new rows in the token table, which begin random: [PAD], [UNK], [CLS]" in (
+    assert "5 tokens get new, random rows in the token table: [PAD], [UNK], [CLS]" in (
         capsys.readouterr().err
     )
     task = prepared.task
@@ -382,12 +382,12 @@ NETWORK = [
     ("model.vocab_size", 10**12, "network.json.model.vocab_size: must lie in"),
     ("model.vocab_size", "a", "network.json.model.vocab_size: expected int"),
     ("model.trunk.layers", 10**6, "network.json.model.trunk.layers: must lie in"),
-    ("model.trunk.layers", 900, "network.json: 900 layers, and the checkpoint holds only"),
+    ("model.trunk.layers", 900, "network.json: 900 layers, but the checkpoint has only"),
     ("model.trunk.layers", 2, "the checkpoint has no 'encoder/stack/blocks/layer_1/"),
-    ("model.trunk.hidden_size", 10**6, "makes 'encoder/.*' float32"),
+    ("model.trunk.hidden_size", 10**6, "'encoder/.*' should be float32"),
     ("model.trunk.initial_std", math.inf, "trunk.initial_std: must be a finite number"),
-    ("task", "no_such_task", "the network is one of another task"),
-    ("task", "token_classification", "'token_classification' has TokenHead, not SequenceHead"),
+    ("task", "no_such_task", "the network belongs to another task"),
+    ("task", "token_classification", "'token_classification' needs TokenHead, not SequenceHead"),
     ("task", "language_model", "network.json.*Bert does not support text generation"),
     ("head", "x", "network.json.head: expected a block"),
     ("head.type", "os.path", "network.json.head.type: 'os.path' is not of lmjax"),
@@ -402,7 +402,7 @@ NETWORK = [
     ("head.classes", 3, "network.json.labels: 2 for 3 classes"),
     ("head.dropout", "x", "network.json.head.dropout: expected float"),
     ("head.dropout", 1.0, "network.json.head.dropout: must lie in"),
-    ("classes", 2, "network.json.classes: the block `head` has it"),
+    ("classes", 2, "network.json.classes: is a field of the block"),
     ("adapter_scale", "q", "network.json.adapter_scale: expected float"),
     ("adapter_scale", math.nan, "network.json.adapter_scale: must be a finite number"),
     ("adapter_scale", math.inf, "network.json.adapter_scale: must be a finite number"),
@@ -451,8 +451,8 @@ def test_a_run_of_an_earlier_version_opens(
         ("task", {}, "task.json: task.type: missing"),
         ("task.type", "os.path", "task.json: task.type: 'os.path' is not of lmjax"),
         ("task.type", "lmjax.models.gpt.GptConfig", "is not a lmjax.tasks.base.Task"),
-        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network is one of"),
-        ("task.labels", ["no", "yes", "maybe"], "the network is one of another task"),
+        ("task", {"type": "lmjax.tasks.tagging.Tagging", "length": 32}, "the network belongs to"),
+        ("task.labels", ["no", "yes", "maybe"], "the network belongs to another task"),
         ("task.head_dropout", math.nan, "task.head_dropout: must be a finite number"),
         ("task.length", 10**9, "task.length: must lie in"),
         ("data", None, "task.json: data: expected a block"),
@@ -482,7 +482,7 @@ def test_the_task_of_a_malformed_run_is_one_clear_error(
         ({"task.type": "lmjax.objectives.causal.CausalLM"}, "is not a lmjax.tasks.base.Task"),
         ({"task.lm_weight": 0.5}, "config.task.lm_weight: the auxiliary loss"),
         ({"task.label": "tag"}, r"no column 'tag' \(config.task.label; the row has: text, label\)"),
-        ({"task.labels": ("no", "maybe")}, "label 'yes' is none of the set"),
+        ({"task.labels": ("no", "maybe")}, "label 'yes' is not in the set"),
         ({"data.on_bad_rows": "ignore"}, "config.data.on_bad_rows: 'ignore' is not one of"),
         ({"data.train": "missing.csv"}, "config.data.train: no such file"),
         ({"optimizer.warmup_steps": 5}, "set one of them to 0"),
@@ -522,7 +522,7 @@ def test_bad_rows_of_held_out_data_are_skipped_and_told(tmp_path: pathlib.Path) 
     assert len(prepared.rows["test"]) == 4
     lines = finetuning.note_lines(prepared)
     assert "- test: 1 skipped: empty text" in lines
-    assert "- test: 1 skipped: label 'maybe' is none of the set" in lines
+    assert "- test: 1 skipped: label 'maybe' is not in the set" in lines
     assert any("test.jsonl:5" in line for line in lines)
 
 
@@ -568,9 +568,9 @@ def test_test_sets_are_named_in_a_block_or_a_line(tmp_path: pathlib.Path) -> Non
     for spec in (str(path), "./lang=de/x.jsonl", "data/lang=de/x.jsonl"):
         assert named(spec) == {"test": spec}
     for spec, message in (
-        ("a=b.jsonl,a=c.jsonl", "two test sets of one name"),
-        ({"train": "b.jsonl"}, "'train' cannot name a test set"),
-        ({"a/b": "b.jsonl"}, "'a/b' cannot name a test set"),
+        ("a=b.jsonl,a=c.jsonl", "uses one name for two test sets"),
+        ({"train": "b.jsonl"}, "'train' is not a valid name of a test set"),
+        ({"a/b": "b.jsonl"}, "'a/b' is not a valid name of a test set"),
         ({"a": ""}, "config.data.test.a: expected a path, got ''"),
         (7, "config.data.test: expected a path or a block of paths, got 7"),
     ):

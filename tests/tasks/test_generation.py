@@ -129,7 +129,7 @@ def test_chrf_and_bleu_as_published() -> None:
     ("fields", "message"),
     [
         ({"family": "bert"}, "Bert was not pretrained to continue a text"),
-        ({"freeze": "trunk"}, "freeze: there is no head"),
+        ({"freeze": "trunk"}, "freeze: generation has no head"),
         ({"target_length": 13}, "target_length: 13 leaves no room"),
         ({"num_beams": 0}, "num_beams: must be at least 1"),
     ],

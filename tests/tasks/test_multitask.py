@@ -139,7 +139,7 @@ def test_a_run_learns_all_tasks_and_continues_exactly(
         ):
             assert found["prediction"] == before["prediction"]
             assert found["confidence"] == pytest.approx(before["confidence"], abs=1e-5)
-    with pytest.raises(ConfigError, match="a run of several tasks; open one, such as"):
+    with pytest.raises(ConfigError, match="a run of several tasks; open one of them"):
         lmjax.load(tmp_path / "run")
 
     evaluated: list[int] = []
@@ -164,8 +164,8 @@ def test_a_run_learns_all_tasks_and_continues_exactly(
     [
         ("temperature", 0.0, "config.temperature: must be positive"),
         ("init", "", "config.init: empty"),
-        ("seeds", 2, "config.seeds: several tasks take one seed"),
-        ("tasks.spans.task.freeze", "trunk", "config.tasks.spans.task: freeze"),
+        ("seeds", 2, "config.seeds: multi-task runs support neither several seeds"),
+        ("tasks.spans.task.freeze", "trunk", "config.tasks.spans.task: multi-task runs"),
         ("tasks.spans.task.lenght", 3, "config.tasks.spans.task.lenght: unknown field"),
         ("tasks.spans.data.train", "none.jsonl", "config.tasks.spans.data.train"),
     ],

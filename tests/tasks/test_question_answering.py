@@ -93,8 +93,8 @@ def test_bad_questions_are_told_one_by_one() -> None:
     assert told[4] == "empty answer"
     assert "no answer" in told[5]
     assert told[6] == "empty question"
-    assert "no answers of SQuAD's form" in told[7]
-    with pytest.raises(BadRowError, match="no paragraphs of SQuAD's form"):
+    assert "answers are not in SQuAD's format" in told[7]
+    with pytest.raises(BadRowError, match="paragraphs are not in SQuAD's format"):
         task().parse({"paragraphs": [{"qas": 3, "context": CONTEXT}]})
     (row,) = task(no_answer=True).parse(article(question(is_impossible=True)))
     assert row["gold"] == []  # type: ignore[index]

@@ -115,7 +115,7 @@ def test_transformers_gives_numbers_in_the_same_unit(family: str, tmp_path: path
 
 
 def test_what_is_no_unit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="all 3 training rows have the number 4; nothing to"):
+    with pytest.raises(ConfigError, match="all 3 training rows have the number 4; give a"):
         made().fit(rows([4.0, 4.0, 4.0]))
     for numbers in ([1e39, -1e39], [1e-45, -1e-45], [1e300, -1e300]):
         with pytest.raises(ConfigError, match="do not fit into float32"):

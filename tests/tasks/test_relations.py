@@ -83,8 +83,8 @@ def test_semeval_files_are_read_as_they_are(tmp_path: pathlib.Path) -> None:
     ("head", "tail", "why"),
     [
         ([0, 3], [2, 5], "overlap"),
-        ([0, 3], [4, 40], "points to nothing"),
-        ([3, 4], [4, 7], "points to nothing"),
+        ([0, 3], [4, 40], "is not a span of the text"),
+        ([3, 4], [4, 7], "is not a span of the text"),
         ("bak", [4, 7], "no .begin, end."),
     ],
 )
@@ -183,5 +183,5 @@ def test_a_run_learns_which_span_is_which_and_opens_again(tmp_path: pathlib.Path
     transformers = pytest.importorskip("transformers", reason="opens the encoder")
     model = transformers.AutoModel.from_pretrained(tmp_path / "run" / "model")
     assert model.config.vocab_size == prepared.start.tokenizer.size
-    with pytest.raises(ConfigError, match="a model of no task, not of Relations"):
+    with pytest.raises(ConfigError, match="a model for no task, not for Relations"):
         open_run(tmp_path / "run" / "model", Relations, "--relations")

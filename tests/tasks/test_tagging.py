@@ -25,16 +25,16 @@ def test_the_line_of_a_bad_tag_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "c.conll").write_text("a O\nb B-X\n\na O\nb O\nc X\n\na O\nb B-Y\n")
     made = task(small.tokenizer(), words="0", tags="-1")
     config = RowsConfig(train="none.csv", test=str(tmp_path / "c.conll"))
-    with pytest.raises(ConfigError, match=r"1 of 3 rows .* c\.conll:6: 'X' is no BIO tag"):
+    with pytest.raises(ConfigError, match=r"1 of 3 rows .* c\.conll:6: 'X' is not a BIO tag"):
         read_split(config, "test", made.parse, made.embedded, Notes())
     # CoNLL-U has lines that are no word.
     (tmp_path / "u.conllu").write_text("# x\n1-2\tab\tO\n1\ta\tO\n2\tb\tX\n")
     made = task(small.tokenizer(), words="1", tags="-1")
     config = RowsConfig(train="none.csv", test=str(tmp_path / "u.conllu"))
-    with pytest.raises(ConfigError, match=r"u\.conllu:4: 'X' is no BIO tag"):
+    with pytest.raises(ConfigError, match=r"u\.conllu:4: 'X' is not a BIO tag"):
         read_split(config, "test", made.parse, made.embedded, Notes())
     bound = made.bind([{"words": ["a"], "gold": ["O"]}])
-    with pytest.raises(BadRowError, match="'B-Y' is none of the set") as caught:
+    with pytest.raises(BadRowError, match="'B-Y' is not in the set") as caught:
         bound.check({"words": ["a", "b"], "gold": ["O", "B-Y"]})
     assert place_of(caught.value, "c.conll:8") == "c.conll:8, word 2"
 
@@ -129,10 +129,10 @@ def test_words_without_tokens_are_counted_and_given_the_usual_tag() -> None:
     [
         ({"words": ["a"]}, "no column 'tags'"),
         ({"words": "a b", "tags": ["O"]}, "no list of strings in column 'words'"),
-        ({"words": ["a", "b"], "tags": ["O"]}, "not as many tags"),
+        ({"words": ["a", "b"], "tags": ["O"]}, "1 tags for 2 words"),
         ({"words": [], "tags": []}, "no words"),
         ({"words": [" "], "tags": ["O"]}, "an empty word"),
-        ({"words": ["a"], "tags": ["NOUN"]}, "'NOUN' is no BIO tag"),
+        ({"words": ["a"], "tags": ["NOUN"]}, "'NOUN' is not a BIO tag"),
     ],
 )
 def test_bad_rows(values: dict[str, Any], message: str) -> None:
@@ -145,7 +145,7 @@ def test_bad_rows(values: dict[str, Any], message: str) -> None:
 
 def test_an_unknown_tag_does_not_fit() -> None:
     made = task(small.tokenizer()).bind([{"words": ["a"], "gold": ["O"]}])
-    with pytest.raises(BadRowError, match="tag 'B-Z' is none of the set"):
+    with pytest.raises(BadRowError, match="tag 'B-Z' is not in the set"):
         made.check({"words": ["a"], "gold": ["B-Z"]})
 
 

@@ -339,7 +339,7 @@ def test_impossible_texts_are_refused(whole: pathlib.Path) -> None:
         ((np.zeros((1, 7), int),), "7 are more than the 6 rows of the position table"),
         ((np.full((1, 2), 20),), "tokens: ids from 20 to 20, but the table has 20 rows"),
         ((np.full((1, 2), -1),), "tokens: ids from -1"),
-        ((np.zeros((1, 2), int), np.full((1, 2), 2)), "segments: ids from 2 to 2"),
+        ((np.zeros((1, 2), int), np.full((1, 2), 2)), "token_types: ids from 2 to 2"),
         ((np.zeros(3, int),), "all must be"),
         ((np.zeros((1, 3), int), None, np.ones((1, 2), bool)), "all must be"),
     ):

@@ -1,1 +1,1 @@
-"""Programs that one runs: thin, they parse, call and print."""
+"""Command-line programs: thin wrappers that parse flags, call the library and print results."""

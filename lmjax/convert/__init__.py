@@ -1,1 +1,1 @@
-"""In and out: published checkpoints of Hugging Face's format, and runs of lmjax."""
+"""Loading and saving of models: runs of lmjax and Hugging Face checkpoints."""

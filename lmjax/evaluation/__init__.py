@@ -1,1 +1,1 @@
-"""What a pretrained model does, looked at without training it further."""
+"""Evaluation of pretrained models without further training."""

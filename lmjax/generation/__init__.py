@@ -1,1 +1,1 @@
-"""Text out of models: sampling, beams, drafts, infilling, constraints."""
+"""Text generation: sampling, beam search, speculative decoding, infilling, constraints."""

@@ -1,1 +1,1 @@
-"""Fine-tuning: what a pretrained encoder is taught, one file a task."""
+"""Fine-tuning tasks, one file per task."""

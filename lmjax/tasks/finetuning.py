@@ -66,12 +66,12 @@ class Result:
 
     @property
     def scores(self) -> Scores:
-        """Of the first set."""
+        """The scores of the first set."""
         return next(iter(self.sets.values())).scores
 
     @property
     def predictions(self) -> list[Row]:
-        """Of the first set."""
+        """The predictions of the first set."""
         return next(iter(self.sets.values())).predictions
 
 

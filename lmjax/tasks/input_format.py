@@ -1,4 +1,4 @@
-"""How a task reads one text or two: cut to a length, in windows, padded on the family's side."""
+"""Input formats of tasks: joining, truncating and windowing of one or two texts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,24 +21,27 @@ class InputFormat:
         return self.model.left_padded
 
     def special_tokens(self, pair: bool) -> int:
-        """How many tokens `join` adds."""
+        """Returns the number of tokens that `join` adds."""
         return self.model.special_tokens(pair)
 
     def join(self, first: np.ndarray, second: np.ndarray | None = None) -> Joined:
-        """The input made of the ids of one text or two."""
+        """Joins the ids of one or two texts to a model input."""
         return self.model.join(self.vocabulary, first, second)
 
     def ask(self, prompt: np.ndarray, answer: np.ndarray | None = None) -> Joined:
-        """A prompt and what a language model answers."""
+        """Joins a prompt and a language model's answer."""
         return self.model.ask(self.vocabulary, prompt, answer)
 
     def cut(
         self, first: np.ndarray, second: np.ndarray | None, length: int
     ) -> tuple[np.ndarray, np.ndarray | None, bool]:
-        """The texts so short that the input fits, and whether anything was cut.
+        """Truncates texts so that the joined input has at most `length` tokens.
 
-        Of a pair the longer one loses its last token until both fit, as in BERT's
+        Of a pair, the longer text loses its last token until both fit, as in BERT's
         `_truncate_seq_pair`.
+
+        Returns:
+          The texts, and whether any was truncated.
         """
         room = length - self.special_tokens(second is not None)
         if second is None:
@@ -47,7 +50,7 @@ class InputFormat:
         if a + b <= room:
             return first, second, False
         half = room // 2
-        # Where one of them is short, the other takes what it leaves; at a tie the second loses.
+        # If one text is short, the other gets the remaining room; for a tie, the second is shorter.
         if a <= room - half:
             b = room - a
         elif b <= half:
@@ -58,7 +61,7 @@ class InputFormat:
 
 
 def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
+    """Returns (begin, end) of windows of `room` tokens, `stride` apart, over `count` tokens."""
     windows, begin = [], 0
     while True:
         end = min(begin + room, count)
@@ -69,8 +72,11 @@ def spans(count: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def widest_windows(windows: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-    """The window that shows most around each token, [count]; run_squad's `_check_is_max_context`:
-    min(left, right) + 0.01 * length of the window, the first of equals."""
+    """Returns the window that shows most context around each token, [count].
+
+    As run_squad's `_check_is_max_context`: maximizes min(left, right) + 0.01 * window length; the
+    first window wins ties.
+    """
     place = np.arange(count)
     scores = np.full((len(windows), count), -1.0)
     for w, (begin, end) in enumerate(windows):

@@ -358,6 +358,6 @@ def line(item: Item, told: Row | None) -> Row:
 
 
 def added(item: Item, told: Row) -> Row:
-    """What is predicted, without what was read."""
+    """Returns the fields that the prediction adds to the row."""
     assert isinstance(item.row, dict)
     return {name: value for name, value in told.items() if name not in item.row}

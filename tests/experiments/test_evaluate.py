@@ -174,7 +174,7 @@ def test_prompting(place: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         ({"model": []}, "--model: missing"),
         ({"data": ""}, "--data: missing"),
-        ({"method": ["pseudo"]}, "--method: a Gpt has none of pseudo; it has causal"),
+        ({"method": ["pseudo"]}, "--method: a Gpt does not support pseudo; use causal"),
         ({"method": ["psuedo"]}, "--method: 'psuedo' is not one of causal, discriminator"),
         ({"task": "prompting"}, r"--config: missing; .*configs/prompting\.py"),
         ({"task": "harness"}, "--harness_tasks: missing"),

@@ -89,7 +89,7 @@ class ComparisonConfig:
     @classmethod
     def updated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Renames the fields of a stored config that earlier versions called differently."""
-        blocks = {"published": updated_names(values.get("published") or {})}
+        blocks = {"published": updated_names(values.get("published"))}
         for name in ("variants", "measures"):
             inner = values.get(name, {})
             blocks[name] = {key: updated_names(block) for key, block in inner.items()}

@@ -350,7 +350,9 @@ def test_impossible_texts_are_refused(whole: pathlib.Path) -> None:
 def test_a_scanned_trunk_is_written_layer_by_layer(tmp_path: pathlib.Path) -> None:
     config = BertConfig(TRUNK, max_length=6, vocab_size=20)
     scanned = BertForPreTraining(
-        BertConfig(TransformerConfig(**{**vars(TRUNK), "scan_layers": True}), 6, vocab_size=20)
+        BertConfig(
+            TransformerConfig(**{**vars(TRUNK), "scan_layers": True}), max_length=6, vocab_size=20
+        )
     )
     params = random_params(scanned)
     lmjax.save_huggingface(Pretrained(scanned, params), tmp_path / "m")

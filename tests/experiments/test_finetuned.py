@@ -119,7 +119,7 @@ def test_the_table_has_the_interval_of_the_means() -> None:
 
     sides = {"lmjax": ends(0.5, 0.6, 0.9), "transformers": ends(0.6, 0.7, 0.8)}
     header, _, ours, theirs, difference = finetuned.table(sides, "loss")
-    assert header == "| | accuracy | macro_f1 | loss |"
+    assert header == "|  | accuracy | macro_f1 | loss |"
     assert ours.startswith("| lmjax | 0.6000, mean 0.6667 (0.5000 to 0.9000) |")
     assert theirs.startswith("| transformers | 0.7000, mean 0.7000 (0.6000 to 0.8000) |")
     # Welch by hand: variances 13/300 and 1/100, so an error of sqrt(16/900) = 2/15 with

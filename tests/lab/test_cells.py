@@ -158,7 +158,7 @@ def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib
 def test_another_ablations_directory_is_refused(config: ConfigDict, whole: pathlib.Path) -> None:
     other = ConfigDict(config.to_dict())
     other.pretraining.optimizer.learning_rate = 5e-3
-    with pytest.raises(ConfigError, match=r"pretraining\.causal\.optimizer\.learning_rate"):
+    with pytest.raises(ConfigError, match=r"pretraining\.optimizer\.learning_rate"):
         run(other, whole)
 
 

@@ -268,17 +268,17 @@ def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
     """Raises ConfigError if config.json of `transformers` cannot express the trunk."""
     if trunk.norm != norm:
         raise ConfigError(
-            f"trunk.norm: {family} in transformers supports only '{norm}' norm, but this trunk has"
+            f"trunk.norm: transformers supports only '{norm}' norm in {family}, but this trunk has"
             f" '{trunk.norm}' norm"
         )
     if trunk.base_width:
         raise ConfigError(
-            f"trunk.base_width: {family} in transformers cannot scale logits by the width"
+            f"trunk.base_width: transformers cannot scale logits by the width in {family}"
         )
     if trunk.gated:
-        raise ConfigError(f"trunk.gated: {family} in transformers has no gated feed-forward layer")
+        raise ConfigError(f"trunk.gated: transformers has no gated feed-forward layer in {family}")
     if trunk.heads * trunk.head_size != trunk.hidden_size:
         raise ConfigError(
-            f"trunk.head_dim: {family} in transformers requires heads x head_dim ="
-            f" {trunk.heads} x {trunk.head_size} to equal hidden_size={trunk.hidden_size}"
+            f"trunk.head_dim: transformers requires in {family} that heads x head_dim ="
+            f" {trunk.heads} x {trunk.head_size} equals hidden_size={trunk.hidden_size}"
         )

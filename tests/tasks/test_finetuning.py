@@ -490,7 +490,7 @@ def test_the_task_of_a_malformed_run_is_one_clear_error(
         ({"seeds": 0}, "config.seeds: must be at least 1"),
         ({"dropout": 1.0}, "config.dropout: must lie in"),
         ({"init": "nowhere"}, "config.init: nowhere/config.json: cannot be read"),
-        ({"model.trunk.heads": 3}, "config.model.trunk.heads: 3 heads"),
+        ({"model.trunk.heads": 3}, "config.model.trunk.heads: 3 does not divide"),
         ({"model.type": "lmjax.nn.trunk.TransformerConfig"}, "config.model"),
         ({"mesh.data": 3}, "config.training.batch_size: 8 is not divisible by 3"),
     ],

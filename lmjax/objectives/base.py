@@ -53,8 +53,8 @@ class Objective:
     the class may live outside this package.
 
     Attributes:
-      family: model family to use if config.model has no `type`; None uses the class with which
-        the field `model` is annotated.
+      default_model: class of the model's config if config.model has no `type`; None = the class
+        with which the field `model` is annotated.
       headline: the term of the loss that reports show first.
       scores_every_token: whether the headline is -log p of the text, token by token, so that it
         can be reported in bits per byte.
@@ -62,7 +62,7 @@ class Objective:
       model: config of the model.
     """
 
-    family: ClassVar[type[ModelConfig] | None] = None
+    default_model: ClassVar[type[ModelConfig] | None] = None
     headline: ClassVar[str] = "loss"
     scores_every_token: ClassVar[bool] = False
 

@@ -28,7 +28,7 @@ class CausalLM(Objective):
         0 = all positions at once, which is faster.
     """
 
-    family = GptConfig
+    default_model = GptConfig
     headline = "lm"
     scores_every_token = True
 

@@ -43,7 +43,7 @@ class MaskedLM(Objective):
         depending on the examples.
     """
 
-    family = BertConfig
+    default_model = BertConfig
     headline = "mlm"
 
     model: ModelConfig

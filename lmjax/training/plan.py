@@ -123,7 +123,7 @@ def model_class(objective: Mapping[str, Any], model: Mapping[str, Any], where: s
         )
     if "type" in model:
         return resolve_type(model, f"{where.rpartition('.')[0]}.model", found)
-    return cls.family or found
+    return cls.default_model or found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,8 @@ for other devices, which need not be present, and prints its memory and FLOPs:
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments import command_line
 from lmjax.errors import ConfigError
@@ -44,6 +41,8 @@ def main() -> None:
     profile = profiled_steps(PROFILE.value)
     warm_start = None
     if config.get("init"):
+        from lmjax.convert.warm_start import initialization
+
         config, warm_start = initialization(config)
     result = pretrain(config, workdir, warm_start=warm_start, profile=profile)
     held_out = [line for line in result.records if line["split"] == "validation"]
@@ -61,21 +60,6 @@ def profiled_steps(value: str) -> tuple[int, int] | None:
     if found is None:
         raise ConfigError(f"--profile: '{value}' is not FIRST-LAST; write steps such as 10-12")
     return int(found[1]), int(found[2])
-
-
-def initialization(config: ConfigDict) -> tuple[ConfigDict, Callable[[Any], Any]]:
-    """Returns the config completed from its `init`, and a function that loads the parameters."""
-    from lmjax.convert.warm_start import adapted, put_in
-
-    config, given = adapted(config)
-
-    def warm_start(fresh: Any) -> Any:
-        params, random = put_in(fresh, given)
-        if random:
-            print(f"not in {given.source}, initialized randomly: {', '.join(random)}")
-        return params
-
-    return config, warm_start
 
 
 if __name__ == "__main__":

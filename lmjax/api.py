@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import ml_collections
 
 from lmjax.configuration import overlaid, plain
-from lmjax.convert.warm_start import adapted, put_in
+from lmjax.convert.warm_start import initialization
 from lmjax.data.corpora import open_corpus
 from lmjax.data.rows import Notes, RowsConfig
 from lmjax.errors import ConfigError
@@ -84,11 +84,7 @@ def pretrain(
             values["data"][name] = _file(place, given, as_text=True)
     made, warm_start = ml_collections.ConfigDict(values), None
     if made.get("init"):
-        made, start = adapted(made)
-
-        def warm_start(fresh: Any) -> Any:
-            return put_in(fresh, start)[0]
-
+        made, warm_start = initialization(made)
     loop.pretrain(made, place, warm_start=warm_start, on_metrics=on_metrics)
     return load(place, allow_modules=_modules(values))
 

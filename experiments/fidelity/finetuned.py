@@ -26,7 +26,6 @@ from lmjax.configuration import opening
 from lmjax.convert.huggingface import read_json
 from lmjax.data.rows import Row
 from lmjax.errors import ConfigError
-from lmjax.models.bert import BertConfig
 from lmjax.progress import track
 from lmjax.tables import markdown_table
 from lmjax.tasks.base import Scores
@@ -65,7 +64,7 @@ def main() -> None:
 def check(prepared: Prepared, config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for a run that `transformers` is not made to repeat here."""
     task = prepared.task
-    if type(task) is not Classification or not isinstance(task.model, BertConfig):
+    if type(task) is not Classification or task.model.published_type != "bert":
         raise ConfigError("config.task.type, config.init: only BERT's Classification is compared")
     if len(prepared.scored) > 1:
         raise ConfigError("config.data.test: one set alone is compared")

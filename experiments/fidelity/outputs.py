@@ -16,7 +16,6 @@ import lmjax
 from experiments.fidelity.cases import VOCABULARY, Case
 from lmjax.convert.huggingface import read_config
 from lmjax.convert.pretrained import Pretrained, hidden_states
-from lmjax.models.xlnet import Xlnet
 
 LENGTH = 11
 # A gradient is held against the largest of its tensor, or this share of the largest of all
@@ -175,9 +174,9 @@ def run_ours(
     """Our outputs under their names."""
     network = model.network
     arguments = _arguments(case, network, arrays)
-    method = None if isinstance(network, Xlnet) else "whole"
+    method = None if case.family == "xlnet" else "whole"
     output: Any = network.apply({"params": params}, *arguments, method=method)
-    if isinstance(network, Xlnet):
+    if case.family == "xlnet":
         hidden, mems = output
         logits: Any = network.apply({"params": params}, hidden, method="decode")
         return {"logits": logits, **({} if mems is None else {"mems": mems})}
@@ -194,7 +193,7 @@ def run_ours(
 def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
     names = ("tokens", "token_types", "real")
     inputs = network.config.inputs(*(jnp.asarray(arrays[name]) for name in names))
-    if not isinstance(network, Xlnet):
+    if case.family != "xlnet":
         return (inputs,)
     if case.permuted:
         inputs = inputs.replace(mask=inputs.mask & ~jnp.asarray(arrays["perm_mask"]))
@@ -211,7 +210,7 @@ def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple
 def _our_hidden(
     case: Case, model: Pretrained, params: Any, arrays: dict[str, np.ndarray]
 ) -> jax.Array:
-    method = None if isinstance(model.network, Xlnet) else "whole"
+    method = None if case.family == "xlnet" else "whole"
     arguments = _arguments(case, model.network, arrays)
     return hidden_states(model.network, params, *arguments, method=method)
 

@@ -24,16 +24,8 @@ from lmjax.models.published import Fields, Read, Rule
 from lmjax.progress import track
 
 _LARGEST_JSON = 1 << 24  # bytes; enough for configs that name many labels
-_BASES = ("bert.", "electra.", "transformer.")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# Tensors of a checkpoint that its class does not use.
-_UNUSED = re.compile(
-    r"(bert|electra)?\.?embeddings\.position_ids"
-    r"|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"  # causal masks of earlier versions
-    r"|(bert\.)?pooler\.dense\.(weight|bias)"  # of classes that read tokens
-    r"|cls\.seq_relationship\.(weight|bias)"  # without a pooler
-)
 
 
 def load_huggingface(directory: pathlib.Path) -> Pretrained:
@@ -97,10 +89,10 @@ def save_huggingface(
         values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
     _, params = without_unit(network, params)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    shorten = _without_base if published.bare else str
+    base = model.published_base if published.bare else ""
     tensors = [
         (
-            shorten(name),
+            name.removeprefix(base),
             _their_shape(rule, lambda path: _leaf(flat, path).shape),
             _maker(rule, flat),
         )
@@ -160,7 +152,7 @@ def choose_network(
     architecture = _architecture(model, values, where)
     task = CLASS_TASKS.get(architecture.removeprefix(model.published_prefix))
     if task is None:
-        task = _task_by_names(names, where)
+        task = _task_by_names(model, names, where)
     if task is None:
         return model.published_network(architecture, names, values, where)
     dropout = model.published_head_dropout(task, values, where)
@@ -199,12 +191,13 @@ def _architecture(model: ModelConfig, values: Mapping[str, Any], where: str) -> 
     return name
 
 
-def _task_by_names(names: Collection[str], where: str) -> Task | None:
+def _task_by_names(model: ModelConfig, names: Collection[str], where: str) -> Task | None:
     """Infers the task of a head from tensor names if the config names no class with a head."""
     first = {name.split(".")[0] for name in names}
     if "qa_outputs" in first:
         return "question_answering"
-    if "score" in first or "logits_proj" in first or "classifier.out_proj.weight" in names:
+    _, output = model.published_heads.get("sequence_classification", ("", ""))
+    if output != "classifier" and f"{output}.weight" in names:
         return "sequence_classification"
     if "classifier" in first:
         raise ConfigError(
@@ -257,7 +250,7 @@ def abstract_params(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _read_params(
-    network: Network,
+    network: Any,
     files: TensorFiles,
     directory: pathlib.Path,
     query_scale: Callable[[int], float],
@@ -266,11 +259,15 @@ def _read_params(
     wanted = abstract_params(network)
     params: dict[str, jax.Array] = {}
     used: set[str] = set()
-    published = network.published()
+    published, model = network.published(), network.config
     assert published is not None
+
+    def short(name: str) -> str:
+        return name.removeprefix(model.published_base)
+
     for rule in track(list(published.rules), f"reading {directory}"):
         names = (rule.theirs, *rule.also, *rule.copies)
-        both = dict.fromkeys(name for full in names for name in (full, _without_base(full)))
+        both = dict.fromkeys(name for full in names for name in (full, short(full)))
         places = [name for name in both if name in files.shapes]
         used.update(places)
         if not places:
@@ -283,7 +280,7 @@ def _read_params(
             )
         array = files.read(places[0])
         for other in places[1:]:
-            same = _without_base(other) not in map(_without_base, rule.copies)
+            same = short(other) not in map(short, rule.copies)
             if same and not np.array_equal(files.read(other), array):
                 raise ConfigError(
                     f"{directory}: '{other}' differs from '{places[0]}', but config.json ties them"
@@ -293,13 +290,13 @@ def _read_params(
             if "/query/" in path:
                 part = part * np.float32(query_scale(_layer(path)))
             params[path] = jnp.array(part)
-    _check_unused(set(files.shapes) - used, directory)
+    _check_unused(set(files.shapes) - used, model.published_unused, directory)
     assert params.keys() == wanted.keys(), params.keys() ^ wanted.keys()
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _check_unused(names: set[str], directory: pathlib.Path) -> None:
-    unknown = sorted(name for name in names if not _UNUSED.fullmatch(name))
+def _check_unused(names: set[str], known: str, directory: pathlib.Path) -> None:
+    unknown = sorted(name for name in names if not re.fullmatch(known, name))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ConfigError(
@@ -308,13 +305,6 @@ def _check_unused(names: set[str], directory: pathlib.Path) -> None:
         )
     if names:
         logging.getLogger(__name__).info("%s: not used: %s", directory, ", ".join(sorted(names)))
-
-
-def _without_base(name: str) -> str:
-    for base in _BASES:
-        if name.startswith(base):
-            return name.removeprefix(base)
-    return name
 
 
 def _their_shape(rule: Rule, shape_of: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:

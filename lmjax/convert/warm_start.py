@@ -6,6 +6,7 @@ Domain- and task-adaptive pretraining (Gururangan et al. 2020).
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -73,6 +74,27 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
             "path": str(pathlib.Path(own.init)),
         }
     return filled, Given(pretrained.params, own.init)
+
+
+def initialization(
+    config: ml_collections.ConfigDict,
+) -> tuple[ml_collections.ConfigDict, Callable[[Any], Any]]:
+    """Returns the config completed from its `init`, and the `warm_start` of `pretrain`.
+
+    The latter prints which parameters stay random.
+
+    Raises:
+      ConfigError: as `adapted`.
+    """
+    config, given = adapted(config)
+
+    def warm_start(fresh: Any) -> Any:
+        params, random = put_in(fresh, given)
+        if random:
+            print(f"not in {given.source}, initialized randomly: {', '.join(random)}")
+        return params
+
+    return config, warm_start
 
 
 def open_init(path: str) -> Pretrained:

@@ -53,6 +53,12 @@ class BertConfig(ModelConfig):
 
     published_type: ClassVar[str] = "bert"
     published_prefix: ClassVar[str] = "Bert"
+    published_base: ClassVar[str] = "bert."
+    published_unused: ClassVar[str] = (
+        r"(bert\.)?embeddings\.position_ids"
+        r"|(bert\.)?pooler\.dense\.(weight|bias)"  # of classes that read tokens
+        r"|cls\.seq_relationship\.(weight|bias)"  # without a pooler
+    )
     published_refused: ClassVar[Mapping[str, str]] = {
         "BertLMHeadModel": "causal BERT is not supported"
     }
@@ -139,9 +145,6 @@ class BertEncoder(Network):
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.embeddings.decode(hidden)
 
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
-
     @nn.nowrap
     def published(self) -> Published:
         return Published("BertModel", self.config.encoder_rules(""), bare=True)
@@ -174,9 +177,6 @@ class BertWithPooler(Network):
         """Returns states [batch, length, hidden_size] and their pool [batch, hidden_size]."""
         hidden = self.encoder(inputs, seeds)
         return hidden, self.pooler(hidden)
-
-    def whole(self, inputs: TextInputs) -> tuple[jax.Array, jax.Array]:
-        return self(inputs)
 
     @nn.nowrap
     def published(self) -> Published:

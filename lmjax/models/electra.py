@@ -65,6 +65,8 @@ class ElectraConfig(ModelConfig):
 
     published_type: ClassVar[str] = "electra"
     published_prefix: ClassVar[str] = "Electra"
+    published_base: ClassVar[str] = "electra."
+    published_unused: ClassVar[str] = r"(electra\.)?embeddings\.position_ids"
     published_refused: ClassVar[Mapping[str, str]] = {
         "ElectraForCausalLM": "causal ELECTRA is not supported"
     }
@@ -221,9 +223,6 @@ class ElectraEncoder(Network):
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.tables.decode(hidden)
 
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
-
     @nn.nowrap
     def published(self) -> Published:
         return Published("ElectraModel", self.rules(""), bare=True)
@@ -306,9 +305,6 @@ class ElectraDiscriminator(Network):
         hidden = self.encoder(inputs, seeds)
         x = ACTIVATIONS[self.config.trunk.activation](self.dense(hidden))
         return self.prediction(x)[..., 0]
-
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
 
     def score(
         self,

@@ -62,6 +62,8 @@ class ModelConfig:
       text_token: the token whose hidden state represents a whole text.
       published_type: 'model_type' in config.json of `transformers`; '' if there is none.
       published_prefix: prefix of the class names in `transformers`.
+      published_base: prefix of the encoder's tensors, which a bare encoder leaves out.
+      published_unused: pattern of tensors that a checkpoint may have and its class does not use.
       published_refused: unsupported classes of `transformers`, with a reason or remedy.
       published_heads: tensor names of the layers (transform, output) of a sequence head, by task.
       published_token_types: whether models of `transformers` take token types as input.
@@ -72,6 +74,8 @@ class ModelConfig:
     text_token: ClassVar[Token] = "first"
     published_type: ClassVar[str] = ""
     published_prefix: ClassVar[str] = ""
+    published_base: ClassVar[str] = ""
+    published_unused: ClassVar[str] = ""
     published_refused: ClassVar[Mapping[str, str]] = {}
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {}
     published_token_types: ClassVar[bool] = True

@@ -55,6 +55,9 @@ class GptConfig(ModelConfig):
     text_token: ClassVar[Token] = "last_real"
     published_type: ClassVar[str] = "gpt2"
     published_prefix: ClassVar[str] = "GPT2"
+    published_base: ClassVar[str] = "transformer."
+    # Causal masks of earlier versions.
+    published_unused: ClassVar[str] = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
     published_refused: ClassVar[Mapping[str, str]] = {
         "GPT2DoubleHeadsModel": "load it as GPT2LMHeadModel"
     }
@@ -221,9 +224,6 @@ class GptEncoder(Network):
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.embeddings.decode(hidden)
-
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
 
     @nn.nowrap
     def published(self) -> Published:

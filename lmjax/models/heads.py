@@ -205,16 +205,14 @@ class Headed(Network):
             )
         return jnp.zeros((inputs.tokens.shape[0], 2), jnp.int32) if places is None else places
 
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
-
     @nn.nowrap
     def published(self) -> Published | None:
         names = [name for name, task in CLASS_TASKS.items() if task == self.task]
         names = [name for name in names if self.config.published_has(name)]
-        if not names:
+        known = not isinstance(self.head, SequenceHead) or self.task in self.config.published_heads
+        if not (names and known):
             return None
-        return Published(self.config.published_prefix + names[0], list(self._rules()))
+        return Published(self.config.published_prefix + names[0], self._rules())
 
     @nn.nowrap
     def _rules(self) -> Rules:

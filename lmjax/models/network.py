@@ -83,7 +83,8 @@ class Network(nn.Module):
 
     def whole(self, inputs: TextInputs) -> Any:
         """Returns outputs at all positions: a head's logits, token logits or hidden states."""
-        raise NotImplementedError
+        call: Any = self
+        return call(inputs)
 
     def score(
         self,
@@ -174,9 +175,6 @@ class CausalNetwork(Network):
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Returns logits of the next token, [batch, length, vocab_size]."""
         return self.decode(self.hidden(inputs, seeds))
-
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
 
     def score(
         self,

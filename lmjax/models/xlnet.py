@@ -68,6 +68,7 @@ class XlnetConfig(ModelConfig):
     text_token: ClassVar[Token] = "last"
     published_type: ClassVar[str] = "xlnet"
     published_prefix: ClassVar[str] = "XLNet"
+    published_base: ClassVar[str] = "transformer."
     published_refused: ClassVar[Mapping[str, str]] = {
         "XLNetForQuestionAnswering": "its beam search over answers is not supported;"
         " use XLNetForQuestionAnsweringSimple"
@@ -251,9 +252,6 @@ class XlnetEncoder(Network):
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Returns the content stream only, [batch, length, hidden_size]."""
         return self.streams(inputs, seeds=seeds)[0]
-
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
 
     @nn.nowrap
     def published(self) -> Published:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmjax.configuration import Probability, Size
 from lmjax.errors import ConfigError
@@ -23,7 +22,7 @@ from lmjax.objectives.base import (
     token_scores,
     weighted_sum,
 )
-from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count, replace
+from lmjax.objectives.masking import Masking, MaskRate, choose_targets, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,15 +65,10 @@ class MaskedLM(Objective):
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `target_positions`, `targets`, `target_weights` [max_predictions]."""
         for_choice, for_tokens = jax.random.split(key)
-        tokens, real = example["tokens"], example["segment_ids"] > 0
-        vocabulary = self.vocabulary
-        chosen = choose(
-            for_choice,
-            self.masking,
-            candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
-            starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
-            count=prediction_count(real.sum(), self.mask_rate, self.max_predictions),
-            slots=self.max_predictions,
+        tokens, vocabulary = example["tokens"], self.vocabulary
+        slots = self.max_predictions
+        chosen = choose_targets(
+            for_choice, example, vocabulary, self.masking, self.mask_rate, slots
         )
         masked = replace(
             for_tokens,

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.configuration import Interval
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.objectives.base import Batch
 
 Masking = Literal["token", "whole_word", "span"]
 MaskRate = Annotated[float, Interval("(0, 1]")]
@@ -76,6 +78,29 @@ def choose(
         else:
             taken, groups = choose_spans(key, candidates, words, count, slots)
     return to_slots(taken, groups, slots)
+
+
+def choose_targets(
+    key: jax.Array,
+    example: Batch,
+    vocabulary: Vocabulary,
+    masking: Masking,
+    mask_rate: float,
+    slots: int,
+) -> Chosen:
+    """Chooses the tokens of a clean example that are to be predicted; see `choose`.
+
+    Special tokens and padding are never chosen. `mask_rate` is the share of all real tokens.
+    """
+    tokens, real = example["tokens"], example["segment_ids"] > 0
+    return choose(
+        key,
+        masking,
+        candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
+        starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
+        count=prediction_count(real.sum(), mask_rate, slots),
+        slots=slots,
+    )
 
 
 def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:

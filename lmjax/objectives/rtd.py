@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lmjax.configuration import Probability, Size, Weight
@@ -15,7 +14,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
-from lmjax.objectives.masking import Masking, MaskRate, choose, prediction_count, replace
+from lmjax.objectives.masking import Masking, MaskRate, choose_targets, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,15 +48,10 @@ class Replacing(Objective):
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `original`, `target_*` [max_predictions] and the `sampling_key`."""
         for_choice, for_tokens, for_samples = jax.random.split(key, 3)
-        tokens, real = example["tokens"], example["segment_ids"] > 0
-        vocabulary = self.vocabulary
-        chosen = choose(
-            for_choice,
-            self.masking,
-            candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
-            starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
-            count=prediction_count(real.sum(), self.mask_rate, self.max_predictions),
-            slots=self.max_predictions,
+        tokens, vocabulary = example["tokens"], self.vocabulary
+        slots = self.max_predictions
+        chosen = choose_targets(
+            for_choice, example, vocabulary, self.masking, self.mask_rate, slots
         )
         masked = replace(
             for_tokens,

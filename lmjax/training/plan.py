@@ -136,7 +136,7 @@ class PretrainingData(DataConfig):
         cls = type(self.examples)
         if not hasattr(cls, "source"):
             raise ConfigError(
-                f"examples.type: '{cls.__module__}.{cls.__qualname__}' is no form of examples;"
+                f"examples.type: '{cls.__module__}.{cls.__qualname__}' is not a form of examples;"
                 " those of lmjax are in lmjax.data.examples"
             )
 

@@ -366,6 +366,14 @@ def test_a_scanned_trunk_is_written_layer_by_layer(tmp_path: pathlib.Path) -> No
     )
 
 
+def test_a_head_that_transformers_lacks_is_refused(tmp_path: pathlib.Path) -> None:
+    gpt = GptConfig(dataclasses.replace(TRUNK, norm="pre"), max_length=6, vocab_size=20)
+    network = gpt.headed("multiple_choice", 1, 0.0)  # GPT-2 has no such class
+    with pytest.raises(ConfigError, match="Headed: transformers has no class for this network"):
+        lmjax.save_huggingface(Pretrained(network, random_params(network)), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_gated_trunk_is_not_written_as_a_plain_one(tmp_path: pathlib.Path) -> None:
     gated = dataclasses.replace(TRUNK, gated=True)
     network = BertForPreTraining(BertConfig(gated, max_length=6, vocab_size=20))

@@ -76,9 +76,6 @@ class ConvEncoder(Network):
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.token.decode(hidden)
 
-    def whole(self, inputs: TextInputs) -> jax.Array:
-        return self(inputs)
-
 
 class ConvLM(CausalNetwork):
     """The language model, with tied embeddings."""

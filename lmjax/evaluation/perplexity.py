@@ -89,7 +89,7 @@ def perplexity(
         token more context and a lower perplexity, but takes longer.
 
     Raises:
-      ConfigError: the model is not causal, `length` or `stride` is invalid, or no document is given.
+      ConfigError: the model is not causal, `length` or `stride` is invalid, or a corpus is empty.
     """
     network = model.network
     if "causal" not in network.score_methods or model.tokenizer is None:

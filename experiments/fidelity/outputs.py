@@ -174,9 +174,9 @@ def run_ours(
     """Our outputs under their names."""
     network = model.network
     arguments = _arguments(case, network, arrays)
-    method = None if case.family == "xlnet" else "whole"
+    method = None if case.network == "XLNetLMHeadModel" else "whole"
     output: Any = network.apply({"params": params}, *arguments, method=method)
-    if case.family == "xlnet":
+    if case.network == "XLNetLMHeadModel":
         hidden, mems = output
         logits: Any = network.apply({"params": params}, hidden, method="decode")
         return {"logits": logits, **({} if mems is None else {"mems": mems})}
@@ -193,7 +193,7 @@ def run_ours(
 def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
     names = ("tokens", "token_types", "real")
     inputs = network.config.inputs(*(jnp.asarray(arrays[name]) for name in names))
-    if case.family != "xlnet":
+    if case.network != "XLNetLMHeadModel":
         return (inputs,)
     if case.permuted:
         inputs = inputs.replace(mask=inputs.mask & ~jnp.asarray(arrays["perm_mask"]))
@@ -210,7 +210,7 @@ def _arguments(case: Case, network: Any, arrays: dict[str, np.ndarray]) -> tuple
 def _our_hidden(
     case: Case, model: Pretrained, params: Any, arrays: dict[str, np.ndarray]
 ) -> jax.Array:
-    method = None if case.family == "xlnet" else "whole"
+    method = None if case.network == "XLNetLMHeadModel" else "whole"
     arguments = _arguments(case, model.network, arrays)
     return hidden_states(model.network, params, *arguments, method=method)
 

@@ -27,15 +27,15 @@ from lmjax.models.published import (
     text_embeddings,
 )
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import (
+from lmjax.nn.layers import Dense
+from lmjax.nn.transformer import (
     PredictionTransform,
     SegmentTypes,
+    Stack,
     Table,
     TextEmbeddings,
     gather_positions,
 )
-from lmjax.nn.layers import Dense
-from lmjax.nn.transformer import Stack
 from lmjax.nn.trunk import TransformerConfig
 
 

@@ -33,9 +33,8 @@ from lmjax.models.published import (
 )
 from lmjax.nn.attention import Cache
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.embeddings import Table, TextEmbeddings
 from lmjax.nn.masks import Mask, causal
-from lmjax.nn.transformer import Stack
+from lmjax.nn.transformer import Stack, Table, TextEmbeddings
 from lmjax.nn.trunk import TransformerConfig
 
 

@@ -37,12 +37,11 @@ from lmjax.models.published import (
     table,
 )
 from lmjax.nn.dropout import Seeds, dropout, shared_dropout
-from lmjax.nn.embeddings import Table
 from lmjax.nn.masks import Mask, Pairs, as_mask, content, padding, permutation, with_memory
 from lmjax.nn.partition import pad_length, sequence_parts, split_activations, whole_length
 from lmjax.nn.positions import relative_distances, sinusoid
 from lmjax.nn.relative import QUERY_STREAM, RelativeContext, TwoStreamBlock
-from lmjax.nn.transformer import Layers
+from lmjax.nn.transformer import Layers, Table
 from lmjax.nn.trunk import TransformerConfig
 
 EMBEDDING, ENCODING, FINAL = 32, 33, 34  # dropout sites

@@ -1,12 +1,15 @@
 """Masked language modelling with sentence prediction: BERT's objective."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lmjax.configuration import Probability, Size
+from lmjax.configuration import Interval, Probability, Size
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
 from lmjax.models.bert import BertConfig
 from lmjax.models.family import ModelConfig
@@ -22,7 +25,13 @@ from lmjax.objectives.base import (
     token_scores,
     weighted_sum,
 )
-from lmjax.objectives.masking import Masking, MaskRate, choose_targets, replace
+
+Masking = Literal["token", "whole_word", "span"]
+MaskRate = Annotated[float, Interval("(0, 1]")]
+
+# SpanBERT (Joshi et al. 2020 §3.1): span lengths in words from Geo(0.2) clipped at 10.
+SPAN_LENGTHS = np.arange(1, 11)
+SPAN_PROBABILITIES = 0.8 ** np.arange(10) / np.sum(0.8 ** np.arange(10))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,3 +124,205 @@ class MaskedLM(Objective):
             )
         mask = same_document(batch["segment_ids"])
         return self.text_inputs(batch, mask), batch["target_positions"]
+
+
+class Chosen(NamedTuple):
+    """Positions to predict, in a fixed number of slots.
+
+    Attributes:
+      positions: [slots] int32, ascending; 0 in unused slots.
+      weights: [slots] float32, 1 in used slots.
+      groups: [slots] int32, equal for positions that share one corruption draw.
+    """
+
+    positions: jax.Array
+    weights: jax.Array
+    groups: jax.Array
+
+
+def prediction_count(length: jax.Array, rate: float, slots: int) -> jax.Array:
+    """min(slots, max(1, round(length * rate))), ties to even as Python's round.
+
+    `create_masked_lm_predictions` of the authors' create_pretraining_data.py; `length`
+    includes special tokens but not padding.
+    """
+    # The table is in double precision, as in Python: 190 * 0.15 is just below 28.5, but not in
+    # float32. Examples longer than the table fill all slots; no example exceeds 2**20 tokens
+    # (`lmjax.configuration.Size`).
+    lengths = np.arange(min(math.ceil((slots + 1) / rate), 2**20) + 1)
+    counts = np.clip(np.round(lengths * rate), 1, slots).astype(np.int32)
+    return jnp.asarray(counts)[jnp.minimum(length, len(counts) - 1)]
+
+
+def choose(
+    key: jax.Array,
+    masking: Masking,
+    candidates: jax.Array,
+    starts_word: jax.Array,
+    count: jax.Array,
+    slots: int,
+) -> Chosen:
+    """Chooses `count` candidates, or all if there are fewer.
+
+    Args:
+      masking: 'token' (BERT), 'whole_word' (all pieces of a word or none, BERT's 2019
+        release) or 'span' (SpanBERT).
+      candidates: [length] bool, positions that may be chosen.
+      starts_word: [length] bool, whether the token begins a word.
+      count: [] int, the quota.
+      slots: static upper bound of `count`.
+    """
+    if masking == "token":
+        taken = choose_tokens(key, candidates, count)
+        groups = jnp.arange(candidates.shape[0])
+    else:
+        # A candidate that follows a non-candidate also begins a word.
+        before = jnp.concatenate([jnp.zeros(1, bool), candidates[:-1]])
+        words = jnp.cumsum(candidates & (starts_word | ~before)) - 1
+        if masking == "whole_word":
+            taken = choose_words(key, candidates, words, count)
+            groups = jnp.arange(candidates.shape[0])  # 80/10/10 is drawn per piece
+        else:
+            taken, groups = choose_spans(key, candidates, words, count, slots)
+    return to_slots(taken, groups, slots)
+
+
+def choose_targets(
+    key: jax.Array,
+    example: Batch,
+    vocabulary: Vocabulary,
+    masking: Masking,
+    mask_rate: float,
+    slots: int,
+) -> Chosen:
+    """Chooses the tokens of a clean example that are to be predicted; see `choose`.
+
+    Special tokens and padding are never chosen. `mask_rate` is the share of all real tokens.
+    """
+    tokens, real = example["tokens"], example["segment_ids"] > 0
+    return choose(
+        key,
+        masking,
+        candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
+        starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
+        count=prediction_count(real.sum(), mask_rate, slots),
+        slots=slots,
+    )
+
+
+def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:
+    """Packs the positions where `taken` [length] is True into `slots` slots, ascending."""
+    order = jnp.argsort(~taken, stable=True)[:slots]
+    used = taken[order]
+    positions = jnp.where(used, order, 0).astype(jnp.int32)
+    return Chosen(positions, used.astype(jnp.float32), groups[order].astype(jnp.int32))
+
+
+def choose_tokens(key: jax.Array, candidates: jax.Array, count: jax.Array) -> jax.Array:
+    """Chooses `count` candidates, all sets being equally likely. -> [length] bool."""
+    return candidates & (_ranks(key, candidates) < count)
+
+
+def choose_words(
+    key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Chooses whole words in random order, skipping those that would exceed the quota.
+
+    words: [length] int, index of the word to which a candidate belongs.
+    """
+    length = candidates.shape[0]
+    sizes = jnp.zeros(length, jnp.int32).at[words].add(candidates.astype(jnp.int32))
+    order = jnp.argsort(_ranks(key, sizes > 0))
+
+    def visit(taken: jax.Array, word: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = sizes[word]
+        take = (size > 0) & (taken + size <= count)
+        return taken + jnp.where(take, size, 0), take
+
+    _, takes = jax.lax.scan(visit, jnp.int32(0), order)
+    chosen = jnp.zeros(length, bool).at[order].set(takes)
+    return candidates & chosen[words]
+
+
+def choose_spans(
+    key: jax.Array, candidates: jax.Array, words: jax.Array, count: jax.Array, slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """Chooses spans of whole words until the quota is used up; the last span is truncated.
+
+    Joshi et al. 2020 §3.1 and the authors' PairWithSpanMaskingScheme: the length is drawn from
+    the clipped geometric distribution, the anchor from the positions that are not yet masked. The
+    span extends right from the start of the anchor's word and ends at the first position that
+    cannot be masked.
+
+    Returns:
+      taken [length] bool, and the index of the span to which each position belongs.
+    """
+    length = candidates.shape[0]
+    index = jnp.arange(length)
+    count = jnp.minimum(count, candidates.sum())
+
+    def draw(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        key, taken, spans, number = state
+        key, for_length, for_anchor = jax.random.split(key, 3)
+        size = jax.random.choice(for_length, SPAN_LENGTHS, p=jnp.asarray(SPAN_PROBABILITIES))
+        free = candidates & ~taken
+        anchor = jnp.argmax(jax.random.uniform(for_anchor, (length,)) * free)
+        first_word = words[anchor]
+        in_span = free & (words >= first_word) & (words < first_word + size)
+        # Word indices skip non-candidates, so a gap between two candidates must end the span.
+        gaps = jnp.cumsum(~candidates)
+        in_span &= gaps == gaps[anchor]
+        in_span &= jnp.cumsum(in_span) <= count - taken.sum()
+        return key, taken | in_span, jnp.where(in_span, number, spans), number + 1
+
+    def unspent(state: tuple[jax.Array, ...]) -> jax.Array:
+        _, taken, _, number = state
+        return (taken.sum() < count) & (number < slots)
+
+    state: Any = (key, jnp.zeros(length, bool), index + slots, jnp.int32(0))
+    _, taken, spans, _ = jax.lax.while_loop(unspent, draw, state)
+    return taken, spans
+
+
+def replace(
+    key: jax.Array,
+    tokens: jax.Array,
+    chosen: Chosen,
+    *,
+    mask_token: int,
+    vocab_size: int,
+    mask_fraction: float,
+    random_fraction: float,
+) -> jax.Array:
+    """Puts [MASK], a random token or the original token at the chosen positions.
+
+    Devlin et al. 2018 App. C.2: 80% / 10% / 10%. As in the authors' code, random tokens are
+    uniform over the whole vocabulary, including special tokens and the original.
+
+    Args:
+      tokens: [length] int.
+
+    Returns:
+      [length] int.
+    """
+    for_kind, for_token = jax.random.split(key)
+    length = tokens.shape[0]
+    # One draw per group; group indices are smaller than length + slots.
+    draws = jax.random.uniform(for_kind, (length + chosen.positions.shape[0],))
+    kind = draws[chosen.groups]
+    original = tokens[chosen.positions]
+    random = jax.random.randint(for_token, original.shape, 0, vocab_size)
+    new = jnp.where(
+        kind < mask_fraction,
+        mask_token,
+        jnp.where(kind < mask_fraction + random_fraction, random, original),
+    )
+    # Unused slots point past the end, where a scatter drops them.
+    where = jnp.where(chosen.weights > 0, chosen.positions, length)
+    return tokens.at[where].set(new.astype(tokens.dtype), mode="drop")
+
+
+def _ranks(key: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Ranks candidates in random order, all others after them. -> [length] int."""
+    priority = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
+    return jnp.argsort(jnp.argsort(priority))

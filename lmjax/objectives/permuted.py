@@ -14,7 +14,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import permutation, same_document
 from lmjax.objectives.base import Batch, Objective, Scored, apply, token_scores
 from lmjax.objectives.factorization import choose_targets, factorization_order, places
-from lmjax.objectives.masking import to_slots
+from lmjax.objectives.masked import to_slots
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,7 +14,7 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
-from lmjax.objectives.masking import Masking, MaskRate, choose_targets, replace
+from lmjax.objectives.masked import Masking, MaskRate, choose_targets, replace
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from lmjax.objectives.base import Batch
-from lmjax.objectives.masked import MaskedLM
-from lmjax.objectives.masking import Masking
+from lmjax.objectives.masked import MaskedLM, Masking
 from tests import tiny
 
 MANY = 4000

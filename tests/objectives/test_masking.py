@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objectives.masking import (
+from lmjax.objectives.masked import (
     SPAN_PROBABILITIES,
     choose,
     choose_spans,

@@ -14,8 +14,8 @@ from lmjax.models.family import Joined, ModelConfig, joined
 from lmjax.models.heads import Token
 from lmjax.models.network import CausalNetwork, Network, TextInputs
 from lmjax.nn.dropout import Seeds, dropout
-from lmjax.nn.embeddings import Table
 from lmjax.nn.layers import LayerNorm
+from lmjax.nn.transformer import Table
 
 
 @dataclasses.dataclass(frozen=True)

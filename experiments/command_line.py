@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from lmjax.configuration import allowing, resolve
 from lmjax.errors import ConfigError, NonFiniteError
-from lmjax.host import tune_host_memory
+from lmjax.host import keep_compiled_programs, tune_host_memory
 from lmjax.overrides import with_overrides
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -80,6 +80,7 @@ def _guarded(main: Callable[[], None]) -> None:
     from lmjax.training.monitor import DivergedError
     from lmjax.training.multihost import LostProcessError, PreemptedError, initialize
 
+    keep_compiled_programs()
     try:
         initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         with allowing(ALLOW_MODULES.value):

@@ -24,7 +24,7 @@ from lmjax.errors import ConfigError
 from lmjax.evaluation.continuations import last_words, read_last_words
 from lmjax.evaluation.minimal_pairs import judge, read_pairs
 from lmjax.evaluation.perplexity import perplexity
-from lmjax.host import tune_host_memory
+from lmjax.host import tune_host
 from lmjax.tasks import finetuning
 from lmjax.tasks.opened import Item, Opened, load
 from lmjax.tasks.plan import prepare, read_rows
@@ -77,7 +77,7 @@ def pretrain(
       ConfigError: a field, a file or a text that cannot work; raised before anything is compiled.
       DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
     """
-    tune_host_memory()
+    tune_host()
     place, values = _directory(workdir), _blocks(config, "data")
     for name, given in (("corpus", texts), ("validation_corpus", validation_texts)):
         if given is not None:
@@ -116,7 +116,7 @@ def finetune(
       ConfigError: a field, a file or a row that cannot work; raised before anything is compiled.
       DivergedError, PreemptedError: as `lmjax.training.loop.pretrain`.
     """
-    tune_host_memory()
+    tune_host()
     place, values = _directory(workdir), _blocks(config, "data")
     for name, given in (("train", train), ("validation", validation), ("test", test)):
         if given is not None:

@@ -7,24 +7,10 @@ from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
 from lmjax.errors import ConfigError
+from lmjax.host import CACHE_REMEDY
 from lmjax.locking import acquire
 
 T = TypeVar("T")
-
-_REMEDY = "set config.data.cache_dir or LMJAX_CACHE to a writable directory with free space"
-
-
-def cache_directory(cache_dir: str) -> pathlib.Path:
-    """Returns the config's directory, or $LMJAX_CACHE, or ~/.cache/lmjax.
-
-    Raises:
-      ConfigError: there is no home directory.
-    """
-    chosen = cache_dir or os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax"
-    try:
-        return pathlib.Path(chosen).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"config.data.cache_dir: '{chosen}': {error}; {_REMEDY}") from error
 
 
 def prepared(path: pathlib.Path, read: Callable[[], T | None], make: Callable[[], None]) -> T:
@@ -58,10 +44,10 @@ def prepared(path: pathlib.Path, read: Callable[[], T | None], make: Callable[[]
     except OSError as error:
         raise ConfigError(
             f"config.data.cache_dir: '{path}' is not prepared and cannot be written"
-            f" ({error.strerror or error}); {_REMEDY}"
+            f" ({error.strerror or error}); {CACHE_REMEDY}"
         ) from error
     if found is None:
-        raise ConfigError(f"config.data.cache_dir: '{path}' cannot be read back; {_REMEDY}")
+        raise ConfigError(f"config.data.cache_dir: '{path}' cannot be read back; {CACHE_REMEDY}")
     return found
 
 
@@ -71,7 +57,7 @@ def _check_readable(path: pathlib.Path) -> None:
     if os.path.lexists(path) and not os.access(path, needed):
         raise ConfigError(
             f"config.data.cache_dir: no permission to read '{path}'; ask its owner to run"
-            f" chmod -R a+rX on it, or {_REMEDY}"
+            f" chmod -R a+rX on it, or {CACHE_REMEDY}"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import absl.logging
 
 from lmjax.configuration import build_typed
-from lmjax.data.cache import cache_directory, prepared
+from lmjax.data.cache import prepared
 from lmjax.data.files import (
     check_is_text,
     check_line_ends,
@@ -37,6 +37,7 @@ from lmjax.data.files import (
     readable,
 )
 from lmjax.errors import ConfigError, first_line
+from lmjax.host import cache_directory
 
 _CHECKED_BYTES = 1 << 20
 _HELD_OUT_PERCENT = 2

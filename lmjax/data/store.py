@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from lmjax.data.cache import cache_directory, prepared
+from lmjax.data.cache import prepared
 from lmjax.data.corpora import Corpus, check_corpus, open_corpus
 from lmjax.data.tokenizer_training import TRAINING_VERSION, train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.errors import ConfigError
+from lmjax.host import cache_directory
 from lmjax.progress import track
 
 _VERSION = 2  # version of the file format and of the text that tokenizers read

@@ -401,13 +401,15 @@ def _initial_state(program: Program, seed: int, warm_start: WarmStart | None) ->
 
 
 def _print_memory(program: Program, name: str) -> None:
-    """Prints the layout of parameters and the estimated memory, before anything is compiled."""
+    """Prints the layout and estimated memory, and where compiled programs are kept."""
     if jax.process_index() != 0:
         return
     console = wide_console(stderr=True)
     if program.mesh.devices.size > 1:
         console.print(layout(program.abstract_state, program.mesh))
     console.print(f"{name}: about {estimate_memory(program)}", highlight=False, soft_wrap=True)
+    if kept := jax.config.jax_compilation_cache_dir:
+        console.print(f"compiled programs are kept in {kept}", highlight=False, soft_wrap=True)
 
 
 def _speed(program: Program, length: int) -> Speed:

@@ -270,10 +270,14 @@ def _train_steps(
         )
         return f"{kept} A lower config.optimizer.learning_rate or a longer warmup may help."
 
+    def step_hlo() -> str:
+        lowered = program.step.lower(program.abstract_state, program.abstract_batch)
+        return lowered.compile().as_text() or ""
+
     with (
         MetricsWriter(directory.path, done, on_metrics) as writer,
         TrainingProgress(t.steps, name, done) as progress,
-        Profile(directory.path / "profile", profile) as profiler,
+        Profile(directory.path / "profile", profile, step_hlo, progress.print) as profiler,
         Preemption() as preemption,
     ):
         monitor = Monitor(
@@ -408,7 +412,7 @@ def _print_memory(program: Program, name: str) -> None:
     if program.mesh.devices.size > 1:
         console.print(layout(program.abstract_state, program.mesh))
     console.print(f"{name}: about {estimate_memory(program)}", highlight=False, soft_wrap=True)
-    if kept := jax.config.jax_compilation_cache_dir:
+    if kept := jax.config.values["jax_compilation_cache_dir"]:
         console.print(f"compiled programs are kept in {kept}", highlight=False, soft_wrap=True)
 
 

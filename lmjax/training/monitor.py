@@ -1,5 +1,6 @@
 """Monitoring of a run: its metrics, divergence, speed, progress bar and profile."""
 
+import collections
 import dataclasses
 import datetime
 import json
@@ -9,7 +10,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import rich.console
 import rich.progress
 
 from lmjax.errors import ConfigError
+from lmjax.tables import markdown_table
 from lmjax.training.plan import TrainingConfig
 from lmjax.training.run_directory import MetricsWriter
 from lmjax.training.step import Metrics
@@ -313,15 +315,24 @@ class Profile:
     TensorBoard and XProf show it (`tensorboard --logdir WORKDIR/profile`).
     """
 
-    def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        steps: tuple[int, int] | None,
+        hlo: Callable[[], str],
+        show: Callable[[str], None],
+    ):
         """Checks nothing; see `check_profile`.
 
         Args:
           directory: of the profile.
           steps: the first and the last step to profile; None profiles nothing.
+          hlo: returns the text of the compiled step.
+          show: prints the table of operations.
         """
         self._directory, self._running = directory, False
         self._first, self._last = steps or (-1, -1)
+        self._hlo, self._show = hlo, show
 
     def start(self, step: int) -> None:
         """Starts the profiler if `step` is the first of the profile; call it before the step."""
@@ -330,15 +341,20 @@ class Profile:
             self._running = True
 
     def stop(self, step: int, outputs: Any) -> None:
-        """Stops the profiler if `step` is the last of the profile.
+        """Stops the profiler and prints the table if `step` is the last of the profile.
 
         Args:
           step: that was dispatched.
           outputs: its arrays, which the profiler waits for.
         """
-        if step == self._last:
-            jax.block_until_ready(outputs)
-            self._close()
+        if step != self._last:
+            return
+        jax.block_until_ready(outputs)
+        self._close()
+        if jax.process_index() == 0:
+            seconds = operation_seconds(self._directory, "jit_step")
+            table = operation_table(seconds, self._hlo(), step - self._first + 1)
+            self._show("\n".join(table))
 
     def _close(self) -> None:
         if self._running:
@@ -350,6 +366,105 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         self._close()
+
+
+def operation_seconds(directory: pathlib.Path, module: str) -> dict[str, float]:
+    """Returns the time of each operation of a compiled program in the latest profile.
+
+    Args:
+      directory: as given to `jax.profiler.start_trace`.
+      module: name of the program, such as 'jit_step'.
+
+    Returns:
+      Name of the operation in the program's HLO text -> seconds, summed over devices and calls.
+    """
+    path = max(directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    seconds: collections.Counter[str] = collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                stats = dict(event.stats)
+                if stats.get("hlo_module") == module:
+                    seconds[stats["hlo_op"]] += event.duration_ns / 1e9
+    return dict(seconds)
+
+
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.-]+) = .*?[\]})] ([\w-]+)\(")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(r"calls=%?([\w.-]+)")
+# Their bodies' operations are events of their own.
+_CONTROL = ("while", "call", "conditional")
+
+
+def operation_table(seconds: Mapping[str, float], hlo: str, steps: int, top: int = 10) -> list[str]:
+    """Groups operations by the scope that they come from, most expensive first.
+
+    Args:
+      seconds: of each operation; see `operation_seconds`.
+      hlo: text of the compiled program, whose metadata name the scopes.
+      steps: calls of the program.
+      top: number of groups to show; the others are one row.
+
+    Returns:
+      Lines of a Markdown table, after one that says how much is spent outside of matrix products.
+    """
+    opcodes, names, callees, products = {}, {}, {}, set[str]()
+    computation = ""
+    for line in hlo.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            computation = line.removeprefix("ENTRY ").removeprefix("%").split(" ")[0]
+        elif found := _INSTRUCTION.match(line):
+            name, opcode = found.groups()
+            opcodes[name] = opcode
+            names[name] = op.group(1) if (op := _OP_NAME.search(line)) else ""
+            if called := _CALLED.search(line):
+                callees[name] = called.group(1)
+            if opcode in ("dot", "convolution") or "gemm" in line:
+                products |= {name, computation}
+    groups: dict[tuple[str, str], list[float]] = {}
+    for name, spent in seconds.items():
+        if opcodes.get(name) in _CONTROL:
+            continue
+        times = groups.setdefault(_scope(names.get(name, "")), [0.0, 0.0])
+        times[0] += spent
+        times[1] += spent if name in products or callees.get(name) in products else 0.0
+    total, product = (sum(times[i] for times in groups.values()) for i in (0, 1))
+    if not total:
+        return ["the profile has no operations of this program"]
+    ranked = sorted(groups.items(), key=lambda item: -item[1][0])
+    shown = [(*scope, times) for scope, times in ranked[:top]]
+    if rest := [times for _, times in ranked[top:]]:
+        shown.append(
+            (f"{len(rest)} others", "", [sum(column) for column in zip(*rest, strict=True)])
+        )
+    rows = [
+        [scope, direction, f"{1e3 * t / steps:.1f}", f"{t / total:.0%}", f"{dots / t:.0%}"]
+        for scope, direction, (t, dots) in shown
+    ]
+    header = ["scope", "pass", "ms a step", "share", "in matrix products"]
+    return [
+        f"{1e3 * total / steps:.1f} ms of operations a step,"
+        f" {1 - product / total:.0%} outside of matrix products",
+        *markdown_table(header, rows, "llrrr"),
+    ]
+
+
+def _scope(op_name: str) -> tuple[str, str]:
+    """Converts the metadata of an operation to its scope and 'forward', 'backward' or ''.
+
+    'jit(step)/transpose(jvp(loss))/BertEncoder/layer_3/attention/dot_general' comes from the
+    backward pass of `loss/BertEncoder/layer_*/attention`.
+    """
+    scope: list[str] = []
+    for part in op_name.split("/")[:-1]:
+        inner = re.fullmatch(r"((?:transpose\(|jvp\(|vmap\()*)(\w+)\)*", part)
+        if inner is None or inner[2] in ("checkpoint", "rematted_computation", "while", "body"):
+            continue
+        if "jvp(" in inner[1]:
+            scope = []  # a recomputed block repeats the path to it
+        scope.append(re.sub(r"\d+$", "*", inner[2]) if inner[2].startswith("layer_") else inner[2])
+    direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else ""
+    return "/".join(scope) or "(none)", direction
 
 
 def check_profile(steps: tuple[int, int] | None, done: int, total: int) -> None:

@@ -23,7 +23,7 @@ from lmjax.errors import ConfigError
 from lmjax.training import loop
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.loop import pretrain
-from lmjax.training.monitor import DivergedError
+from lmjax.training.monitor import DivergedError, operation_seconds, operation_table
 from lmjax.training.plan import make_plan
 from lmjax.training.run_directory import read_metrics
 from tests.runs import STEPS, begin, config, signal_after, write_text
@@ -396,9 +396,44 @@ def test_some_steps_are_profiled(text: pathlib.Path, tmp_path: pathlib.Path) -> 
     assert child.returncode == 0, said
     (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
     assert b"train" in trace.read_bytes()  # the annotation of a step
+    assert re.search(r"[\d.]+ ms of operations a step, \d+% outside of matrix products", said)
+    rows = re.findall(r"^\| (\S+) \| (forward|backward|) \| ([\d.]+) \|", said, re.MULTILINE)
+    assert len(rows) == 10
+    assert any("layer_*" in scope for scope, _, _ in rows)
+    assert sorted(rows, key=lambda row: -float(row[2])) == rows
     for steps in ((4, 6), (9, 12), (12, 11)):
         with pytest.raises(ConfigError, match=f"--profile: cannot profile steps {steps[0]} to"):
             pretrain(ConfigDict(short), tmp_path / "run", "xlnet", profile=steps)
+
+
+def test_operations_are_grouped_by_scope(tmp_path: pathlib.Path) -> None:
+    @jax.jit
+    def step(x: jax.Array) -> jax.Array:
+        def loss(x: jax.Array) -> jax.Array:
+            with jax.named_scope("loss"), jax.named_scope("layer_7"):
+                return jnp.tanh(x @ x).sum()
+
+        with jax.named_scope("order"):
+            order = jnp.sort(x, axis=0)
+        return jax.grad(loss)(x) + order
+
+    x = jnp.ones((512, 512))
+    hlo = step.lower(x).compile().as_text()
+    step(x).block_until_ready()
+    with jax.profiler.trace(tmp_path):
+        for _ in range(2):
+            step(x).block_until_ready()
+    seconds = operation_seconds(tmp_path, "jit_step")
+    assert not operation_seconds(tmp_path, "jit_other")
+    summary, _, _, *rows = operation_table(seconds, hlo or "", steps=2)
+    total = 1e3 * sum(seconds.values()) / 2
+    assert summary.startswith(f"{total:.1f} ms of operations a step")
+    cells = {tuple(row.strip("| ").split(" | ")[:2]): row.strip("| ").split(" | ") for row in rows}
+    assert cells["loss/layer_*", "forward"][4] == "100%"
+    assert cells["order", ""][4] == "0%"
+    assert sum(float(row[2]) for row in cells.values()) == pytest.approx(total, abs=0.3)
+    short = operation_table(seconds, hlo or "", steps=2, top=1)
+    assert "others" in short[-1] and len(short) == 5
 
 
 def test_a_profile_must_be_a_range() -> None:

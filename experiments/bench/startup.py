@@ -1,0 +1,72 @@
+"""From the command to the first step of the four base configs, with and without kept programs."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from experiments.bench.rounds import Comparison, Made, Subject
+from experiments.bench.train import CONFIGS
+
+
+def comparisons(objectives: list[str], size: str = "") -> list[Comparison]:
+    """One table per objective: nothing kept, and everything kept.
+
+    Args:
+      size: of the config; '' is the base size.
+    """
+    make = "experiments.bench.startup:start"
+    found = []
+    for objective in objectives:
+        config = f"configs/{objective}.py:{size or CONFIGS[objective]}"
+        subjects = [
+            Subject(name, make, {"config": config, "keep": keep})
+            for name, keep in (("first start", False), ("later start", True))
+        ]
+        found.append(Comparison(f"start and one step of {config}, 4 x 128 tokens", subjects, ""))
+    return found
+
+
+def start(config: str, keep: bool) -> Made:
+    """A run of one step on the embedded corpus, whose tokens are prepared already.
+
+    Args:
+      keep: whether compiled programs of earlier runs are kept.
+    """
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    cache = pathlib.Path(folder.name) / "cache"
+    workdir = pathlib.Path(folder.name) / "run"
+    settings = {
+        "training.steps": 1,
+        "training.batch_size": 4,
+        "training.eval_batches": 1,
+        "optimizer.warmup_steps": 1,
+        "data.examples.length": 128,
+        "data.tokenizer.vocab_size": 4096,
+    }
+    if "xlnet" in config:
+        settings |= {
+            "data.examples.reuse_length": 64,
+            "objective.reuse_length": 64,
+            "objective.perm_size": 64,
+            "objective.num_predict": 21,
+        }
+    command = [sys.executable, "-m", "experiments.pretrain", f"--config={config}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+
+    def run() -> None:
+        shutil.rmtree(workdir, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(cache / "compiled", ignore_errors=True)
+        environment = {**os.environ, "LMJAX_CACHE": str(cache)}
+        done = subprocess.run(
+            [*command, f"--workdir={workdir}"], env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+
+    return run, {}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.nn.layers import sample_categorical
 from lmjax.objectives.base import Batch, apply
 from lmjax.objectives.factorization import perm_mask
 from lmjax.objectives.masked import MaskedLM
@@ -78,7 +79,7 @@ def complete_in_order(
             logits = apply(objective.network, params, output, method="decode")
             slot = turn[:, i]
             now = jnp.take_along_axis(logits, slot[:, None, None], axis=1)[:, 0]
-            sample = jax.random.categorical(jax.random.fold_in(key, i), now)
+            sample = sample_categorical(jax.random.fold_in(key, i), now)
             where = jnp.take_along_axis(mapping, slot[:, None], axis=1)[:, 0]
             row = jnp.arange(rows)
             keep = ~jnp.take_along_axis(used, slot[:, None], axis=1)[:, 0]

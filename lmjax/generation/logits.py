@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.generation.settings import GenerationConfig
+from lmjax.nn.layers import sample_categorical
 
 
 def repetition_penalty(
@@ -182,5 +183,4 @@ class Filters:
         """Returns tokens [batch], sampled with `keys` [batch] or the most probable."""
         if self.temperature is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        draw = jax.vmap(jax.random.categorical)
-        return draw(keys, self.shape(logits)).astype(jnp.int32)
+        return jax.vmap(sample_categorical)(keys, self.shape(logits))

@@ -22,6 +22,7 @@ from lmjax.generation.logits import Filters
 from lmjax.generation.outputs import Generated, finish
 from lmjax.generation.prompts import Prompt, check_room, end_of_text, left_padded
 from lmjax.generation.settings import GenerationConfig
+from lmjax.nn.layers import sample_categorical
 from lmjax.objectives.base import apply
 
 
@@ -154,10 +155,8 @@ def _speculate(
             new = jax.lax.dynamic_slice_in_dim(tokens, at, 2, axis=1)
             logits, kept = read(draft, drafts, new, state.real, at, kept)
             mine = log_distribution(logits[:, -1])
-            token = jax.random.categorical(jax.random.fold_in(for_draft, i), mine[0])
-            tokens = jax.lax.dynamic_update_slice(
-                tokens, token.astype(jnp.int32)[None, None], (0, state.slot + i)
-            )
+            token = sample_categorical(jax.random.fold_in(for_draft, i), mine[0])
+            tokens = jax.lax.dynamic_update_slice(tokens, token[None, None], (0, state.slot + i))
             return tokens, kept, log_q.at[i].set(mine[0])
 
         vocab = network.config.vocab_size
@@ -178,7 +177,7 @@ def _speculate(
         rest = jnp.maximum(jnp.exp(log_p[accepted]) - q, 0.0)
         # All 0 if p = q exactly, where only rounding can cause a rejection.
         rest = jnp.where(rest.sum() > 0, jnp.log(rest), log_p[accepted])
-        last = jax.random.categorical(for_last, rest).astype(jnp.int32)
+        last = sample_categorical(for_last, rest)
 
         tokens = jax.lax.dynamic_update_slice(tokens, last[None, None], (0, state.slot + accepted))
         written = jax.lax.dynamic_slice_in_dim(tokens, state.slot, count + 1, axis=1)[0]

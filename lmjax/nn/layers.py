@@ -1,4 +1,4 @@
-"""Basic layers: dense, layer normalization, activations, cross entropy."""
+"""Basic layers: dense, layer normalization, activations, cross entropy, sampling."""
 
 import functools
 from collections.abc import Callable
@@ -197,3 +197,43 @@ def _score_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     difference = jnp.exp(logits - log_z[..., None]) - (classes == targets[..., None])
     change = (difference * tangents[0]).sum(-1)
     return (losses, hits), (change, np.zeros(hits.shape, jax.dtypes.float0))
+
+
+def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """Samples a class from softmax(logits): [..., classes] -> [...] int32.
+
+    Inverts the cumulative distribution at one uniform number per sample. `jax.random.categorical`
+    draws a number per class instead, which takes longer than the softmax itself (on a CPU about 30
+    times as long for 30,000 classes). Classes with -inf are never sampled.
+    """
+    logits = jax.lax.stop_gradient(logits).astype(jnp.float32)
+    classes, width = logits.shape[-1], 256  # the sum of a block, then the sum within it
+    largest = logits.max(-1)
+    lead = (1,) * largest.ndim
+    blocks = jax.lax.reduce_window(
+        jnp.exp(logits - largest[..., None]),
+        0.0,
+        jax.lax.add,
+        (*lead, width),
+        (*lead, width),
+        (*[(0, 0)] * largest.ndim, (0, -classes % width)),
+    )
+    ends = jnp.cumsum(blocks, -1)
+    uniform = jax.random.uniform(key, largest.shape)
+    block, rest = _first_above(ends, uniform * ends[..., -1])
+    index = block[..., None] * width + jnp.arange(width)
+    inside = jnp.take_along_axis(logits, jnp.minimum(index, classes - 1), -1)
+    weights = jnp.where(index < classes, jnp.exp(inside - largest[..., None]), 0.0)
+    return (block * width + _first_above(jnp.cumsum(weights, -1), rest)[0]).astype(jnp.int32)
+
+
+def _first_above(ends: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the first index where ends > value, and `value` minus the end before it.
+
+    ends: [..., n], not decreasing; value: [...]. A value that rounding has put at the last end or
+    beyond counts as just below it.
+    """
+    value = jnp.minimum(value, jnp.nextafter(ends[..., -1], jnp.zeros(())))
+    index = (ends <= value[..., None]).sum(-1)
+    before = jnp.take_along_axis(ends, jnp.maximum(index - 1, 0)[..., None], -1)[..., 0]
+    return index, value - jnp.where(index > 0, before, 0.0)

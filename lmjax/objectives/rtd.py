@@ -11,6 +11,7 @@ from lmjax.configuration import Probability, Size, Weight
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.network import TextInputs
 from lmjax.nn.dropout import Seeds
+from lmjax.nn.layers import sample_categorical
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
@@ -158,7 +159,7 @@ def chosen_positions(batch: Batch) -> jax.Array:
 def sample_replacements(logits: jax.Array, batch: Batch) -> jax.Array:
     """Replaces the original tokens at the target positions with samples of the generator.
 
-    Gumbel-max sampling at temperature 1, with stop_gradient on the logits.
+    The temperature is 1, and no gradient passes through the samples.
 
     Args:
       logits: [batch, num_predict, vocab_size], the generator's logits.
@@ -166,8 +167,7 @@ def sample_replacements(logits: jax.Array, batch: Batch) -> jax.Array:
     Returns:
       [batch, length] int32.
     """
-    logits = jax.lax.stop_gradient(logits)
-    samples = jax.vmap(jax.random.categorical)(batch["sampling_key"], logits)
+    samples = jax.vmap(sample_categorical)(batch["sampling_key"], logits)
     original = batch["original"]
     length = original.shape[1]
     where = jnp.where(batch["target_weights"] > 0, batch["target_positions"], length)

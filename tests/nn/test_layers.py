@@ -14,6 +14,7 @@ from lmjax.nn.layers import (
     contract,
     dense,
     embedding_lookup,
+    sample_categorical,
     truncated_normal,
 )
 from lmjax.nn.transformer import FeedForward
@@ -121,3 +122,29 @@ def test_an_id_outside_of_the_table_is_not_a_number() -> None:
     table = jnp.ones((3, 2))
     assert np.isnan(embedding_lookup(table, jnp.array([3]))).all()
     np.testing.assert_array_equal(embedding_lookup(table, jnp.array([[2]])), [[[1.0, 1.0]]])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 256, 257, 1000])
+def test_samples_invert_the_cumulative_distribution(classes: int) -> None:
+    key, rng = jax.random.key(classes), np.random.default_rng(classes)
+    logits = rng.normal(0, 3, (50, 2, classes))
+    logits[:, :, rng.random(classes) < 0.3] = -np.inf
+    logits[:, :, -1] = 0.0
+    found = np.asarray(sample_categorical(key, jnp.asarray(logits, jnp.float32)))
+    uniform = np.asarray(jax.random.uniform(key, (50, 2)), np.float64)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    ends = np.cumsum(p / p.sum(-1, keepdims=True), -1)
+    expected = (ends <= uniform[..., None]).sum(-1)
+    # Rounding moves a number that lies next to the border of two classes.
+    near = np.abs(ends - uniform[..., None]).min(-1) < 1e-6
+    assert ((found == expected) | near).all() and near.mean() < 0.05
+    assert np.isfinite(np.take_along_axis(logits, found[..., None], -1)).all()
+    assert found.dtype == np.int32
+
+
+def test_samples_have_the_probabilities_of_softmax() -> None:
+    logits = jnp.log(jnp.array([0.5, 0.0, 0.2, 0.3]))
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    samples = jax.vmap(sample_categorical, (0, None))(keys, logits)
+    counts = np.bincount(np.asarray(samples), minlength=4) / len(keys)
+    np.testing.assert_allclose(counts, [0.5, 0.0, 0.2, 0.3], atol=0.01)

@@ -6,6 +6,7 @@ Suites:
   train      a step of the four objectives beside `transformers` in PyTorch
   generate   greedy search beside `transformers`
   data       loading and corruption beside training
+  scaling    time per token against length, depth and width beside `transformers`
   startup    from the command to the first step, with and without kept programs
 
 Every subject is a process of its own. Rounds visit the subjects in turn; a table shows the median
@@ -24,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.bench import data, generate, peak, startup, train
+from experiments.bench import data, generate, peak, scaling, startup, train
 from experiments.bench.rounds import Comparison, Measured, compare
 from lmjax.atomic import write_json, write_text
 from lmjax.errors import ConfigError
@@ -32,12 +33,13 @@ from lmjax.extras import require
 from lmjax.tables import markdown_table
 from lmjax.training.run_directory import versions
 
-SUITE = flags.DEFINE_list("suite", ["train"], "Suites to run: train, generate, data, startup.")
+SUITE = flags.DEFINE_list("suite", ["train"], "Suites to run, see above.")
 SIZES = flags.DEFINE_list("sizes", ["small", "base"], "Sizes of the training step.")
 OBJECTIVES = flags.DEFINE_list("objectives", list(train.CONFIGS), "Objectives to train.")
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Batch sizes of the search.")
 GPT = flags.DEFINE_string("gpt", "small", "Size of configs/gpt.py for the search.")
 START = flags.DEFINE_string("start_size", "", "Size of the configs to start; '' = base.")
+POINTS = flags.DEFINE_integer("points", 0, "Values of each axis of scaling; 0 = all.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the matrix products.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Visits of each subject.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 2.0, "Time of one visit, at least one run.")
@@ -49,18 +51,21 @@ def main() -> None:
         "train": lambda: train.comparisons(SIZES.value, OBJECTIVES.value, DTYPE.value),
         "generate": lambda: generate.comparisons([GPT.value], [int(b) for b in BATCHES.value]),
         "data": lambda: data.comparisons(SIZES.value, OBJECTIVES.value, DTYPE.value),
+        "scaling": lambda: scaling.comparisons(OBJECTIVES.value, DTYPE.value, POINTS.value),
         "startup": lambda: startup.comparisons(OBJECTIVES.value, START.value),
     }
     _check("--suite", SUITE.value, suites)
     _check("--sizes", SIZES.value, {**train.SIZES, "tiny": None})
     _check("--objectives", OBJECTIVES.value, train.CONFIGS)
-    if {"train", "generate"} & set(SUITE.value):
+    if {"train", "generate", "scaling"} & set(SUITE.value):
         for name in ("torch", "transformers"):
             require(name, "huggingface", "--suite: the comparison")
     output = pathlib.Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
+    summary: list[str] = []
     found: list[tuple[Comparison, dict[str, Measured]]] = []
     for suite in SUITE.value:
+        begin = len(found)
         for comparison in suites[suite]():
             if suite in ("train", "data"):
                 subjects = [*comparison.subjects, peak.subject(DTYPE.value)]
@@ -68,7 +73,12 @@ def main() -> None:
             found.append((comparison, compare(comparison, ROUNDS.value, SECONDS.value, _say)))
             lines = report(*found[-1])
             print(*lines, "", sep="\n", flush=True)
-            _write(output, found)  # a benchmark that is killed keeps its tables
+            _write(output, found, summary)  # a benchmark that is killed keeps its tables
+        if suite == "scaling":
+            title = "### time per token ~ value^exponent"
+            summary = [title, "", *scaling.exponents(found[begin:]), ""]
+            print(*summary, sep="\n")
+            _write(output, found, summary)
 
 
 def _check(flag: str, given: Sequence[str], known: Mapping[str, Any]) -> None:
@@ -117,10 +127,15 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
     return lines
 
 
-def _write(output: pathlib.Path, found: Sequence[tuple[Comparison, dict[str, Measured]]]) -> None:
+def _write(
+    output: pathlib.Path,
+    found: Sequence[tuple[Comparison, dict[str, Measured]]],
+    summary: Sequence[str],
+) -> None:
     lines = ["# Benchmarks", "", _machine(), ""]
     for comparison, measured in found:
         lines += [*report(comparison, measured), ""]
+    lines += summary
     write_text(output / "benchmarks.md", "\n".join(lines))
     raw = {
         comparison.title: {name: dataclasses.asdict(one) for name, one in measured.items()}

@@ -19,7 +19,7 @@ from lmjax.training.step import Program
 SMALL = {"layers": 6, "hidden_size": 384, "heads": 6}
 BASE = {"layers": 12, "hidden_size": 768, "heads": 12}
 SIZES = {"small": (SMALL, 16), "base": (BASE, 8)}
-VOCABULARIES = {"bert": 30_522, "gpt": 50_257, "xlnet": 32_000, "electra": 30_522}
+VOCABULARIES = {"bert": 30_522, "gpt": 50_257, "xlnet": 32_000, "electra": 30_522}  # of base
 CONFIGS = {"bert": "base", "gpt": "small", "xlnet": "base", "electra": "base"}
 
 
@@ -44,7 +44,7 @@ def comparisons(
                 "size": size,
                 "batch": batch,
                 "length": length,
-                "vocab_size": VOCABULARIES[objective] if name in SIZES else 500,
+                "vocab_size": {"base": VOCABULARIES[objective], "small": 30_522}.get(name, 500),
             }
             step = "experiments.bench.peers:training_step"
             theirs = [peers.subject(step, v, **settings) for v in peers.variants(dtype)]

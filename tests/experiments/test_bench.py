@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -85,12 +86,13 @@ def test_the_command_writes_a_table_a_plot_and_the_raw_numbers(tmp_path: pathlib
 def test_every_other_suite_runs(tmp_path: pathlib.Path) -> None:
     if not installed("transformers"):
         pytest.skip("transformers is not installed")
-    flags = ("--gpt=tiny", "--batches=1,2", "--start_size=tiny")
-    done = bench(tmp_path, "--suite=generate,data,startup", *flags)
+    flags = ("--gpt=tiny", "--batches=1,2", "--start_size=tiny", "--points=2")
+    done = bench(tmp_path, "--suite=generate,data,startup,scaling", *flags)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"\| gpt \| hidden_size \| -?[\d.]+ \| -?[\d.]+ \|", done.stdout)
     assert done.stdout.count("All subjects found the same tokens.") == 2
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert len(results) == 4
+    assert len(results) == 4 + 6
     for subjects in results.values():
         assert not [subject["error"] for subject in subjects.values() if subject["error"]]
 
@@ -98,5 +100,7 @@ def test_every_other_suite_runs(tmp_path: pathlib.Path) -> None:
 def test_an_unknown_suite_is_refused(tmp_path: pathlib.Path) -> None:
     done = bench(tmp_path / "out", "--suite=trian")
     assert done.returncode == 2
-    assert "error: --suite: 'trian' is none of train, generate, data, startup" in done.stderr
+    assert (
+        "error: --suite: 'trian' is none of train, generate, data, scaling, startup" in done.stderr
+    )
     assert not (tmp_path / "out").exists()

@@ -167,7 +167,7 @@ def _search(
         _, places_alive = jax.lax.top_k(alive.scores, beams)
         running = alive.take(places_alive)
         source = (_take(parent, places_alive) + beams * jnp.arange(rows)[:, None]).reshape(-1)
-        kept = jax.tree.map(lambda x: jnp.take(x, source, axis=1), state.kept)
+        kept = jax.tree.map(lambda x: jnp.take(x, source, axis=0), state.kept)
 
         suits = most if early_stopping == "never" else new
         length = jnp.where(length_penalty > 0, suits, new).astype(jnp.float32)
@@ -207,7 +207,7 @@ def _search(
         lengths=jnp.zeros((rows, beams), jnp.int32),
         open=jnp.ones(rows, bool),
         blocked=jnp.bool_(False),
-        kept=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), kept),
+        kept=jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), kept),
         logits=jnp.repeat(logits, beams, axis=0),
         new=jnp.int32(0),
     )

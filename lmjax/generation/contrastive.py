@@ -114,7 +114,7 @@ def _search(
         shaped = filters.penalise(state.logits, state.tokens, valid, valid & (slot >= width))
         probabilities, candidates = jax.lax.top_k(jax.nn.softmax(shaped, axis=-1), k)
         # Reads every candidate in a copy of its row.
-        copies = jax.tree.map(lambda x: jnp.repeat(x, k, axis=1), state.kept)
+        copies = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), state.kept)
         read, copies = read_slots(
             candidates.reshape(-1, 1).astype(jnp.int32),
             jnp.repeat(real, k, axis=0),
@@ -136,7 +136,7 @@ def _search(
             ),
             slot=state.slot + 1,
             done=state.done | (chosen == eos),
-            kept=jax.tree.map(lambda x: jnp.take(x, row * k + best, axis=1), copies),
+            kept=jax.tree.map(lambda x: jnp.take(x, row * k + best, axis=0), copies),
             hidden=jax.lax.dynamic_update_slice(
                 state.hidden, _unit(hidden)[:, None], (0, state.slot, 0)
             ),

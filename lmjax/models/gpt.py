@@ -31,7 +31,7 @@ from lmjax.models.published import (
     norm,
     table,
 )
-from lmjax.nn.attention import Cache
+from lmjax.nn.attention import Cache, Caches
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.masks import Mask, causal
 from lmjax.nn.transformer import Stack, Table, TextEmbeddings
@@ -214,9 +214,9 @@ class GptEncoder(Network):
         positions: jax.Array,
         mask: Mask | jax.Array,
         seeds: Seeds | None = None,
-        cache: Cache | None = None,
+        cache: Caches | None = None,
         start: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Caches | None]:
         """Returns the last hidden states and the updated cache."""
         x = self.embeddings(tokens, tokens, positions, seeds)
         return self.stack(x, mask, seeds, cache, start)
@@ -248,7 +248,7 @@ class Gpt(CausalNetwork):
     def decode(self, hidden: jax.Array) -> jax.Array:
         return (self.encoder if self.config.tie_embeddings else self.decoder).decode(hidden)
 
-    def empty_cache(self, rows: int, slots: int) -> Cache:
+    def empty_cache(self, rows: int, slots: int) -> Caches:
         return Cache.empty(self.config.trunk, rows, slots)
 
     def read_slots(

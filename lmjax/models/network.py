@@ -124,7 +124,7 @@ class Network(nn.Module):
 
         Returns:
           Float32 logits [rows, vocab_size] of the next token, and the state to keep: arrays whose
-          second axis is the rows, or None.
+          first axis is the rows, or None.
         """
         raise NotImplementedError
 
@@ -135,7 +135,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def empty_cache(self, rows: int, slots: int) -> Any:
-        """Returns an empty cache: arrays whose second axis is the rows."""
+        """Returns an empty cache: arrays whose first axis is the rows."""
         raise NotImplementedError
 
     def read_slots(

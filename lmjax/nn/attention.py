@@ -1,7 +1,7 @@
 """Scaled dot-product and multi-head self-attention (Vaswani et al. 2017 §3.2)."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -142,26 +142,39 @@ class Cache:
     """Key-value cache. Slots hold previous tokens in the order in which they were read.
 
     Attributes:
-      key, value: [layers, batch, slots, heads, head_dim] float32; blocks see one layer, without
-        the first axis.
+      key, value: [batch, heads, head_dim, slots] float32 of one layer, or
+        [batch, layers, heads, head_dim, slots] of all scanned layers. Products with few queries
+        read this order of axes without copying it.
     """
 
     key: jax.Array
     value: jax.Array
 
     @classmethod
-    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> Self:
+    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> "Caches":
         """Returns an empty cache of `slots` tokens for each of `batch` rows."""
-        zeros = jnp.zeros((config.layers, batch, slots, config.heads, config.head_size))
-        return cls(zeros, zeros)
+        shape = (config.heads, config.head_size, slots)
+        if config.scan_layers:
+            zeros = jnp.zeros((batch, config.layers, *shape))
+            return cls(zeros, zeros)
+        zeros = jnp.zeros((batch, *shape))
+        return tuple(cls(zeros, zeros) for _ in range(config.layers))
 
     def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> Self:
         """Writes one layer's keys and values [batch, length, heads, head_dim] at slot `start`."""
-        at = (0, start, 0, 0)
+        at = (0, 0, 0, start)
         return type(self)(
-            jax.lax.dynamic_update_slice(self.key, key, at),
-            jax.lax.dynamic_update_slice(self.value, value, at),
+            jax.lax.dynamic_update_slice(self.key, key.transpose(0, 2, 3, 1), at),
+            jax.lax.dynamic_update_slice(self.value, value.transpose(0, 2, 3, 1), at),
         )
+
+    def read(self) -> tuple[jax.Array, jax.Array]:
+        """Returns one layer's keys and values of all slots: [batch, slots, heads, head_dim]."""
+        return self.key.transpose(0, 3, 1, 2), self.value.transpose(0, 3, 1, 2)
+
+
+# Of all layers: scanned layers share one cache, and each unrolled layer has its own.
+Caches: TypeAlias = Cache | tuple[Cache, ...]
 
 
 class SelfAttention(nn.Module):
@@ -194,7 +207,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             assert start is not None
             cache = cache.write(key, value, start)
-            key, value = cache.key, cache.value
+            key, value = cache.read()
         context = attention(
             query,
             key,

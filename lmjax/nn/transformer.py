@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.configuration import Interval
-from lmjax.nn.attention import Cache, SelfAttention
+from lmjax.nn.attention import Cache, Caches, SelfAttention
 from lmjax.nn.dropout import Seeds, dropout
 from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, dense, embedding_lookup
 from lmjax.nn.masks import Mask
@@ -204,11 +204,12 @@ class Layers(nn.Module):
 
         Args:
           carry: value passed from block to block.
-          per_layer: pytree of arrays with a leading axis [layers], or None.
+          per_layer: pytree of arrays with a leading axis [layers], or None. Unrolled blocks also
+            take a tuple with a pytree for each layer, which are never joined.
           *shared: arguments that are the same for every block.
 
         Returns:
-          (carry, outputs stacked on a leading axis [layers]).
+          (carry, outputs stacked on a leading axis [layers], or a tuple like `per_layer`).
         """
         c = self.config
         block = self.block
@@ -226,11 +227,13 @@ class Layers(nn.Module):
                 length=c.layers,
             )
             return scanned(c, name="layers")(carry, indices, per_layer, *shared)
-        outputs = []
+        apart, outputs = isinstance(per_layer, tuple), []
         for i in range(c.layers):
-            mine = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+            mine = per_layer[i] if apart else jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
             carry, output = block(c, name=f"layer_{i}")(carry, indices[i], mine, *shared)
             outputs.append(output)
+        if apart:
+            return carry, tuple(outputs)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
@@ -245,11 +248,16 @@ class Stack(nn.Module):
         x: jax.Array,
         mask: Mask | jax.Array,
         seeds: Seeds | None,
-        cache: Cache | None = None,
+        cache: Caches | None = None,
         start: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, Caches | None]:
         """Returns the hidden states and the updated cache, or None without a cache."""
+        scanned = self.config.scan_layers
+        if scanned:
+            cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
         x, cache = Layers(self.config, Block, name="blocks")(x, cache, mask, seeds, start)
+        if scanned:
+            cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache)
         if self.config.norm == "pre":
             x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)
             self.sow("intermediates", NORMED, x)

@@ -10,7 +10,7 @@ import pytest
 import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.nn.attention import Cache
+from lmjax.nn.attention import Cache, Caches
 from lmjax.nn.trunk import TransformerConfig
 from tests import tiny
 
@@ -51,7 +51,7 @@ def decode(model: Gpt, params: Any) -> tuple[np.ndarray, np.ndarray]:
     """Greedy: tokens [batch, SLOTS] and the logits that chose the new ones."""
 
     @jax.jit
-    def read(cache: Cache, tokens: Any, real: Any, start: Any) -> Any:
+    def read(cache: Caches, tokens: Any, real: Any, start: Any) -> Any:
         hidden, cache = model.apply(
             {"params": params}, tokens, real, start, cache, method="read_slots"
         )

@@ -14,7 +14,9 @@ time, and the median and range of the ratios within a round. --output gets bench
 results.json and benchmarks.png. Run it on a machine that does nothing else.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -150,8 +152,11 @@ def _machine() -> str:
     info = pathlib.Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].partition(":")[2].strip() if names else platform.processor()
-    found = versions()
-    packages = ", ".join(f"{name} {found[name]}" for name in ("jax", "flax") if found.get(name))
+    found = []
+    for name in ("jax", "flax", "torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    packages = ", ".join(found)
     return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}"
 
 

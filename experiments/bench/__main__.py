@@ -20,6 +20,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,15 +58,22 @@ def main() -> None:
         "startup": lambda: startup.comparisons(OBJECTIVES.value, START.value),
     }
     _check("--suite", SUITE.value, suites)
-    _check("--sizes", SIZES.value, {**train.SIZES, "tiny": None})
+    _check("--sizes", SIZES.value, train.SIZES)
     _check("--objectives", OBJECTIVES.value, train.CONFIGS)
     if {"train", "generate", "scaling"} & set(SUITE.value):
         for name in ("torch", "transformers"):
             require(name, "huggingface", "--suite: the comparison")
     output = pathlib.Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
-    summary: list[str] = []
+    lines = ["# Benchmarks", "", _machine(), ""]
     found: list[tuple[Comparison, dict[str, Measured]]] = []
+
+    def add(table: Sequence[str]) -> None:
+        """Prints a table, and writes all: a benchmark that is killed keeps its tables."""
+        print(*table, "", sep="\n", flush=True)
+        lines.extend([*table, ""])
+        _write(output, lines, found)
+
     for suite in SUITE.value:
         begin = len(found)
         for comparison in suites[suite]():
@@ -73,14 +81,10 @@ def main() -> None:
                 subjects = [*comparison.subjects, peak.subject(DTYPE.value)]
                 comparison = dataclasses.replace(comparison, subjects=subjects)
             found.append((comparison, compare(comparison, ROUNDS.value, SECONDS.value, _say)))
-            lines = report(*found[-1])
-            print(*lines, "", sep="\n", flush=True)
-            _write(output, found, summary)  # a benchmark that is killed keeps its tables
+            add(report(*found[-1]))
         if suite == "scaling":
-            title = "### time per token ~ value^exponent"
-            summary = [title, "", *scaling.exponents(found[begin:]), ""]
-            print(*summary, sep="\n")
-            _write(output, found, summary)
+            table = scaling.exponents(found[begin:])
+            add(["### time per token ~ value^exponent", "", *table])
 
 
 def _check(flag: str, given: Sequence[str], known: Mapping[str, Any]) -> None:
@@ -99,7 +103,7 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
     products = found.get("matrix products")
     peak_rate = None
     if products is not None and not products.error:
-        peak_rate = products.facts["flops"] / sorted(products.wall)[len(products.wall) // 2]
+        peak_rate = products.facts["flops"] / statistics.median(products.wall)
     unit = f"{comparison.unit}/s" if comparison.unit else ""
     header = ["", "s a run", "CPU s", unit, "times as fast", "range", "by CPU time", "of the peak"]
     rows = []
@@ -108,7 +112,7 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
         if measured.error:
             rows.append([subject.name, measured.error, *[""] * 6])
             continue
-        wall, cpu = (sorted(v)[len(v) // 2] for v in (measured.wall, measured.cpu))
+        wall, cpu = statistics.median(measured.wall), statistics.median(measured.cpu)
         work, flops = measured.facts.get("work"), measured.facts.get("flops")
         ratios = ["", "", ""]
         if not reference.error and subject.name != "matrix products":
@@ -131,13 +135,9 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
 
 def _write(
     output: pathlib.Path,
+    lines: Sequence[str],
     found: Sequence[tuple[Comparison, dict[str, Measured]]],
-    summary: Sequence[str],
 ) -> None:
-    lines = ["# Benchmarks", "", _machine(), ""]
-    for comparison, measured in found:
-        lines += [*report(comparison, measured), ""]
-    lines += summary
     write_text(output / "benchmarks.md", "\n".join(lines))
     raw = {
         comparison.title: {name: dataclasses.asdict(one) for name, one in measured.items()}

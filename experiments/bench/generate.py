@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.bench import peers
 from experiments.bench.rounds import Comparison, Made, Subject
+from lmjax.host import tune_host, tune_host_memory
 
 PROMPT, NEW = 32, 64
 VOCAB_SIZE = 50_257
@@ -68,8 +69,6 @@ def _save_weights(size: str, place: pathlib.Path) -> None:
 
 def greedy_search(size: str, batch: int) -> Made:
     """lmjax's greedy search; the fact 'tokens' is what it found."""
-    from lmjax.host import tune_host
-
     tune_host()
     import lmjax
 
@@ -86,7 +85,7 @@ def greedy_search(size: str, batch: int) -> Made:
 def transformers_search(size: str, batch: int, variant: peers.Variant) -> Made:
     """The greedy search of `transformers` with its cache; the fact 'tokens' is what it found."""
     if variant != "as shipped":
-        peers.tune_host_memory()
+        tune_host_memory()
     import torch
     import transformers
 

@@ -1,7 +1,8 @@
 """The peers: `transformers` in PyTorch, as shipped and tuned."""
 
+import atexit
 import contextlib
-import hashlib
+import functools
 import pathlib
 import platform
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 from experiments.bench.rounds import Made, Subject
 from lmjax.host import tune_host_memory
 
-Variant = Literal["as shipped", "tuned", "tuned, AVX-512", "compiled", "bfloat16"]
+Variant = Literal["as shipped", "tuned", "tuned, AVX-512", "bfloat16"]
 
 # MKL, which PyTorch contains, takes its AVX-512 kernels only on CPUs for which this function of its
 # own says that they are from Intel.
@@ -52,14 +53,14 @@ def _handicapped() -> bool:
     return "avx512f" in said and "GenuineIntel" not in said
 
 
+@functools.cache
 def _avx512() -> pathlib.Path:
     """Builds the library that makes MKL take its AVX-512 kernels."""
-    name = f"lmjax-avx512-{hashlib.sha256(_AVX512.encode()).hexdigest()[:8]}"
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=name))
-    (folder / "avx512.c").write_text(_AVX512)
-    library = folder / "avx512.so"
-    source = str(folder / "avx512.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), source], check=True)
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    source, library = (pathlib.Path(folder.name) / f"avx512.{end}" for end in ("c", "so"))
+    source.write_text(_AVX512)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     return library
 
 
@@ -70,8 +71,7 @@ def training_step(
 
     Args:
       objective: 'bert', 'gpt', 'xlnet' or 'electra'.
-      size: layers, hidden_size, heads; ELECTRA: also embedding_size and generator_size, the
-        divisor of the generator's hidden size.
+      size: layers, hidden_size, heads; see `embedding_size` and `GENERATOR` for ELECTRA.
     """
     if variant != "as shipped":
         tune_host_memory()
@@ -85,7 +85,7 @@ def training_step(
     model.to(device).train()
     fused = variant != "as shipped"
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused=fused)
-    if variant == "compiled" or device.type == "cuda":
+    if device.type == "cuda":
         loss = torch.compile(loss)
     half = variant == "bfloat16"
 
@@ -103,6 +103,13 @@ def training_step(
 
 
 Loss = tuple[Any, Callable[[], Any]]
+
+GENERATOR = 4  # ELECTRA's discriminator is that many times as wide as its generator
+
+
+def embedding_size(hidden_size: int) -> int:
+    """Returns ELECTRA's embedding size: 128 in small models, as in the paper's small one."""
+    return 128 if hidden_size < 768 else hidden_size
 
 
 def _shared(size: dict[str, int]) -> dict[str, Any]:
@@ -131,7 +138,9 @@ def _masked(torch: Any, tokens: Any) -> tuple[Any, Any]:
 def _bert(torch: Any, size: dict[str, int], batch: int, length: int, vocab_size: int) -> Loss:
     import transformers
 
-    config = transformers.BertConfig(vocab_size=vocab_size, **_shared(size))
+    config = transformers.BertConfig(
+        vocab_size=vocab_size, max_position_embeddings=max(512, length), **_shared(size)
+    )
     model = transformers.BertForPreTraining(config)
     tokens, labels = _masked(torch, _tokens(torch, vocab_size, batch, length))
     types = torch.zeros_like(tokens)
@@ -158,6 +167,7 @@ def _gpt(torch: Any, size: dict[str, int], batch: int, length: int, vocab_size: 
         n_layer=size["layers"],
         n_embd=size["hidden_size"],
         n_head=size["heads"],
+        n_positions=max(1024, length),
     )
     model = transformers.GPT2LMHeadModel(config)
     tokens = _tokens(torch, vocab_size, batch, length)
@@ -199,14 +209,15 @@ def _electra(torch: Any, size: dict[str, int], batch: int, length: int, vocab_si
 
     shared: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "embedding_size": size["embedding_size"],
+        "embedding_size": embedding_size(size["hidden_size"]),
+        "max_position_embeddings": max(512, length),
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     }
     narrow = {
         **size,
-        "hidden_size": size["hidden_size"] // size["generator_size"],
-        "heads": max(1, size["heads"] // size["generator_size"]),
+        "hidden_size": size["hidden_size"] // GENERATOR,
+        "heads": max(1, size["heads"] // GENERATOR),
     }
     generator, discriminator = (
         cls(transformers.ElectraConfig(**shared, **_shared(part)))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import peers
-from experiments.bench.rounds import Comparison, Measured, Subject
+from experiments.bench import peers, train
+from experiments.bench.rounds import Comparison, Measured
 from lmjax.tables import markdown_table
 
 TRUNK = {"layers": 4, "hidden_size": 256, "heads": 4}
@@ -28,14 +28,8 @@ def comparisons(objectives: list[str], dtype: str, points: int = 0) -> list[Comp
     for objective in objectives:
         for axis, values in AXES.items():
             for value in values[: points or None]:
-                settings = _settings(objective, axis, value)
-                variant = peers.variants(dtype)[-1]
-                step = "experiments.bench.peers:training_step"
-                theirs = peers.subject(step, variant, **settings)
-                ours = Subject(
-                    "lmjax", "experiments.bench.train:training_step", {**settings, "dtype": dtype}
-                )
-                found.append(Comparison(f"{objective}, {axis} {value}", [theirs, ours]))
+                title, settings = f"{objective}, {axis} {value}", _settings(objective, axis, value)
+                found.append(train.compared(title, peers.variants(dtype)[-1:], dtype, settings))
     return found
 
 
@@ -46,13 +40,10 @@ def _settings(objective: str, axis: str, value: int) -> dict[str, Any]:
     else:
         size[axis] = value
         size["heads"] = size["hidden_size"] // 64
-    if objective == "electra":
-        size |= {"embedding_size": 128, "generator_size": 4}
-    batch = max(1, TOKENS // length)
     return {
         "objective": objective,
         "size": size,
-        "batch": batch,
+        "batch": max(1, TOKENS // length),
         "length": length,
         "vocab_size": 8192,
     }

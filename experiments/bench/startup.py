@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 from experiments.bench.rounds import Comparison, Made, Subject
-from experiments.bench.train import CONFIGS
+from experiments.bench.train import CONFIGS, cut_to
 
 
 def comparisons(objectives: list[str], size: str = "") -> list[Comparison]:
@@ -23,17 +23,19 @@ def comparisons(objectives: list[str], size: str = "") -> list[Comparison]:
     for objective in objectives:
         config = f"configs/{objective}.py:{size or CONFIGS[objective]}"
         subjects = [
-            Subject(name, make, {"config": config, "keep": keep})
+            Subject(name, make, {"config": config, "objective": objective, "keep": keep})
             for name, keep in (("first start", False), ("later start", True))
         ]
         found.append(Comparison(f"start and one step of {config}, 4 x 128 tokens", subjects, ""))
     return found
 
 
-def start(config: str, keep: bool) -> Made:
+def start(config: str, objective: str, keep: bool) -> Made:
     """A run of one step on the embedded corpus, whose tokens are prepared already.
 
     Args:
+      config: as --config takes it.
+      objective: of the config.
       keep: whether compiled programs of earlier runs are kept.
     """
     folder = tempfile.TemporaryDirectory()
@@ -45,16 +47,9 @@ def start(config: str, keep: bool) -> Made:
         "training.batch_size": 4,
         "training.eval_batches": 1,
         "optimizer.warmup_steps": 1,
-        "data.examples.length": 128,
         "data.tokenizer.vocab_size": 4096,
+        **cut_to(objective, 128),
     }
-    if "xlnet" in config:
-        settings |= {
-            "data.examples.reuse_length": 64,
-            "objective.reuse_length": 64,
-            "objective.perm_size": 64,
-            "objective.num_predict": 21,
-        }
     command = [sys.executable, "-m", "experiments.pretrain", f"--config={config}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
 

@@ -1,5 +1,6 @@
 """A step of training beside `transformers`, for the four objectives in two sizes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,12 +16,14 @@ from lmjax.training.plan import Plan, make_plan
 from lmjax.training.sharding import global_batch
 from lmjax.training.step import Program
 
-# The laptop size of the benchmarks, and BERT base.
-SMALL = {"layers": 6, "hidden_size": 384, "heads": 6}
-BASE = {"layers": 12, "hidden_size": 768, "heads": 12}
-SIZES = {"small": (SMALL, 16), "base": (BASE, 8)}
-VOCABULARIES = {"bert": 30_522, "gpt": 50_257, "xlnet": 32_000, "electra": 30_522}  # of base
+# The trunk and the rows of a batch: one to try the benchmark, a laptop's, and BERT base.
+SIZES = {
+    "tiny": ({"layers": 1, "hidden_size": 32, "heads": 2}, 4),
+    "small": ({"layers": 6, "hidden_size": 384, "heads": 6}, 16),
+    "base": ({"layers": 12, "hidden_size": 768, "heads": 12}, 8),
+}
 CONFIGS = {"bert": "base", "gpt": "small", "xlnet": "base", "electra": "base"}
+_BASE_VOCABULARIES = {"bert": 30_522, "gpt": 50_257, "xlnet": 32_000, "electra": 30_522}
 
 
 def comparisons(
@@ -29,31 +32,52 @@ def comparisons(
     """One table per objective and size; the first subject is the peer as shipped.
 
     Args:
-      sizes: of `SIZES`; 'tiny' is only good for trying the benchmark.
+      sizes: names in `SIZES`.
       dtype: 'float32' or 'bfloat16' (lmjax's trunk, and PyTorch's autocast).
     """
     found = []
     for name in sizes:
         for objective in objectives:
-            size, batch = SIZES.get(name, ({"layers": 1, "hidden_size": 32, "heads": 2}, 4))
-            if objective == "electra":
-                narrow = 128 if name == "small" else size["hidden_size"]
-                size = {**size, "embedding_size": narrow, "generator_size": 4}
+            size, batch = SIZES[name]
+            vocabularies = {"tiny": 500, "small": 30_522, "base": _BASE_VOCABULARIES[objective]}
+            title = f"{objective} {name}, {batch} x {length} tokens, {dtype}"
             settings = {
                 "objective": objective,
                 "size": size,
                 "batch": batch,
                 "length": length,
-                "vocab_size": {"base": VOCABULARIES[objective], "small": 30_522}.get(name, 500),
+                "vocab_size": vocabularies[name],
             }
-            step = "experiments.bench.peers:training_step"
-            theirs = [peers.subject(step, v, **settings) for v in peers.variants(dtype)]
-            ours = Subject(
-                "lmjax", "experiments.bench.train:training_step", {**settings, "dtype": dtype}
-            )
-            title = f"{objective} {name}, {batch} x {length} tokens, {dtype}"
-            found.append(Comparison(title, [*theirs, ours]))
+            found.append(compared(title, peers.variants(dtype), dtype, settings))
     return found
+
+
+def compared(
+    title: str, variants: Sequence[peers.Variant], dtype: str, settings: dict[str, Any]
+) -> Comparison:
+    """Compares lmjax's step with variants of the peer's; `settings` are those of both."""
+    step = "experiments.bench.peers:training_step"
+    theirs = [peers.subject(step, variant, **settings) for variant in variants]
+    ours = Subject("lmjax", "experiments.bench.train:training_step", {**settings, "dtype": dtype})
+    return Comparison(title, [*theirs, ours])
+
+
+def cut_to(objective: str, length: int) -> dict[str, Any]:
+    """Fields of a base config with examples of `length` tokens."""
+    predictions = round(0.15 * length) + 1
+    masked = {"model.max_length": max(512, length), "objective.max_predictions": predictions}
+    own: dict[str, dict[str, Any]] = {
+        "bert": masked,
+        "gpt": {"model.max_length": max(1024, length)},
+        "xlnet": {
+            "data.examples.reuse_length": length // 2,
+            "objective.reuse_length": length // 2,
+            "objective.perm_size": length // 2,
+            "objective.num_predict": length // 6,
+        },
+        "electra": masked,
+    }
+    return {"data.examples.length": length, **own[objective]}
 
 
 def plan_of(
@@ -69,28 +93,18 @@ def plan_of(
         "model.trunk.attention_dropout": 0.1,
         "model.trunk.dtype": dtype,
         "data.tokenizer.vocab_size": vocab_size,
-        "data.examples.length": length,
         "training.batch_size": batch,
+        **cut_to(objective, length),
     }
-    predictions = round(0.15 * length) + 1
     own: dict[str, dict[str, Any]] = {
-        "bert": {"objective.max_predictions": predictions},
-        "gpt": {},
-        "xlnet": {
-            "model.trunk.activation_dropout": 0.1,
-            "model.memory_length": 0,
-            "data.examples.reuse_length": length // 2,
-            "objective.reuse_length": length // 2,
-            "objective.perm_size": length // 2,
-            "objective.num_predict": length // 6,
-        },
+        "xlnet": {"model.memory_length": 0},
         "electra": {
-            "model.embedding_size": size.get("embedding_size", 0),
-            "model.generator_size": 1 / size.get("generator_size", 1),
-            "objective.max_predictions": predictions,
+            "model.embedding_size": peers.embedding_size(size["hidden_size"]),
+            "model.generator_size": 1 / peers.GENERATOR,
         },
     }
-    stated = {name: str(value) for name, value in (overrides | own[objective]).items()}
+    overrides |= own.get(objective, {})
+    stated = {name: str(value) for name, value in overrides.items()}
     opened = open_config(f"configs/{objective}.py:{CONFIGS[objective]}", stated)
     return make_plan(ConfigDict(opened.values))
 

@@ -351,9 +351,10 @@ class Profile:
             return
         jax.block_until_ready(outputs)
         self._close()
+        hlo = self._hlo()  # all processes compile together
         if jax.process_index() == 0:
             seconds = operation_seconds(self._directory, "jit_step")
-            table = operation_table(seconds, self._hlo(), step - self._first + 1)
+            table = operation_table(seconds, hlo, step - self._first + 1)
             self._show("\n".join(table))
 
     def _close(self) -> None:
@@ -423,7 +424,7 @@ def operation_table(seconds: Mapping[str, float], hlo: str, steps: int, top: int
                 products |= {name, computation}
     groups: dict[tuple[str, str], list[float]] = {}
     for name, spent in seconds.items():
-        if opcodes.get(name) in _CONTROL:
+        if not spent or opcodes.get(name) in _CONTROL:
             continue
         times = groups.setdefault(_scope(names.get(name, "")), [0.0, 0.0])
         times[0] += spent

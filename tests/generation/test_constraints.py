@@ -67,7 +67,7 @@ def test_text_matches_the_regular_expression(writer: Pretrained) -> None:
         ["Is it?", "Why"],
         regex=PATTERN,
         temperature=1.0,
-        num_return_sequences=64,
+        num_return_sequences=8,
         max_new_tokens=40,
     )
     whole = [text for text in made if text.ended != "length"]

@@ -5,13 +5,16 @@
 Suites:
   train      a step of the four objectives beside `transformers` in PyTorch
   generate   greedy search beside `transformers`
+  finetune   an epoch of texts of many lengths beside `transformers`
   data       loading and corruption beside training
+  packing    several segment pairs in a row beside one
   scaling    time per token against length, depth and width beside `transformers`
   startup    from the command to the first step, with and without kept programs
 
 Every subject is a process of its own. Rounds visit the subjects in turn; a table shows the median
-time, and the median and range of the ratios within a round. --output gets benchmarks.md,
-results.json and benchmarks.png. Run it on a machine that does nothing else.
+time, the median and range of the ratios within a round, and the peak of a process's memory.
+--output gets benchmarks.md, results.json and benchmarks.png. Run it on a machine that does nothing
+else.
 """
 
 import contextlib
@@ -28,7 +31,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.bench import data, generate, peak, scaling, startup, train
+from experiments.bench import data, finetune, generate, packing, peak, scaling, startup, train
 from experiments.bench.rounds import Comparison, Measured, compare
 from lmjax.atomic import write_json, write_text
 from lmjax.errors import ConfigError
@@ -53,14 +56,16 @@ def main() -> None:
     suites: dict[str, Callable[[], list[Comparison]]] = {
         "train": lambda: train.comparisons(SIZES.value, OBJECTIVES.value, DTYPE.value),
         "generate": lambda: generate.comparisons([GPT.value], [int(b) for b in BATCHES.value]),
+        "finetune": lambda: finetune.comparisons(SIZES.value, DTYPE.value),
         "data": lambda: data.comparisons(SIZES.value, OBJECTIVES.value, DTYPE.value),
+        "packing": lambda: packing.comparisons(SIZES.value, OBJECTIVES.value, DTYPE.value),
         "scaling": lambda: scaling.comparisons(OBJECTIVES.value, DTYPE.value, POINTS.value),
         "startup": lambda: startup.comparisons(OBJECTIVES.value, START.value),
     }
     _check("--suite", SUITE.value, suites)
     _check("--sizes", SIZES.value, train.SIZES)
     _check("--objectives", OBJECTIVES.value, train.CONFIGS)
-    if {"train", "generate", "scaling"} & set(SUITE.value):
+    if {"train", "generate", "finetune", "scaling"} & set(SUITE.value):
         for name in ("torch", "transformers"):
             require(name, "huggingface", "--suite: the comparison")
     output = pathlib.Path(OUTPUT.value)
@@ -105,12 +110,22 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
     if products is not None and not products.error:
         peak_rate = products.facts["flops"] / statistics.median(products.wall)
     unit = f"{comparison.unit}/s" if comparison.unit else ""
-    header = ["", "s a run", "CPU s", unit, "times as fast", "range", "by CPU time", "of the peak"]
+    header = [
+        "",
+        "s a run",
+        "CPU s",
+        unit,
+        "times as fast",
+        "range",
+        "by CPU time",
+        "of the peak",
+        "GiB",
+    ]
     rows = []
     for subject in comparison.subjects:
         measured = found[subject.name]
         if measured.error:
-            rows.append([subject.name, measured.error, *[""] * 6])
+            rows.append([subject.name, measured.error, *[""] * 7])
             continue
         wall, cpu = statistics.median(measured.wall), statistics.median(measured.cpu)
         work, flops = measured.facts.get("work"), measured.facts.get("flops")
@@ -124,7 +139,8 @@ def report(comparison: Comparison, found: Mapping[str, Measured]) -> list[str]:
             ]
         rate = f"{work / wall:,.0f}" if work and comparison.unit else ""
         share = f"{flops / wall / peak_rate:.0%}" if flops and peak_rate else ""
-        rows.append([subject.name, f"{wall:.3g}", f"{cpu:.3g}", rate, *ratios, share])
+        memory = f"{measured.facts['memory'] / 2**30:.2f}"
+        rows.append([subject.name, f"{wall:.3g}", f"{cpu:.3g}", rate, *ratios, share, memory])
     lines = [f"### {comparison.title}", "", *markdown_table(header, rows)]
     tokens = [m.facts["tokens"] for m in found.values() if "tokens" in m.facts]
     if len(tokens) > 1:

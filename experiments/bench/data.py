@@ -11,6 +11,7 @@ from experiments.bench.rounds import Comparison, Made, Subject
 from lmjax.data.loader import Loader
 from lmjax.data.store import prepare
 from lmjax.host import tune_host
+from lmjax.training.plan import Plan
 from lmjax.training.step import corrupt_batch
 
 
@@ -34,15 +35,21 @@ def comparisons(sizes: list[str], objectives: list[str], dtype: str) -> list[Com
 def loading(**settings: Any) -> Made:
     """Loads batches of the embedded corpus as training does."""
     plan = train.plan_of(**settings)
+    loader = loader_of(plan)
+    return lambda: next(loader), {"work": plan.training.batch_size * plan.examples.length}
+
+
+def loader_of(plan: Plan) -> Loader:
+    """Loads batches of the embedded corpus."""
     # The size of the vocabulary changes nothing but the time to train the tokenizer.
     tokenizer_config = dataclasses.replace(plan.data.tokenizer, vocab_size=2_048)
     data = dataclasses.replace(plan.data, tokenizer=tokenizer_config)
     tokenizer, stores = prepare(data, ("train",))
-    store, batch = stores["train"], plan.training.batch_size
+    store, batch_size = stores["train"], plan.training.batch_size
     vocabulary = tokenizer.vocabulary(store.counts)
-    loader = Loader(plan.examples, store, vocabulary, batch_size=batch, seed=0)
+    loader = Loader(plan.examples, store, vocabulary, batch_size=batch_size, seed=0)
     atexit.register(loader.close)
-    return lambda: next(loader), {"work": batch * plan.examples.length}
+    return loader
 
 
 def corruption(**settings: Any) -> Made:

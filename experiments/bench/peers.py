@@ -82,6 +82,54 @@ def training_step(
     make = {"bert": _bert, "gpt": _gpt, "xlnet": _xlnet, "electra": _electra}[objective]
     with device:
         model, loss = make(torch, size, batch, length, vocab_size)
+    step = _updates(torch, device, model, loss, variant)
+    return step, {"work": batch * length, "device": str(device)}
+
+
+def finetuning_epoch(
+    size: dict[str, int], batch: int, length: int, dtype: str, variant: Variant
+) -> Made:
+    """An epoch of `experiments.bench.finetune`, each batch padded to its longest text."""
+    if variant != "as shipped":
+        tune_host_memory()
+    import torch
+    import transformers
+
+    from experiments.bench import finetune
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    made = finetune.prepared(size, batch, length, dtype)
+    config = transformers.BertConfig(
+        vocab_size=made.task.vocabulary.size, max_position_embeddings=512, **_shared(size)
+    )
+    model = transformers.BertForSequenceClassification(config)
+    arrays = [
+        {name: torch.tensor(array, device=device).long() for name, array in rows.items()}
+        for rows in finetune.batches(made, batch)
+    ]
+
+    def loss(rows: Any) -> Any:
+        return model(
+            input_ids=rows["tokens"],
+            attention_mask=(rows["segment_ids"] > 0).long(),
+            token_type_ids=rows["token_types"],
+            labels=rows["gold"],
+        ).loss
+
+    step = _updates(torch, device, model, loss, variant)
+
+    def epoch() -> None:
+        for rows in arrays:
+            step(rows)
+
+    return epoch, {"work": len(arrays) * batch, "device": str(device)}
+
+
+def _updates(
+    torch: Any, device: Any, model: Any, loss: Callable[..., Any], variant: Variant
+) -> Callable[..., None]:
+    """Returns a step with the arguments of `loss`: gradients, clipping and AdamW."""
     model.to(device).train()
     fused = variant != "as shipped"
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused=fused)
@@ -89,17 +137,17 @@ def training_step(
         loss = torch.compile(loss)
     half = variant == "bfloat16"
 
-    def step() -> None:
+    def step(*arguments: Any) -> None:
         cast = torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
         with cast:
-            value = loss()
+            value = loss(*arguments)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         value.item()
 
-    return step, {"work": batch * length, "device": str(device)}
+    return step
 
 
 Loss = tuple[Any, Callable[[], Any]]

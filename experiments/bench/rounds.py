@@ -85,9 +85,10 @@ class Measured:
     error: str = ""
 
     def ratio(self, reference: "Measured", of: str = "wall") -> Spread:
-        """How many times as fast as the reference, from pairs of the same round."""
+        """How many times as fast as the reference per unit of work, within each round."""
+        more = self.facts.get("work", 1) / reference.facts.get("work", 1)
         pairs = zip(getattr(reference, of), getattr(self, of), strict=True)
-        return Spread.of([theirs / ours for theirs, ours in pairs])
+        return Spread.of([more * theirs / ours for theirs, ours in pairs])
 
 
 class Process:

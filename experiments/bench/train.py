@@ -1,6 +1,7 @@
 """A step of training beside `transformers`, for the four objectives in two sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -81,10 +82,16 @@ def cut_to(objective: str, length: int) -> dict[str, Any]:
 
 
 def plan_of(
-    objective: str, size: dict[str, int], batch: int, length: int, vocab_size: int, dtype: str
+    objective: str,
+    size: dict[str, int],
+    batch: int,
+    length: int,
+    vocab_size: int,
+    dtype: str,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
-    """lmjax's plan of what `peers.training_step` does."""
-    overrides: dict[str, Any] = {
+    """lmjax's plan of what `peers.training_step` does, with further `overrides` of fields."""
+    values: dict[str, Any] = {
         "model.trunk.layers": size["layers"],
         "model.trunk.hidden_size": size["hidden_size"],
         "model.trunk.heads": size["heads"],
@@ -103,8 +110,8 @@ def plan_of(
             "model.generator_size": 1 / peers.GENERATOR,
         },
     }
-    overrides |= own.get(objective, {})
-    stated = {name: str(value) for name, value in overrides.items()}
+    values |= own.get(objective, {}) | dict(overrides)
+    stated = {name: str(value) for name, value in values.items()}
     opened = open_config(f"configs/{objective}.py:{CONFIGS[objective]}", stated)
     return make_plan(ConfigDict(opened.values))
 

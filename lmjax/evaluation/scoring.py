@@ -28,7 +28,7 @@ from lmjax.progress import track
 
 Method = ScoringMethod
 _ONE_BY_ONE = ("pseudo", "pseudo_within_word")
-_BATCH, _MULTIPLE = 256, 8  # the most rows of a batch; lengths are multiples of _MULTIPLE
+_BATCH, _MULTIPLE = 256, 4  # the most rows of a batch; lengths are multiples of _MULTIPLE
 # Limits of a batch: tokens bound the memory of attention, logits the memory of float32 outputs.
 _MOST_TOKENS, _MOST_LOGITS = 1 << 14, 1 << 26
 

@@ -151,15 +151,19 @@ class BertEncoder(Network):
 
 
 class BertPooler(nn.Module):
-    """tanh(dense(first token)): [batch, length, hidden_size] -> [batch, hidden_size]."""
+    """tanh(dense(first token)): [batch, length, hidden_size] -> [batch, hidden_size].
+
+    With `starts` [batch, texts], it returns that of each text, [batch, texts, hidden_size].
+    """
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, hidden: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, starts: jax.Array | None = None) -> jax.Array:
         c = self.config
         dense = Dense(c.hidden_size, c.kernel_initializer(), dtype=c.compute_dtype, name="dense")
-        return nn.tanh(dense(hidden[:, 0]))
+        first = hidden[:, 0] if starts is None else gather_positions(hidden, starts)
+        return nn.tanh(dense(first))
 
 
 class BertWithPooler(Network):
@@ -214,8 +218,8 @@ class BertForPreTraining(MaskedNetwork):
         """Computes logits only at `target_positions` [batch, num_predict].
 
         Returns:
-          Masked-LM logits [batch, num_predict, vocab_size], and sentence logits [batch, 2] or
-          None without a sentence head.
+          Masked-LM logits [batch, num_predict, vocab_size], and sentence logits [batch, 2], or
+          [batch, texts, 2] if the inputs have `starts`, or None without a sentence head.
         """
         hidden = self.encoder(inputs, seeds)
         targets = self.transform(gather_positions(hidden, target_positions))
@@ -223,7 +227,7 @@ class BertForPreTraining(MaskedNetwork):
         logits = decoder.decode(targets) + self.output_bias
         if not self.sentence_head:
             return logits, None
-        return logits, self.sentence(self.pooler(hidden))
+        return logits, self.sentence(self.pooler(hidden, inputs.starts))
 
     def masked_logits(self, inputs: TextInputs, target_positions: jax.Array) -> jax.Array:
         return self(inputs, target_positions)[0]

@@ -33,6 +33,7 @@ class TextInputs:
       mask: attention mask, broadcasts to [batch, length, length]; True = may attend.
       real: [batch, length] bool, False at padding. Only heads and pooling use it; `mask` must
         hide padding from attention.
+      starts: [batch, texts] int, where the texts of a row start; None = each row is one text.
     """
 
     tokens: jax.Array
@@ -40,6 +41,7 @@ class TextInputs:
     positions: jax.Array
     mask: Mask | jax.Array
     real: jax.Array
+    starts: jax.Array | None = None
 
 
 class Network(nn.Module):

@@ -93,7 +93,7 @@ class Objective:
         """Builds the `TextInputs` of a batch with an attention mask."""
         tokens, segment_ids = batch["tokens"], batch["segment_ids"]
         types, positions = batch["token_types"], batch["positions"]
-        return TextInputs(tokens, types, positions, mask, segment_ids > 0)
+        return TextInputs(tokens, types, positions, mask, segment_ids > 0, batch.get("starts"))
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """Initializes the parameters. `batch` is a corrupted batch; only its shapes matter."""

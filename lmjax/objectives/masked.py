@@ -43,7 +43,7 @@ class MaskedLM(Objective):
 
     Attributes:
       mask_rate: fraction of the tokens, special tokens included, to predict.
-      max_predictions: prediction slots per example (max_predictions_per_seq).
+      max_predictions: most tokens of an example to predict (max_predictions_per_seq).
       masking: 'token', 'whole_word' or 'span'.
       mask_fraction, random_fraction: fractions of the chosen tokens that become [MASK] or a
         random token; the others are unchanged.
@@ -72,12 +72,11 @@ class MaskedLM(Objective):
         return self.model.masked_lm(self.sentence_prediction)
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
-        """Adds `target_positions`, `targets`, `target_weights` [max_predictions]."""
+        """Adds `target_positions`, `targets`, `target_weights` [slots]; see `choose_targets`."""
         for_choice, for_tokens = jax.random.split(key)
         tokens, vocabulary = example["tokens"], self.vocabulary
-        slots = self.max_predictions
         chosen = choose_targets(
-            for_choice, example, vocabulary, self.masking, self.mask_rate, slots
+            for_choice, example, vocabulary, self.masking, self.mask_rate, self.max_predictions
         )
         masked = replace(
             for_tokens,
@@ -102,11 +101,10 @@ class MaskedLM(Objective):
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
         if self.sentence_prediction:
-            label = batch["label"]
-            ones = jnp.ones(label.shape)
-            terms["sentence"] = weighted_sum(cross_entropy(sentence_logits, label), ones)
+            label, given = jnp.maximum(batch["label"], 0), batch["label"] >= 0
+            terms["sentence"] = weighted_sum(cross_entropy(sentence_logits, label), given)
             hits = jnp.argmax(sentence_logits, -1) == label
-            metrics["sentence_accuracy"] = weighted_sum(hits, ones)
+            metrics["sentence_accuracy"] = weighted_sum(hits, given)
         return Scored(terms, metrics)
 
     def forward_flops(self, length: int) -> float | None:
@@ -193,21 +191,41 @@ def choose_targets(
     vocabulary: Vocabulary,
     masking: Masking,
     mask_rate: float,
-    slots: int,
+    most: int,
 ) -> Chosen:
-    """Chooses the tokens of a clean example that are to be predicted; see `choose`.
+    """Chooses the tokens of a clean row that are to be predicted; see `choose`.
 
-    Special tokens and padding are never chosen. `mask_rate` is the share of all real tokens.
+    Special tokens and padding are never chosen. If several examples share the row, tokens are
+    chosen of each as if it were alone.
+
+    Args:
+      mask_rate: share of all real tokens.
+      most: maximum number of tokens of an example, and the number of slots if it has its own row.
     """
-    tokens, real = example["tokens"], example["segment_ids"] > 0
-    return choose(
-        key,
-        masking,
-        candidates=real & ~jnp.asarray(np.asarray(vocabulary.special))[tokens],
-        starts_word=jnp.asarray(np.asarray(vocabulary.starts_word))[tokens],
-        count=prediction_count(real.sum(), mask_rate, slots),
-        slots=slots,
+    tokens = example["tokens"]
+    special = jnp.asarray(np.asarray(vocabulary.special))[tokens]
+    starts_word = jnp.asarray(np.asarray(vocabulary.starts_word))[tokens]
+
+    def choose_from(key: jax.Array, real: jax.Array) -> Chosen:
+        count = prediction_count(real.sum(), mask_rate, most)
+        return choose(key, masking, real & ~special, starts_word, count, most)
+
+    if "starts" not in example:
+        return choose_from(key, example["segment_ids"] > 0)
+    (length,), (examples,) = tokens.shape, example["starts"].shape
+    numbers = jnp.arange(examples)
+    apart = jax.vmap(choose_from)(
+        jax.random.split(key, examples), example["segment_ids"] == 1 + numbers[:, None]
     )
+    # Each example rounds its number of tokens, up by less than one.
+    slots = min(examples * most, int(length * mask_rate) + examples)
+    where = jnp.where(apart.weights > 0, apart.positions, length)
+    # A group gets the number of its first position, so that no two examples share one.
+    same = apart.groups[:, :, None] == apart.groups[:, None, :]
+    first = jnp.where(same, where[:, None, :], length).min(-1)
+    taken = jnp.zeros(length, bool).at[where].set(True, mode="drop")
+    groups = jnp.zeros(length, jnp.int32).at[where].set(first, mode="drop")
+    return to_slots(taken, groups, slots)
 
 
 def to_slots(taken: jax.Array, groups: jax.Array, slots: int) -> Chosen:

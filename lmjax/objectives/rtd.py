@@ -30,7 +30,8 @@ class Replacing(Objective):
 
     Attributes:
       mask_rate: fraction of the tokens, special tokens included, to mask (0.15; 0.25 for large).
-      max_predictions: slots per example; int((mask_rate + 0.005) * length) in the paper.
+      max_predictions: most tokens of an example to mask; int((mask_rate + 0.005) * length) in the
+        paper.
       masking: 'token', 'whole_word' or 'span'.
       mask_fraction: fraction of the chosen tokens that become [MASK]; the others are unchanged.
         All chosen tokens are resampled.
@@ -47,12 +48,11 @@ class Replacing(Objective):
     generator_weight: Weight = 1.0
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
-        """Adds `original`, `target_*` [max_predictions] and the `sampling_key`."""
+        """Adds `original`, `target_*` [slots] as `choose_targets`, and the `sampling_key`."""
         for_choice, for_tokens, for_samples = jax.random.split(key, 3)
         tokens, vocabulary = example["tokens"], self.vocabulary
-        slots = self.max_predictions
         chosen = choose_targets(
-            for_choice, example, vocabulary, self.masking, self.mask_rate, slots
+            for_choice, example, vocabulary, self.masking, self.mask_rate, self.max_predictions
         )
         masked = replace(
             for_tokens,

@@ -16,12 +16,12 @@ from lmjax.objectives.masked import MaskedLM
 class UnifiedLM(MaskedLM):
     """UniLM's masked LM under several attention masks (Dong et al. 2019 §2.3).
 
-    Each example is read bidirectionally or from left to right, resampled in every step. A masked
+    Each row is read bidirectionally or from left to right, resampled in every step. A masked
     token attends to itself, which is [MASK]. The paper's right-to-left and sequence-to-sequence
     masks are not implemented.
 
     Attributes:
-      left_to_right: fraction of the examples that are read from left to right.
+      left_to_right: fraction of the rows that are read from left to right.
     """
 
     left_to_right: Probability = 0.5

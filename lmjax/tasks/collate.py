@@ -16,7 +16,8 @@ _SHORTEST = 16  # tokens; compiling programs for shorter batches does not pay of
 class Collator:
     """Stacks examples into a batch, padded to one of a few lengths.
 
-    The lengths are `task.length`, half of it and a quarter of it. Each compiles its own program.
+    The lengths are `task.length`, 3/4, 1/2, 3/8, 1/4, 3/16 and 1/8 of it. A length compiles its own
+    program when it first occurs.
 
     Attributes:
       multiple: lengths are multiples of this.
@@ -31,8 +32,9 @@ class Collator:
     @property
     def lengths(self) -> tuple[int, ...]:
         longest = self.task.length
-        parts = (longest // n for n in (4, 2) if longest % (n * self.multiple) == 0)
-        return (*(n for n in parts if n >= _SHORTEST), longest)
+        parts = (2, 3, 4, 6, 8, 12)
+        even = (n for n in parts if n * longest % (16 * self.multiple) == 0)
+        return (*(n * longest // 16 for n in even if n * longest >= 16 * _SHORTEST), longest)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """[batch_size, ...] arrays. Missing examples repeat the first with 'weight' 0."""

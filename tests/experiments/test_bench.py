@@ -57,6 +57,9 @@ def test_a_ratio_is_that_of_pairs() -> None:
     measured = Measured([1.0, 2.0, 3.0], [2.0, 2.0, 2.0], {})
     assert measured.ratio(reference) == Spread(2.0, 1.0, 4.0)
     assert measured.ratio(reference, "cpu").median == 0.5
+    # Per unit of work, if a run of one subject does more of it.
+    more = Measured(measured.wall, measured.cpu, {"work": 300})
+    assert more.ratio(Measured(reference.wall, reference.cpu, {"work": 100})).median == 6.0
 
 
 def bench(place: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -87,12 +90,12 @@ def test_every_other_suite_runs(tmp_path: pathlib.Path) -> None:
     if not installed("transformers"):
         pytest.skip("transformers is not installed")
     flags = ("--gpt=tiny", "--batches=1,2", "--start_size=tiny", "--points=2")
-    done = bench(tmp_path, "--suite=generate,data,startup,scaling", *flags)
+    done = bench(tmp_path, "--suite=generate,finetune,data,startup,scaling", *flags)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| gpt \| hidden_size \| -?[\d.]+ \| -?[\d.]+ \|", done.stdout)
     assert done.stdout.count("All subjects found the same tokens.") == 2
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert len(results) == 4 + 6
+    assert len(results) == 5 + 6
     for subjects in results.values():
         assert not [subject["error"] for subject in subjects.values() if subject["error"]]
 
@@ -101,6 +104,7 @@ def test_an_unknown_suite_is_refused(tmp_path: pathlib.Path) -> None:
     done = bench(tmp_path / "out", "--suite=trian")
     assert done.returncode == 2
     assert (
-        "error: --suite: 'trian' is none of train, generate, data, scaling, startup" in done.stderr
+        "error: --suite: 'trian' is none of train, generate, finetune, data, packing,"
+        in done.stderr
     )
     assert not (tmp_path / "out").exists()

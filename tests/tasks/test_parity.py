@@ -25,7 +25,7 @@ import transformers
 from experiments.fidelity.recipe import train
 
 STEPS = 50
-LENGTH = 30  # neither its half nor its quarter is a length of batches: one compile
+LENGTH = 30  # no part of it is a length of batches: one compile
 OPTIMIZER = OptimizerConfig(
     learning_rate=3e-3,
     schedule="linear_after_warmup",

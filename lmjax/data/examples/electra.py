@@ -10,9 +10,11 @@ import numpy as np
 
 from lmjax.configuration import Interval, Probability, check_ranges
 from lmjax.data.examples import stateless_random
-from lmjax.data.examples.pairs import pair_row
+from lmjax.data.examples.bin_packing import share_rows
+from lmjax.data.examples.pairs import PairsPerRow, pair_row
 from lmjax.data.examples.source import (
     Row,
+    Source,
     Specials,
     Store,
     check_rows,
@@ -38,6 +40,8 @@ class ElectraPairs:
       length: tokens per row, including special tokens and padding.
       short_probability: probability of a target length drawn uniformly from 5 to `length`.
       single_segment_probability: probability of an example without B.
+      pairs_per_row: how many examples may share a row, so that less of it is padding; 1 as
+        published.
     """
 
     segment_types: ClassVar[int] = 2
@@ -45,19 +49,27 @@ class ElectraPairs:
     length: Annotated[int, Interval("[5, 2**20]")]  # [CLS] A [SEP] B [SEP]
     short_probability: Probability = 0.05
     single_segment_probability: Probability = 0.1
+    pairs_per_row: PairsPerRow = 1
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
-    ) -> "ElectraSource":
+    ) -> Source:
         """Draws all examples; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus gives fewer examples than `rows`.
+          ConfigError: the corpus gives fewer rows than `rows`.
         """
-        source = ElectraSource(self, store, vocabulary, stateless_random.root(seed, split))
+        source = share_rows(
+            ElectraSource(self, store, vocabulary, stateless_random.root(seed, split)),
+            vocabulary,
+            length=self.length,
+            most=self.pairs_per_row,
+            seed=seed,
+            split=split,
+        )
         check_rows(len(source), rows, split)
         return source
 
@@ -79,6 +91,12 @@ class ElectraSource:
 
     def __len__(self) -> int:
         return len(self._first)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [rows], the tokens before the padding, or one more if all of a text is in A."""
+        text = self._bounds[self._stop] - self._bounds[self._first]
+        return np.minimum(text + np.where(self._single, 2, 3), self._form.length)
 
     def __getitem__(self, index: int) -> Row:
         index %= len(self)

@@ -14,8 +14,10 @@ import numpy as np
 
 from lmjax.configuration import Interval, Probability, check_ranges
 from lmjax.data.examples import stateless_random
+from lmjax.data.examples.bin_packing import share_rows
 from lmjax.data.examples.source import (
     Row,
+    Source,
     Specials,
     Store,
     check_rows,
@@ -26,6 +28,9 @@ from lmjax.data.examples.source import (
 # Indices of the random draws of a chunk.
 _SPLIT, _COIN, _CUT, _START, _CUT_FIRST, _CUT_SECOND, _OTHER = range(7)
 _TRIES = 10
+
+
+PairsPerRow = Annotated[int, Interval("[1, 100]")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,7 @@ class SegmentPairs:
       duplicates: number of passes over the corpus with separate draws; together they form an epoch.
       short_probability: probability that a document uses a shorter target length, drawn uniformly
         from 2 on.
+      pairs_per_row: how many pairs may share a row, so that less of it is padding; 1 as published.
     """
 
     segment_types: ClassVar[int] = 2
@@ -51,21 +57,30 @@ class SegmentPairs:
     next_sentence: Literal["nsp", "sop", "none"] = "nsp"
     duplicates: Annotated[int, Interval("[1, 1000]")] = 10
     short_probability: Probability = 0.1
+    pairs_per_row: PairsPerRow = 1
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def source(
         self, store: Store, vocabulary: Specials, *, seed: int, split: str, rows: int
-    ) -> "PairSource":
+    ) -> Source:
         """Draws all pairs; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus yields fewer pairs than `rows`.
+          ConfigError: the corpus yields fewer rows than `rows`.
         """
         table = pair_table(self, store, stateless_random.root(seed, split))
-        check_rows(len(table.label), rows, split)
-        return PairSource(self, store, vocabulary, table)
+        source = share_rows(
+            PairSource(self, store, vocabulary, table),
+            vocabulary,
+            length=self.length,
+            most=self.pairs_per_row,
+            seed=seed,
+            split=split,
+        )
+        check_rows(len(source), rows, split)
+        return source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +106,13 @@ class PairSource:
 
     def __len__(self) -> int:
         return len(self.table.label)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [rows], the number of tokens before the padding."""
+        first = self.table.first[:, 1] - self.table.first[:, 0]
+        second = self.table.second[:, 1] - self.table.second[:, 0]
+        return first + second + 2 + (second > 0)
 
     def __getitem__(self, index: int) -> Row:
         index %= len(self)

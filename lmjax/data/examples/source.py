@@ -18,7 +18,9 @@ class Row(TypedDict):
       segment_ids: int32 [length], number of the document in a packed row, from 1; 0 is padding.
         Tokens attend only to tokens with the same number.
       positions: int32 [length], rows of the position table.
-      label: int32 [], 0 if the second text follows the first, otherwise 1.
+      label: int32 [], 0 if the second text follows the first, otherwise 1. Rows of several
+        examples have one for each, int32 [examples], and -1 where there is none.
+      starts: int32 [examples], where the examples of such a row start; 0 where there is none.
       direction: int32 [], 1, or -1 if the text is reversed (XLNet's bi_data).
     """
 
@@ -27,6 +29,7 @@ class Row(TypedDict):
     segment_ids: np.ndarray
     positions: np.ndarray
     label: NotRequired[np.ndarray]
+    starts: NotRequired[np.ndarray]
     direction: NotRequired[np.ndarray]
 
 

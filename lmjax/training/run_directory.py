@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -221,6 +222,18 @@ def versions() -> dict[str, Any]:
     return found
 
 
+def _summary_writer() -> Any:
+    """Imports tensorboardX without PyTorch, which takes seconds to import and is not needed."""
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter
+
+
 class MetricsWriter:
     """Appends metrics to `metrics.jsonl` and to TensorBoard's event files.
 
@@ -245,15 +258,13 @@ class MetricsWriter:
         self._file = None
         if jax.process_index() != 0:
             return
-        from tensorboardX import SummaryWriter  # slow to import
-
         path = pathlib.Path(directory) / "metrics.jsonl"
         if path.exists():
             kept = [_encode(line) for line in read_metrics(path) if line["step"] <= step and step]
             write_text(path, "".join(kept))
         # Line buffered: a killed process loses no line that it has written.
         self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(directory), purge_step=step + 1 if step else 0)
+        self._events = _summary_writer()(str(directory), purge_step=step + 1 if step else 0)
 
     def write(self, step: int, metrics: Mapping[str, Any], split: str = "train") -> None:
         """Writes one line. Metrics may be jax arrays, which it waits for."""

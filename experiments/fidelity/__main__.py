@@ -15,7 +15,16 @@ from experiments.fidelity.training import train
 from lmjax.progress import track
 from lmjax.tables import markdown_row, markdown_table
 
-TITLES = {"bert": "BERT", "gpt2": "GPT-2", "xlnet": "XLNet", "electra": "ELECTRA"}
+TITLES = {
+    "bert": "BERT",
+    "gpt2": "GPT-2",
+    "xlnet": "XLNet",
+    "electra": "ELECTRA",
+    "modernbert": "ModernBERT",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
 
 
 def main() -> None:

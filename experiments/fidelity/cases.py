@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 VOCABULARY = 40
-FAMILIES = ("bert", "gpt2", "xlnet", "electra")
+CAUSAL = ("gpt2", "llama", "qwen2", "qwen3")
+FAMILIES = ("bert", "xlnet", "electra", "modernbert", *CAUSAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,7 @@ class Case:
 
     @property
     def family(self) -> str:
-        prefixes = {"Bert": "bert", "GPT2": "gpt2", "XLNet": "xlnet", "Electra": "electra"}
-        return next(
-            family for prefix, family in prefixes.items() if self.network.startswith(prefix)
-        )
+        return next(name for name in FAMILIES if self.network.lower().startswith(name))
 
 
 _BERT = {
@@ -62,6 +60,31 @@ _GPT2 = {
 _XLNET = {"vocab_size": VOCABULARY, "d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40}
 
 
+_MODERNBERT = {
+    **_BERT,
+    "num_hidden_layers": 4,
+    "local_attention": 6,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "cls_token_id": 1,
+    "sep_token_id": 1,
+}
+_LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
 def _bert(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
     return Case(f"bert {name}", network, {**_BERT, **config}, **(how or {}))
 
@@ -76,6 +99,25 @@ def _xlnet(name: str, network: str, how: Mapping[str, Any] | None = None, **conf
 
 def _electra(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
     return Case(f"electra {name}", network, {**_ELECTRA, **config}, **(how or {}))
+
+
+def _llama(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
+    family = network.split("For")[0].removesuffix("Model").lower()
+    return Case(f"{family} {name}", network, {**_LLAMA, **config}, token_types=False, **(how or {}))
+
+
+def _modernbert(
+    name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any
+) -> Case:
+    made = {**_MODERNBERT, **config}
+    every = made.pop("every", 3)
+    kinds = ["full_attention", "sliding_attention"]
+    made["layer_types"] = [kinds[i % every > 0] for i in range(made["num_hidden_layers"])]
+    return Case(f"modernbert {name}", network, made, token_types=False, **(how or {}))
+
+
+def _rope(kind: str, **values: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **values}}
 
 
 _LABELS: dict[str, Any] = {
@@ -147,6 +189,68 @@ CASES = (
     _xlnet("tokens", "XLNetForTokenClassification", **_LABELS),
     _xlnet("answers", "XLNetForQuestionAnsweringSimple"),
     _xlnet("choices", "XLNetForMultipleChoice", {"padding": "left"}),
+    _modernbert("lm", "ModernBertForMaskedLM"),
+    _modernbert("left padding", "ModernBertForMaskedLM", {"padding": "left"}),
+    _modernbert("no padding", "ModernBertForMaskedLM", {"padding": ""}),
+    _modernbert(
+        "gelu_new",
+        "ModernBertForMaskedLM",
+        hidden_activation="gelu_new",
+        classifier_activation="gelu_new",
+    ),
+    _modernbert(
+        "silu", "ModernBertForMaskedLM", hidden_activation="silu", classifier_activation="silu"
+    ),
+    _modernbert("untied", "ModernBertForMaskedLM", tie_word_embeddings=False),
+    _modernbert("one head", "ModernBertForMaskedLM", num_attention_heads=1),
+    _modernbert("deep", "ModernBertForMaskedLM", num_attention_heads=6, num_hidden_layers=7),
+    _modernbert("global layers only", "ModernBertForMaskedLM", every=1),
+    _modernbert("every second layer global", "ModernBertForMaskedLM", every=2),
+    _modernbert("narrow window", "ModernBertForMaskedLM", local_attention=2),
+    _modernbert("wide window", "ModernBertForMaskedLM", local_attention=64),
+    _modernbert("large epsilon", "ModernBertForMaskedLM", norm_eps=1e-2),
+    _modernbert("norms with biases", "ModernBertForMaskedLM", norm_bias=True),
+    _modernbert("wide feed-forward", "ModernBertForMaskedLM", intermediate_size=61),
+    _modernbert("encoder", "ModernBertModel"),
+    *(
+        case
+        for prefix in ("Llama", "Qwen2", "Qwen3")
+        for lm in (f"{prefix}ForCausalLM",)
+        for case in (
+            _llama("lm", lm),
+            _llama("left padding", lm, {"padding": "left"}),
+            _llama("no padding", lm, {"padding": ""}),
+            _llama("grouped queries", lm, num_attention_heads=6, num_key_value_heads=2, head_dim=4),
+            _llama("one key-value head", lm, num_key_value_heads=1),
+            _llama("wide heads", lm, head_dim=16),
+            _llama("tied", lm, tie_word_embeddings=True),
+            _llama("gelu", lm, hidden_act="gelu"),
+            _llama("large epsilon", lm, rms_norm_eps=1e-2),
+            _llama("large base", lm, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+            _llama("linear extension", lm, **_rope("linear", factor=4.0)),
+            _llama(
+                "yarn",
+                lm,
+                {"padding": ""},
+                **_rope("yarn", factor=4.0, original_max_position_embeddings=8),
+            ),
+            _llama(
+                "llama3 extension",
+                lm,
+                **_rope(
+                    "llama3",
+                    factor=8.0,
+                    low_freq_factor=1.0,
+                    high_freq_factor=4.0,
+                    original_max_position_embeddings=12,
+                ),
+            ),
+            _llama("deep", lm, num_hidden_layers=4, intermediate_size=17),
+            _llama("encoder", f"{prefix}Model"),
+            _llama("sequence", f"{prefix}ForSequenceClassification", **_LABELS),
+        )
+    ),
+    _llama("biases", "LlamaForCausalLM", attention_bias=True, mlp_bias=True),
     _electra("discriminator", "ElectraForPreTraining"),
     _electra("E = H", "ElectraForPreTraining", embedding_size=24),
     _electra("left padding", "ElectraForPreTraining", {"padding": "left"}),

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import lmjax
-from experiments.fidelity.cases import VOCABULARY, Case
+from experiments.fidelity.cases import CAUSAL, VOCABULARY, Case
 from lmjax.convert.huggingface import read_config
 from lmjax.convert.pretrained import Pretrained, hidden_states
 
@@ -142,7 +142,7 @@ def run_theirs(case: Case, model: Any, arrays: dict[str, np.ndarray]) -> tuple[A
         given["attention_mask"] = tensor(arrays["real"].astype(np.int64))
     if case.token_types:
         given["token_type_ids"] = tensor(arrays["token_types"])
-    if case.family == "gpt2":
+    if case.family in CAUSAL:
         positions = np.maximum(arrays["real"].cumsum(1) - 1, 0)
         given["position_ids"] = tensor(positions)
     if case.family == "xlnet":
@@ -186,7 +186,7 @@ def run_ours(
         return {"prediction_logits": output[0], "seq_relationship_logits": output[1]}
     if case.network == "BertModel":
         return {"last_hidden_state": output[0], "pooler_output": output[1]}
-    encoder = case.network in ("GPT2Model", "XLNetModel", "ElectraModel")
+    encoder = case.network == f"{_prefix(case)}Model"
     return {"last_hidden_state" if encoder else "logits": output}
 
 
@@ -309,7 +309,8 @@ def _gradient_difference(model: Pretrained, gradients: Any, theirs: Any) -> floa
 
 
 def _prefix(case: Case) -> str:
-    return {"bert": "Bert", "gpt2": "GPT2", "xlnet": "XLNet", "electra": "Electra"}[case.family]
+    prefixes = {"gpt2": "GPT2", "xlnet": "XLNet", "modernbert": "ModernBert"}
+    return prefixes.get(case.family, case.family.capitalize())
 
 
 def _without_arguments(config: pathlib.Path) -> None:

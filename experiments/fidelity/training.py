@@ -17,15 +17,17 @@ import torch
 import transformers
 
 import lmjax
-from experiments.fidelity.cases import VOCABULARY
+from experiments.fidelity.cases import CAUSAL, VOCABULARY
 from experiments.fidelity.outputs import quiet
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.models.bert import BertConfig
 from lmjax.models.electra import ElectraConfig
 from lmjax.models.gpt import GptConfig
+from lmjax.models.llama import LlamaConfig, Qwen2Config, Qwen3Config
+from lmjax.models.modernbert import ModernBertConfig
 from lmjax.models.xlnet import XlnetConfig
-from lmjax.nn.trunk import TransformerConfig
+from lmjax.nn.trunk import RotaryConfig, TransformerConfig
 from lmjax.objectives.base import Objective, apply
 from lmjax.objectives.causal import CausalLM
 from lmjax.objectives.masked import MaskedLM
@@ -61,6 +63,9 @@ _VOCABULARY = Vocabulary(
 )
 
 
+LLAMAS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+
 @dataclasses.dataclass(frozen=True)
 class Curves:
     """Losses of the steps, [steps] each."""
@@ -93,6 +98,45 @@ def make_objective(family: str) -> Objective:
         pre = dataclasses.replace(trunk, norm="pre", layer_norm_epsilon=1e-5)
         gpt = GptConfig(pre, max_length=LENGTH, vocab_size=VOCABULARY)
         return CausalLM(vocabulary=_VOCABULARY, model=gpt)
+    if family == "modernbert":
+        modern = dataclasses.replace(
+            trunk,
+            layers=3,
+            positions="rotary",
+            rotary=RotaryConfig(base=160_000.0, local_base=10_000.0),
+            window=4,
+            global_every=3,
+            gated=True,
+            norm="pre",
+            first_norm=False,
+            norm_bias=False,
+            biases="none",
+            layer_norm_epsilon=1e-5,
+        )
+        modernbert = ModernBertConfig(modern, max_length=LENGTH, vocab_size=VOCABULARY)
+        return MaskedLM(
+            vocabulary=_VOCABULARY,
+            model=modernbert,
+            max_predictions=4,
+            sentence_prediction=False,
+        )
+    if family in LLAMAS:
+        modern = dataclasses.replace(
+            trunk,
+            heads=4,
+            key_value_heads=2,
+            head_dim=8,
+            activation="silu",
+            gated=True,
+            positions="rotary",
+            norm="pre",
+            normalization="rms_norm",
+            biases="query_key_value" if family == "qwen2" else "none",
+            query_key_norm=family == "qwen3",
+            layer_norm_epsilon=1e-6,
+        )
+        llama = LLAMAS[family](modern, max_length=LENGTH, vocab_size=VOCABULARY)
+        return CausalLM(vocabulary=_VOCABULARY, model=llama)
     if family == "xlnet":
         xlnet = XlnetConfig(trunk, memory_length=6, vocab_size=VOCABULARY)
         return PermutedLM(
@@ -111,12 +155,12 @@ def make_batch(family: str, index: int) -> dict[str, np.ndarray]:
     tokens = (6 + (start + 5 * np.arange(LENGTH)) % (VOCABULARY - 6)).astype(np.int32)
     tokens[:, 0], tokens[:, -1] = _VOCABULARY.cls, _VOCABULARY.sep
     segment_ids = np.ones_like(tokens)
-    if family in ("bert", "electra"):
+    if family in ("bert", "electra", "modernbert"):
         segment_ids[::3, -3:] = 0
     second = (np.arange(LENGTH) > 8).astype(np.int32)
     return {
         "tokens": tokens,
-        "token_types": np.tile(second * (family != "gpt2"), (BATCH, 1)),
+        "token_types": np.tile(second * (family not in CAUSAL), (BATCH, 1)),
         "segment_ids": segment_ids,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
         "label": rng.integers(0, 2, BATCH).astype(np.int32),
@@ -163,12 +207,11 @@ class _Theirs:
 
     def __init__(self, objective: Objective, params: Any):
         self.objective, self.mems = objective, None
-        classes = {
-            MaskedLM: ("BertForPreTraining",),
-            CausalLM: ("GPT2LMHeadModel",),
-            PermutedLM: ("XLNetLMHeadModel",),
-            ReplacedTokenDetection: ("ElectraForMaskedLM", "ElectraForPreTraining"),
-        }[type(objective)]
+        classes: tuple[str, ...] = ("ElectraForMaskedLM", "ElectraForPreTraining")
+        if not isinstance(objective, ReplacedTokenDetection):
+            published = objective.network.published()
+            assert published is not None
+            classes = (published.architecture,)
         self.models = []
         pretrained = Pretrained(objective.network, params)
         for name, part in zip(classes, ("generator", "discriminator"), strict=False):
@@ -219,7 +262,8 @@ class _Theirs:
         given = {"input_ids": batch["tokens"].long(), "attention_mask": real}
         if isinstance(self.objective, CausalLM):
             return model(**given, labels=given["input_ids"]).loss
-        given["token_type_ids"] = batch["token_types"].long()
+        if self.objective.model.published_token_types:
+            given["token_type_ids"] = batch["token_types"].long()
         if isinstance(self.objective, PermutedLM):
             weights = batch["target_weights"] > 0
             found = model(
@@ -238,7 +282,9 @@ class _Theirs:
         rows, slots = torch.nonzero(batch["target_weights"] > 0, as_tuple=True)
         labels[rows, batch["target_positions"][rows, slots]] = batch["targets"][rows, slots].long()
         if isinstance(self.objective, MaskedLM):
-            return model(**given, labels=labels, next_sentence_label=batch["label"].long()).loss
+            if self.objective.sentence_prediction:
+                given["next_sentence_label"] = batch["label"].long()
+            return model(**given, labels=labels).loss
         replaced = (batch["replaced"] != batch["original"]).long()
         detected = self.models[1](
             **given | {"input_ids": batch["replaced"].long()}, labels=replaced

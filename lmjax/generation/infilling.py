@@ -1,9 +1,11 @@
-"""Text generation with masked models: one mask at a time, in rounds, or by Gibbs sampling.
+"""Text generation with masked models: by confidence, in rounds, by Gibbs or ancestral sampling.
 
 A masked model predicts a masked token from all other tokens. Infilling fills the masks of a prompt,
 or appends `max_new_tokens` masks if it has none. Filling by confidence and mask-predict
 (Ghazvininejad et al. 2019 §3) search for a probable text; Gibbs sampling (Wang & Cho 2019 §2)
-repeatedly samples from the conditional distributions.
+repeatedly samples from the conditional distributions. Ancestral sampling reverses a masked
+diffusion (Sahoo et al. 2024, eq. 7): in `iterations` steps, each mask is replaced by a sample at a
+random step.
 """
 
 import dataclasses
@@ -194,12 +196,23 @@ def _fill(
         chosen, log_p = choose(read(jnp.where(now, mask, tokens)), step)
         return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
 
+    def unmask(step: jax.Array, carry: Any) -> Any:
+        tokens, log_probs = carry
+        # The time falls from t to s in equal steps, and a mask is replaced with probability
+        # (t - s) / t. Uses keys that `choose` does not use.
+        noise = jax.vmap(jax.vmap(jax.random.uniform))(place_keys(2 * step + 1))
+        now = (tokens == mask) & open_ & (noise * (iterations - step) < 1)
+        chosen, log_p = choose(read(tokens), step)
+        return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
+
     start = tokens, jnp.zeros(tokens.shape)
     most = masks.max()
     if how == "confidence":
         return jax.lax.fori_loop(0, most, most_confident, start)
     if how == "mask_predict":
         return jax.lax.fori_loop(0, iterations, predict_again, start)
+    if how == "ancestral":
+        return jax.lax.fori_loop(0, iterations, unmask, start)
     # Gibbs sampling starts from all masks; positions that were never drawn are filled at the end.
     tokens, log_probs = jax.lax.fori_loop(0, most * iterations, draw_again, start)
     left = (tokens == mask).sum(1).max()

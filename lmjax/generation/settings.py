@@ -14,7 +14,7 @@ from lmjax.configuration import (
 )
 from lmjax.errors import ConfigError
 
-Infill = Literal["confidence", "mask_predict", "gibbs"]
+Infill = Literal["confidence", "mask_predict", "gibbs", "ancestral"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,9 @@ class GenerationConfig:
       infill: how a masked model fills masks. 'confidence': one at a time, the most probable first.
         'mask_predict': all at once, then the least probable ones again, in `iterations` rounds
         (Ghazvininejad et al. 2019 §3). 'gibbs': resamples one random position at a time, in
-        `iterations` sweeps (Wang & Cho 2019 §2).
-      iterations: rounds of 'mask_predict' or sweeps of 'gibbs'.
+        `iterations` sweeps (Wang & Cho 2019 §2). 'ancestral': samples each mask once, in one of
+        `iterations` steps at random, as in a masked diffusion (Sahoo et al. 2024, eq. 7).
+      iterations: rounds of 'mask_predict', sweeps of 'gibbs' or steps of 'ancestral'.
       stop: strings that end the text; they are not part of it.
       choices: strings; the generated text is one of them.
       regex: a regular expression that matches the whole generated text.
@@ -121,8 +122,10 @@ class GenerationConfig:
             if self.top_k < 2:
                 raise ConfigError("top_k: contrastive search needs at least 2; 4 is common")
             filters.remove("top_k")
-        if self.infill == "gibbs" and not self.temperature:
-            raise ConfigError("infill: 'gibbs' samples; set temperature above 0, e.g. to 1")
+        if self.infill in ("gibbs", "ancestral") and not self.temperature:
+            raise ConfigError(
+                f"infill: '{self.infill}' samples; set temperature above 0, e.g. to 1"
+            )
         if filters and not self.temperature:
             raise ConfigError(f"{filters[0]}: applies only to sampling; set temperature above 0")
         if self.num_beams > 1 and self.temperature:

@@ -140,7 +140,7 @@ class BertEncoder(Network):
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Returns the last hidden states [batch, length, hidden_size]."""
         x = self.embeddings(inputs.tokens, inputs.token_types, inputs.positions, seeds)
-        return self.stack(x, inputs.mask, seeds)[0]
+        return self.stack(x, inputs.positions, inputs.mask, seeds)[0]
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.embeddings.decode(hidden)
@@ -237,7 +237,7 @@ class BertForPreTraining(MaskedNetwork):
         return outputs if self.sentence_head else outputs[0]
 
     @nn.nowrap
-    def published(self) -> Published:
+    def published(self) -> Published | None:
         architecture = "BertForPreTraining" if self.sentence_head else "BertForMaskedLM"
         return Published(architecture, self._rules())
 

@@ -1,6 +1,7 @@
 """ELECTRA (Clark et al. 2020): a small generator and a discriminator with shared embeddings."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -103,10 +104,16 @@ class ElectraConfig(ModelConfig):
         if self.generator_size == 1.0:
             return t
         hidden = round(t.hidden_size * self.generator_size)
+        heads = max(1, hidden // t.head_size)
+        grouped = t.kv_heads < t.heads
         return dataclasses.replace(
             t,
             hidden_size=hidden,
-            heads=max(1, hidden // t.head_size),
+            heads=heads,
+            # As many query heads share keys and values, if their number allows it.
+            key_value_heads=math.gcd(heads, max(1, heads * t.kv_heads // t.heads))
+            if grouped
+            else 0,
             head_dim=min(t.head_size, hidden),
             intermediate_size=4 * hidden,
             base_width=t.base_width and max(1, round(t.base_width * self.generator_size)),
@@ -218,7 +225,7 @@ class ElectraEncoder(Network):
         x = self.tables(inputs.tokens, inputs.token_types, inputs.positions, seeds)
         if self.config.embedding_features != self.trunk.hidden_size:
             x = self.embeddings_project(x)
-        return self.stack(x, inputs.mask, seeds)[0]
+        return self.stack(x, inputs.positions, inputs.mask, seeds)[0]
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.tables.decode(hidden)

@@ -184,8 +184,8 @@ class ModelConfig:
         b = second if second is not None else np.zeros(0, np.int32)
         ends = [vocabulary.sep] if second is not None else []
         tokens = [vocabulary.cls, *first, vocabulary.sep, *b, *ends]
-        # A model may have a single token type.
-        other = min(getattr(self, "segment_types", 1) - 1, 1)
+        # A model may have a single token type, or none.
+        other = max(0, min(getattr(self, "segment_types", 1) - 1, 1))
         types = [0] * (len(first) + 2) + [other] * (len(b) + len(ends))
         return joined(tokens, types, 1, len(first) + 2)
 

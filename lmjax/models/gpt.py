@@ -46,6 +46,7 @@ class GptConfig(ModelConfig):
       trunk: config of the Transformer.
       max_length: rows of the position table, the maximum sequence length.
       tie_embeddings: whether the output layer decodes with the token table.
+      published_lm: class of the language model in `transformers`.
       position_std: initial std of the position table (GPT-2's code: 0.01); 0 = the trunk's.
       vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
@@ -55,6 +56,7 @@ class GptConfig(ModelConfig):
     published_type: ClassVar[str] = "gpt2"
     published_prefix: ClassVar[str] = "GPT2"
     published_base: ClassVar[str] = "transformer."
+    published_lm: ClassVar[str] = "GPT2LMHeadModel"
     # Causal masks of earlier versions.
     published_unused: ClassVar[str] = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
     published_refused: ClassVar[Mapping[str, str]] = {
@@ -161,7 +163,8 @@ class GptConfig(ModelConfig):
     def published_network(
         self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
     ) -> Network:
-        return GptEncoder(self) if architecture == "GPT2Model" else Gpt(self)
+        bare = architecture == f"{self.published_prefix}Model"
+        return GptEncoder(self) if bare else Gpt(self)
 
     def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
         return read_rate("classifier_dropout", 0.1, values, where)
@@ -219,14 +222,15 @@ class GptEncoder(Network):
     ) -> tuple[jax.Array, Caches | None]:
         """Returns the last hidden states and the updated cache."""
         x = self.embeddings(tokens, tokens, positions, seeds)
-        return self.stack(x, mask, seeds, cache, start)
+        return self.stack(x, positions, mask, seeds, cache, start)
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         return self.embeddings.decode(hidden)
 
     @nn.nowrap
     def published(self) -> Published:
-        return Published("GPT2Model", self.config.encoder_rules(""), bare=True)
+        name = f"{self.config.published_prefix}Model"
+        return Published(name, self.config.encoder_rules(""), bare=True)
 
 
 class Gpt(CausalNetwork):
@@ -263,7 +267,7 @@ class Gpt(CausalNetwork):
 
     @nn.nowrap
     def published(self) -> Published:
-        return Published("GPT2LMHeadModel", self._rules())
+        return Published(self.config.published_lm, self._rules())
 
     @nn.nowrap
     def _rules(self) -> Rules:

@@ -85,6 +85,26 @@ class Fields:
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected int or null")
         return value
 
+    def block(self, name: str) -> Mapping[str, Any]:
+        """Returns a field that is an object, {} if it is missing or null."""
+        self._read.add(name)
+        value = self._values.get(name) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected an object")
+        return value
+
+    def sequence(self, name: str) -> Sequence[Any]:
+        """Returns a field that is a list."""
+        self._read.add(name)
+        value = self._values.get(name)
+        if not isinstance(value, list):
+            raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected a list")
+        return value
+
+    def ignore(self, name: str) -> None:
+        """Marks a field as read that does not change what the model computes."""
+        self._read.add(name)
+
     def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuses values other than `allowed`; a missing field has the first of them."""
         self._read.add(name)
@@ -169,6 +189,11 @@ def norm(theirs: str, ours: str) -> Rules:
     yield same(f"{theirs}.bias", f"{ours}/bias", (f"{theirs}.beta",))
 
 
+def scale(theirs: str, ours: str) -> Rule:
+    """A normalization without a bias."""
+    return same(f"{theirs}.weight", f"{ours}/scale")
+
+
 def table(theirs: str, ours: str, also: tuple[str, ...] = ()) -> Rule:
     """An embedding table."""
     return same(f"{theirs}.weight", f"{ours}/embedding", also)
@@ -247,6 +272,8 @@ def bert_values(model: Any) -> dict[str, Any]:
     """Writes config.json of BERT and similar families, without 'model_type'."""
     trunk = model.trunk
     check_trunk(trunk, "post", "BERT and ELECTRA")
+    if not model.segment_types:
+        raise ConfigError("segment_types: transformers needs at least 1 in BERT and ELECTRA")
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": trunk.hidden_size,
@@ -275,8 +302,23 @@ def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
         raise ConfigError(
             f"trunk.base_width: transformers cannot scale logits by the width in {family}"
         )
-    if trunk.gated:
-        raise ConfigError(f"trunk.gated: transformers has no gated feed-forward layer in {family}")
+    plain = TransformerConfig(layers=1, hidden_size=1, heads=1, intermediate_size=1)
+    for name in (
+        "gated",
+        "positions",
+        "window",
+        "query_key_norm",
+        "normalization",
+        "norm_bias",
+        "first_norm",
+        "biases",
+    ):
+        if getattr(trunk, name) != getattr(plain, name):
+            raise ConfigError(
+                f"trunk.{name}: transformers supports only {getattr(plain, name)!r} in {family}"
+            )
+    if trunk.kv_heads != trunk.heads:
+        raise ConfigError(f"trunk.key_value_heads: transformers has no grouped queries in {family}")
     if trunk.heads * trunk.head_size != trunk.hidden_size:
         raise ConfigError(
             f"trunk.head_dim: transformers requires in {family} that heads x head_dim ="

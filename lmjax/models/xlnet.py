@@ -87,6 +87,12 @@ class XlnetConfig(ModelConfig):
         super().__post_init__()
         if self.trunk.norm != "post":
             raise ConfigError("trunk.norm: XLNet supports only 'post'")
+        for name in ("positions", "key_value_heads", "window", "query_key_norm"):
+            if getattr(self.trunk, name) not in ("learned", 0):
+                raise ConfigError(
+                    f"trunk.{name}: XLNet keeps its relative positions and their attention; leave"
+                    " it at its default"
+                )
         if self.trunk.attention not in ("auto", "plain"):
             raise ConfigError(
                 f"trunk.attention: '{self.trunk.attention}' does not support relative positions,"

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from lmjax.nn import kernels
 from lmjax.nn.dropout import Seeds, Window, dropout
-from lmjax.nn.layers import Dense, contract
+from lmjax.nn.layers import Dense, LayerNorm, RMSNorm, contract
 from lmjax.nn.masks import Mask, as_mask
 from lmjax.nn.partition import over_queries, pad_length
-from lmjax.nn.trunk import Kernel, TransformerConfig
+from lmjax.nn.positions import rotary_frequencies, rotate
+from lmjax.nn.trunk import Kernel, RotaryConfig, TransformerConfig
 
 # Finite: with -inf, a fully masked row would give NaN.
 MASKED_SCORE = -1e30
@@ -142,8 +143,8 @@ class Cache:
     """Key-value cache. Slots hold previous tokens in the order in which they were read.
 
     Attributes:
-      key, value: [batch, heads, head_dim, slots] float32 of one layer, or
-        [batch, layers, heads, head_dim, slots] of all scanned layers. Products with few queries
+      key, value: [batch, key_value_heads, head_dim, slots] float32 of one layer, or
+        [batch, layers, ...] of all scanned layers. Products with few queries
         read this order of axes without copying it.
     """
 
@@ -153,7 +154,7 @@ class Cache:
     @classmethod
     def empty(cls, config: TransformerConfig, batch: int, slots: int) -> "Caches":
         """Returns an empty cache of `slots` tokens for each of `batch` rows."""
-        shape = (config.heads, config.head_size, slots)
+        shape = (config.kv_heads, config.head_size, slots)
         if config.scan_layers:
             zeros = jnp.zeros((batch, config.layers, *shape))
             return cls(zeros, zeros)
@@ -177,8 +178,15 @@ class Cache:
 Caches: TypeAlias = Cache | tuple[Cache, ...]
 
 
+def normalize(config: TransformerConfig, name: str | None = None) -> nn.Module:
+    """Returns the trunk's normalization of the last axis."""
+    if config.normalization == "rms_norm":
+        return RMSNorm(config.layer_norm_epsilon, name=name)
+    return LayerNorm(config.layer_norm_epsilon, config.norm_bias, name=name)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases: [batch, length, hidden_size] -> the same.
+    """Multi-head self-attention: [batch, length, hidden_size] -> the same.
 
     With a cache, the keys and values of `x` are written to its slots from `start` on, and
     queries attend to the slots where `mask` [batch, length, slots] is True.
@@ -190,38 +198,97 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
+        positions: jax.Array,
+        is_local: jax.Array | bool,
         mask: Mask | jax.Array,
         seeds: Seeds | None,
         cache: Cache | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
+        """Attends.
+
+        Args:
+          positions: [batch, length] int, for rotary positions.
+          is_local: [] bool, whether the layer attends only within `config.window`.
+        """
         c = self.config
 
-        def heads(name: str) -> jax.Array:
-            y = Dense(
-                c.heads * c.head_size, c.kernel_initializer(), dtype=c.compute_dtype, name=name
-            )(x)
-            return y.reshape(*x.shape[:-1], c.heads, c.head_size)
+        def heads(name: str, count: int) -> jax.Array:
+            dense = Dense(
+                count * c.head_size,
+                c.kernel_initializer(),
+                use_bias=c.biases != "none",
+                dtype=c.compute_dtype,
+                name=name,
+            )
+            return dense(x).reshape(*x.shape[:-1], count, c.head_size)
 
-        query, key, value = heads("query"), heads("key"), heads("value")
+        query = heads("query", c.heads)
+        key, value = heads("key", c.kv_heads), heads("value", c.kv_heads)
+        if c.query_key_norm:
+            query, key = normalize(c, "query_norm")(query), normalize(c, "key_norm")(key)
+        if c.positions == "rotary":
+            turns: tuple[Any, Any] = rotary_frequencies(c.rotary, c.rotary.base, c.head_size)
+            if c.window and c.rotary.local_base:
+                local = rotary_frequencies(RotaryConfig(), c.rotary.local_base, c.head_size)
+                turns = jax.tree.map(
+                    lambda own, every: jnp.where(is_local, own, every), local, turns
+                )
+            angles = positions[..., None].astype(jnp.float32) * turns[0]
+            query, key = rotate(query, angles, turns[1]), rotate(key, angles, turns[1])
+        group = c.heads // c.kv_heads
         if cache is not None:
             assert start is not None
             cache = cache.write(key, value, start)
             key, value = cache.read()
-        context = attention(
-            query,
-            key,
-            value,
-            mask,
-            rate=c.attention_dropout,
-            seeds=seeds,
-            dtype=c.compute_dtype,
-            # A cache has slots that no query may attend to yet; kernels do not support that.
-            kernel=c.attention if cache is None else "plain",
-            chunk=c.query_chunk,
-        )
+            context = cached_attention(query, key, value, as_mask(mask).dense(), c.compute_dtype)
+        else:
+            context = attention(
+                query,
+                jnp.repeat(key, group, axis=2) if group > 1 else key,
+                jnp.repeat(value, group, axis=2) if group > 1 else value,
+                mask,
+                rate=c.attention_dropout,
+                seeds=seeds,
+                dtype=c.compute_dtype,
+                kernel=c.attention,
+                chunk=c.query_chunk,
+            )
         output = Dense(
-            c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="output"
+            c.hidden_size,
+            c.residual_initializer(),
+            use_bias=c.biases == "all",
+            dtype=c.compute_dtype,
+            name="output",
         )
         y = output(context.reshape(*x.shape[:-1], -1))
         return dropout(y, c.dropout, seeds, OUTPUT), cache
+
+
+def cached_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """Attends to the slots of a cache without copying them for each head of a group.
+
+    A cache has slots that no query may attend to yet, which kernels do not support.
+
+    Args:
+      query: [batch, queries, heads, head_dim].
+      key, value: [batch, slots, key_value_heads, head_dim].
+      mask: [batch or 1, queries, slots] bool.
+
+    Returns:
+      [batch, queries, heads, head_dim] float32.
+    """
+    batch, count, heads, size = query.shape
+    groups = heads // key.shape[2]
+    if groups > 1:
+        # The heads of a group become further queries of their key-value head.
+        query = query.reshape(batch, count, key.shape[2], groups, size)
+        query = query.transpose(0, 1, 3, 2, 4).reshape(batch, count * groups, key.shape[2], size)
+        mask = jnp.repeat(mask, groups, axis=1)
+    found = attention(query, key, value, mask, dtype=dtype, kernel="plain")
+    if groups > 1:
+        found = found.reshape(batch, count, groups, key.shape[2], size)
+        found = found.transpose(0, 1, 3, 2, 4)
+    return found.reshape(batch, count, heads, size)

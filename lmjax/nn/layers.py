@@ -127,15 +127,33 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
         deviation = x - x.mean(-1, keepdims=True)
         variance = jnp.square(deviation).mean(-1, keepdims=True)
-        return deviation * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+        y = deviation * jax.lax.rsqrt(variance + self.epsilon) * scale
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, in float32.
+
+    Zhang and Sennrich 2019, "Root mean square layer normalization", eq. 4.
+    """
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
 
 
 def truncated_normal(stddev: float) -> Initializer:

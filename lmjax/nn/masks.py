@@ -163,6 +163,15 @@ def causal(length: int) -> Mask:
     return Pairs(position, position, "at_most", "causal")
 
 
+def within(distance: jax.Array | int, queries: jax.Array, keys: jax.Array) -> Mask:
+    """Queries attend to keys at most `distance` positions away, on either side.
+
+    queries, keys: [1 or batch, count] int, their positions.
+    """
+    ahead = Pairs(queries + distance, keys, "at_most")
+    return ahead & Pairs(distance - queries, -keys, "at_most")
+
+
 def prefix(in_prefix: jax.Array) -> Mask:
     """All queries attend to the prefix; combine with causal by `|` (Raffel et al. 2020, §3.2.1).
 

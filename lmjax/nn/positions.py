@@ -1,7 +1,12 @@
 """Fixed (not learned) position encodings."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from lmjax.nn.trunk import RotaryConfig
 
 
 def sinusoid(distances: jax.Array, features: int) -> jax.Array:
@@ -62,3 +67,51 @@ def relative_shift_at(scores: jax.Array, positions: jax.Array, query_length: int
 
     rows = jax.vmap(jax.vmap(row))  # over batch, queries
     return jax.vmap(rows, in_axes=(1, None), out_axes=1)(scores, positions)
+
+
+def rotary_frequencies(
+    rotary: RotaryConfig, base: float, head_dim: int
+) -> tuple[np.ndarray, float]:
+    """Returns the angles per position, float32 [head_dim / 2], and a factor of queries and keys.
+
+    The factor is 1 except with 'yarn' (Peng et al. 2023, section 3.4).
+    """
+    pairs = np.arange(0, head_dim, 2) / head_dim
+    frequencies = base**-pairs
+    factor, scale = rotary.factor, 1.0
+    if rotary.extension == "linear":
+        frequencies = frequencies / factor
+    elif rotary.extension == "llama3":
+        # Wavelengths above 1 / 1 of the original length are extended, those below 1 / 4 of it are
+        # not, and those between are interpolated.
+        turns = rotary.original_length * frequencies / (2 * math.pi)
+        keep = np.clip((turns - 1) / (4 - 1), 0, 1)
+        frequencies = keep * frequencies + (1 - keep) * frequencies / factor
+    elif rotary.extension == "yarn":
+        # Dimensions that turn 32 times or more in the original length are kept, those that turn
+        # once or less are extended; the ramp between is linear in the index of the dimension.
+        def index(turns: float) -> float:
+            wavelength = rotary.original_length / (2 * math.pi * turns)
+            return head_dim * math.log(wavelength) / (2 * math.log(base))
+
+        low, high = max(math.floor(index(32)), 0), min(math.ceil(index(1)), head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+        frequencies = (1 - ramp) * frequencies + ramp * frequencies / factor
+        scale = 0.1 * math.log(factor) + 1.0
+    return frequencies.astype(np.float32), scale
+
+
+def rotate(x: jax.Array, angles: jax.Array, scale: jax.Array | float = 1.0) -> jax.Array:
+    """Rotates the pairs of features (i, i + head_dim / 2) of each head by its angle i.
+
+    Su et al. 2021, eq. 34, with the order of features of GPT-NeoX and Llama.
+
+    Args:
+      x: [batch, length, heads, head_dim].
+      angles: [batch, length, head_dim / 2] radians.
+      scale: factor of the result.
+    """
+    cosine, sine = (f(angles)[:, :, None] * scale for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1)

@@ -11,9 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax.nn.attention import OUTPUT, attention_weights, by_chunks
+from lmjax.nn.attention import OUTPUT, attention_weights, by_chunks, normalize
 from lmjax.nn.dropout import Seeds, Window, dropout
-from lmjax.nn.layers import Dense, LayerNorm, contract
+from lmjax.nn.layers import Dense, contract
 from lmjax.nn.masks import Mask
 from lmjax.nn.partition import over_queries, split_activations
 from lmjax.nn.positions import relative_shift, relative_shift_at
@@ -218,9 +218,9 @@ class TwoStreamBlock(nn.Module):
         h, g = carry
         seeds = None if seeds is None else seeds.fold(layer)
         attention = RelativeAttention(c, name="attention")
-        attention_norm = LayerNorm(c.layer_norm_epsilon, name="attention_norm")
+        attention_norm = normalize(c, "attention_norm")
         feed_forward = FeedForward(c, name="feed_forward")
-        feed_forward_norm = LayerNorm(c.layer_norm_epsilon, name="feed_forward_norm")
+        feed_forward_norm = normalize(c, "feed_forward_norm")
 
         own = attention.keys_values(h)
         memory = None if mems is None else attention.keys_values(mems)

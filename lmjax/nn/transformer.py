@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.configuration import Interval
-from lmjax.nn.attention import Cache, Caches, SelfAttention
+from lmjax.nn.attention import Cache, Caches, SelfAttention, normalize
 from lmjax.nn.dropout import Seeds, dropout
-from lmjax.nn.layers import ACTIVATIONS, Dense, LayerNorm, dense, embedding_lookup
-from lmjax.nn.masks import Mask
+from lmjax.nn.layers import ACTIVATIONS, Dense, Initializer, dense, embedding_lookup
+from lmjax.nn.masks import Mask, as_mask, within
 from lmjax.nn.partition import gathered, split_activations, whole_length
+from lmjax.nn.positions import sinusoid
 from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD, EMBEDDING = 3, 4, 5  # dropout sites
@@ -52,7 +53,7 @@ class Table(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Token + position + segment embeddings, with layer norm and dropout, as in BERT.
+    """Token + position + segment embeddings, with normalization and dropout, as in BERT.
 
     Attributes:
       features: embedding size (in ELECTRA it may differ from the trunk's hidden size).
@@ -73,17 +74,22 @@ class TextEmbeddings(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.token = Table(self.vocab_size, self.features, c)
-        self.position = Table(self.max_length, self.features, c, std=self.position_std)
+        if c.positions == "learned":
+            self.position = Table(self.max_length, self.features, c, std=self.position_std)
         if self.segment_types:
             self.segment = Table(self.segment_types, self.features, c)
         if self.norm:
-            self.embedding_norm = LayerNorm(c.layer_norm_epsilon)
+            self.embedding_norm = normalize(c)
 
     def __call__(
         self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, seeds: Seeds | None
     ) -> jax.Array:
         """tokens, segments, positions: [batch, length] int -> [batch, length, features]."""
-        x = self.token(tokens) + self.position(positions)
+        x = self.token(tokens)
+        if self.config.positions == "learned":
+            x = x + self.position(positions)
+        elif self.config.positions == "sinusoidal":
+            x = x + sinusoid(positions.reshape(-1), self.features).reshape(x.shape)
         if self.segment_types:
             x = x + self.segment(segments)
         if self.norm:
@@ -104,8 +110,15 @@ class PredictionTransform(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        x = Dense(self.features, c.kernel_initializer(), dtype=c.compute_dtype, name="dense")(x)
-        return LayerNorm(c.layer_norm_epsilon, name="norm")(ACTIVATIONS[c.activation](x))
+        dense = Dense(
+            self.features,
+            c.kernel_initializer(),
+            use_bias=c.biases == "all",
+            dtype=c.compute_dtype,
+            name="dense",
+        )
+        x = dense(x)
+        return normalize(c, "norm")(ACTIVATIONS[c.activation](x))
 
 
 def gather_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -125,22 +138,25 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, seeds: Seeds | None) -> jax.Array:
         c = self.config
-        inner = Dense(
-            c.intermediate_size, c.kernel_initializer(), dtype=c.compute_dtype, name="inner"
-        )
-        outer = Dense(c.hidden_size, c.residual_initializer(), dtype=c.compute_dtype, name="outer")
+
+        def layer(features: int, initializer: Initializer, name: str) -> Dense:
+            return Dense(features, initializer, c.biases == "all", c.compute_dtype, name=name)
+
+        inner = layer(c.intermediate_size, c.kernel_initializer(), "inner")
+        outer = layer(c.hidden_size, c.residual_initializer(), "outer")
         # Recomputed in the backward pass: saving it would take up to five arrays of this size.
         y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
         if c.gated:
-            y = y * Dense(
-                c.intermediate_size, c.kernel_initializer(), dtype=c.compute_dtype, name="gate"
-            )(x)
+            y = y * layer(c.intermediate_size, c.kernel_initializer(), "gate")(x)
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
         return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
 
 
 def sublayer(
-    config: TransformerConfig, norm: LayerNorm, x: jax.Array, f: Callable[[jax.Array], jax.Array]
+    config: TransformerConfig,
+    norm: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    f: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """norm(x + f(x)) for a post-norm trunk, x + f(norm(x)) for a pre-norm one."""
     if config.norm == "post":
@@ -153,9 +169,13 @@ class Block(nn.Module):
 
     carry: [batch, length, hidden_size]; `layer` is the index of the block. The output is the
     layer's cache with these tokens written from slot `start` on, or None without a cache.
+
+    Attributes:
+      norms_input: whether the input of the attention is normalized.
     """
 
     config: TransformerConfig
+    norms_input: bool = True
 
     @nn.compact
     def __call__(
@@ -163,6 +183,7 @@ class Block(nn.Module):
         x: jax.Array,
         layer: jax.Array,
         cache: Cache | None,
+        positions: jax.Array,
         mask: Mask | jax.Array,
         seeds: Seeds | None,
         start: jax.Array | None,
@@ -172,13 +193,23 @@ class Block(nn.Module):
             seeds = seeds.fold(layer)
         attend = SelfAttention(c, name="attention")
         feed_forward = FeedForward(c, name="feed_forward")
-        attention_norm = LayerNorm(c.layer_norm_epsilon, name="attention_norm")
-        feed_forward_norm = LayerNorm(c.layer_norm_epsilon, name="feed_forward_norm")
+        normed = self.norms_input
+        attention_norm = normalize(c, "attention_norm") if normed else lambda y: y
+        feed_forward_norm = normalize(c, "feed_forward_norm")
         written = None
+        is_local: jax.Array | bool = c.window > 0
+        if c.window:
+            if c.global_every:
+                is_local = layer % c.global_every > 0
+            length = x.shape[1]
+            keys = length if cache is None else cache.key.shape[-1]
+            farthest = jnp.where(is_local, c.window, keys)
+            places = jnp.arange(length)[None] + (0 if start is None else start)
+            mask = as_mask(mask) & within(farthest, places, jnp.arange(keys)[None])
 
         def attended(y: jax.Array) -> jax.Array:
             nonlocal written
-            y, written = attend(y, mask, seeds, cache, start)
+            y, written = attend(y, positions, is_local, mask, seeds, cache, start)
             return y
 
         x = sublayer(c, attention_norm, x, attended)
@@ -230,7 +261,8 @@ class Layers(nn.Module):
         apart, outputs = isinstance(per_layer, tuple), []
         for i in range(c.layers):
             mine = per_layer[i] if apart else jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-            carry, output = block(c, name=f"layer_{i}")(carry, indices[i], mine, *shared)
+            own = {} if i or c.first_norm else {"norms_input": False}
+            carry, output = block(c, name=f"layer_{i}", **own)(carry, indices[i], mine, *shared)
             outputs.append(output)
         if apart:
             return carry, tuple(outputs)
@@ -246,19 +278,25 @@ class Stack(nn.Module):
     def __call__(
         self,
         x: jax.Array,
+        positions: jax.Array,
         mask: Mask | jax.Array,
         seeds: Seeds | None,
         cache: Caches | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Caches | None]:
-        """Returns the hidden states and the updated cache, or None without a cache."""
+        """Returns the hidden states and the updated cache, or None without a cache.
+
+        positions: [batch, length] int; only rotary positions depend on them.
+        """
         scanned = self.config.scan_layers
         if scanned:
             cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
-        x, cache = Layers(self.config, Block, name="blocks")(x, cache, mask, seeds, start)
+        x, cache = Layers(self.config, Block, name="blocks")(
+            x, cache, positions, mask, seeds, start
+        )
         if scanned:
             cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache)
         if self.config.norm == "pre":
-            x = LayerNorm(self.config.layer_norm_epsilon, name="final_norm")(x)
+            x = normalize(self.config, "final_norm")(x)
             self.sow("intermediates", NORMED, x)
         return x, cache

@@ -15,16 +15,64 @@ RematPolicy = Literal["", "nothing_saveable", "dots_with_no_batch_dims_saveable"
 
 
 @dataclasses.dataclass(frozen=True)
+class RotaryConfig:
+    """Config of rotary positions (Su et al. 2021, "RoFormer", section 3.2).
+
+    Attributes:
+      base: the wavelengths grow geometrically from 2 pi to nearly 2 pi * base tokens.
+      local_base: base of the layers that attend locally (`TransformerConfig.window`); 0 = base.
+      extension: how the wavelengths change for texts that are `factor` times as long as those of
+        the pretraining: 'linear' divides all positions by the factor (Chen et al. 2023), 'yarn'
+        and 'llama3' only those of long wavelengths (Peng et al. 2023, section 3.2, with its scale
+        of the scores; Dubey et al. 2024); '' does not extend.
+      factor: see `extension`.
+      original_length: longest text of the pretraining in tokens, for 'yarn' and 'llama3'.
+    """
+
+    base: Annotated[float, Interval("(1, 1e15]")] = 10_000.0
+    local_base: Annotated[float, Interval("[0, 1e15]")] = 0.0
+    extension: Literal["", "linear", "yarn", "llama3"] = ""
+    factor: Annotated[float, Interval("[1, 1e6]")] = 1.0
+    original_length: OptionalSize = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if 0 < self.local_base <= 1:
+            raise ConfigError(f"local_base: must be 0 or above 1, got {self.local_base}")
+        if self.extension in ("yarn", "llama3") and not self.original_length:
+            raise ConfigError(
+                f"original_length: extension='{self.extension}' depends on the longest text of"
+                " the pretraining; set it"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Config of a stack of Transformer blocks.
 
     Attributes:
       layers, hidden_size, heads, intermediate_size: L, H, A and the feed-forward size.
       head_dim: size of a head; 0 = hidden_size / heads.
+      key_value_heads: number of heads of keys and values, each shared by a group of query heads
+        (Ainslie et al. 2023); 0 = heads.
+      positions: 'learned' adds a table of positions to the embeddings, 'sinusoidal' fixed
+        sinusoids (Vaswani et al. section 3.5), and 'rotary' rotates queries and keys.
+      rotary: settings of rotary positions.
+      window: in local layers, queries attend to keys at most this many positions away; 0 = all
+        layers are global.
+      global_every: layers 0, global_every, 2 global_every, ... stay global; 0 = none does.
+      query_key_norm: normalize each head's queries and keys, before they are rotated.
       activation: activation of the feed-forward layer; 'gelu' is the error-function form.
       gated: use a gated feed-forward layer with three kernels (Shazeer 2020).
       norm: 'post' normalizes after the residual sum (Vaswani et al., BERT, XLNet), 'pre'
         before each sublayer and once at the end (GPT-2).
+      first_norm: whether the first block of a 'pre' trunk normalizes the input of its attention;
+        ModernBERT normalizes the embeddings instead.
+      normalization: 'layer_norm' or 'rms_norm', which neither centers nor has a bias (Zhang and
+        Sennrich 2019).
+      norm_bias: whether layer normalization has a bias.
+      biases: whether the dense layers of the blocks have biases: 'all', none, or only those of
+        queries, keys and values.
       layer_norm_epsilon: 1e-12 in BERT, XLNet and ELECTRA, 1e-5 in GPT-2.
       dropout: rate on embeddings and on each sublayer's output.
       attention_dropout: rate on the attention weights.
@@ -57,9 +105,19 @@ class TransformerConfig:
     heads: Size
     intermediate_size: Size
     head_dim: OptionalSize = 0
+    key_value_heads: OptionalSize = 0
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    rotary: RotaryConfig = dataclasses.field(default_factory=RotaryConfig)
+    window: OptionalSize = 0
+    global_every: NonNegativeInt = 0
+    query_key_norm: bool = False
     activation: Activation = "gelu_tanh"
     gated: bool = False
     norm: Literal["post", "pre"] = "post"
+    first_norm: bool = True
+    normalization: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_bias: bool = True
+    biases: Literal["all", "query_key_value", "none"] = "all"
     # With smaller values, the gradient at equal features overflows.
     layer_norm_epsilon: Annotated[float, Interval("[1e-24, 1]")] = 1e-12
     dropout: Rate = 0.1
@@ -82,6 +140,26 @@ class TransformerConfig:
                 f"heads: {self.heads} does not divide hidden_size={self.hidden_size};"
                 " choose a divisor or set head_dim"
             )
+        if not self.first_norm and (self.norm != "pre" or self.scan_layers):
+            raise ConfigError(
+                "first_norm: only the first of unrolled 'pre' blocks can lack its norm; set"
+                " norm='pre' and scan_layers=False, or first_norm=True"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                f"key_value_heads: {self.key_value_heads} does not divide heads={self.heads}"
+            )
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ConfigError(
+                f"positions: rotary positions rotate pairs of features, but a head has"
+                f" {self.head_size}; set an even head_dim"
+            )
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ConfigError("positions: sinusoids need an even hidden_size")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.key_value_heads or self.heads
 
     @property
     def head_size(self) -> int:
@@ -118,7 +196,8 @@ class TransformerConfig:
     def kernel_size(self) -> int:
         """Number of elements in the kernels of all blocks."""
         inner = (3 if self.gated else 2) * self.intermediate_size
-        return self.layers * self.hidden_size * (4 * self.heads * self.head_size + inner)
+        attention = 2 * (self.heads + self.kv_heads) * self.head_size
+        return self.layers * self.hidden_size * (attention + inner)
 
     def forward_flops(self, queries: float, keys: float) -> float:
         """FLOPs of the matrix products of one forward pass for one example.

@@ -11,7 +11,7 @@ import lmjax
 from lmjax.convert.pretrained import Pretrained
 from lmjax.models.gpt import Gpt, GptConfig
 from lmjax.nn.attention import Cache, Caches
-from lmjax.nn.trunk import TransformerConfig
+from lmjax.nn.trunk import RotaryConfig, TransformerConfig
 from tests import tiny
 
 STEPS, PROMPT, VOCABULARY = 9, 5, 30
@@ -20,7 +20,20 @@ SLOTS = PROMPT + STEPS
 REAL = np.array([5, 3, 1, 4])
 
 
-def network(scan_layers: bool) -> Gpt:
+MODERN: dict[str, Any] = {
+    "positions": "rotary",
+    "rotary": RotaryConfig(base=50.0, local_base=20.0),
+    "key_value_heads": 2,
+    "window": 3,
+    "global_every": 2,
+    "query_key_norm": True,
+    "normalization": "rms_norm",
+    "gated": True,
+    "biases": "none",
+}
+
+
+def network(scan_layers: bool, **settings: Any) -> Gpt:
     trunk = TransformerConfig(
         layers=3,
         hidden_size=16,
@@ -31,6 +44,7 @@ def network(scan_layers: bool) -> Gpt:
         initial_distribution="normal",
         initial_std=0.3,
         scan_layers=scan_layers,
+        **settings,
     )
     return Gpt(GptConfig(trunk, max_length=SLOTS, vocab_size=VOCABULARY))
 
@@ -71,9 +85,12 @@ def decode(model: Gpt, params: Any) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.stack(chosen, axis=1)
 
 
+@pytest.mark.parametrize("settings", [{}, MODERN], ids=["gpt-2", "modern"])
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_cached_logits_are_the_uncached_ones_at_every_step(scan_layers: bool) -> None:
-    model = network(scan_layers)
+def test_cached_logits_are_the_uncached_ones_at_every_step(
+    scan_layers: bool, settings: dict[str, Any]
+) -> None:
+    model = network(scan_layers, **settings)
     params = initial(model)
     tokens, cached = decode(model, params)
     real = np.concatenate([prompts()[1], np.ones((len(tokens), STEPS), bool)], axis=1)
@@ -82,8 +99,9 @@ def test_cached_logits_are_the_uncached_ones_at_every_step(scan_layers: bool) ->
     assert len(np.unique(tokens[:, PROMPT:])) > 3  # a decode that moves
 
 
-def test_a_padded_row_is_continued_as_it_is_alone() -> None:
-    model = network(False)
+@pytest.mark.parametrize("settings", [{}, MODERN], ids=["gpt-2", "modern"])
+def test_a_padded_row_is_continued_as_it_is_alone(settings: dict[str, Any]) -> None:
+    model = network(False, **settings)
     pretrained = Pretrained(model, initial(model))
     tokens, cached = decode(model, pretrained.params)
     for row, count in enumerate(REAL):

@@ -377,6 +377,6 @@ def test_a_head_that_transformers_lacks_is_refused(tmp_path: pathlib.Path) -> No
 def test_a_gated_trunk_is_not_written_as_a_plain_one(tmp_path: pathlib.Path) -> None:
     gated = dataclasses.replace(TRUNK, gated=True)
     network = BertForPreTraining(BertConfig(gated, max_length=6, vocab_size=20))
-    with pytest.raises(ConfigError, match=r"trunk\.gated: transformers has no gated"):
+    with pytest.raises(ConfigError, match=r"trunk\.gated: transformers supports only False"):
         lmjax.save_huggingface(Pretrained(network, random_params(network)), tmp_path / "m")
     assert not (tmp_path / "m").exists()

@@ -1,5 +1,6 @@
 """Masks filled: in the order of confidence, in rounds, and by Gibbs sampling."""
 
+import collections
 from typing import Any
 
 import jax
@@ -95,6 +96,47 @@ def test_gibbs_draws_from_the_conditionals(bert: Pretrained) -> None:
     counts = [sum(int(text.token_ids[0]) == token for text in made) for token in three]
     assert sum(counts) == len(made)
     assert scipy.stats.chisquare(counts, p / p.sum() * len(made)).pvalue > 1e-3
+
+
+def two_likeliest(row: np.ndarray, roles: dict[str, int]) -> dict[int, float]:
+    """Their probabilities if no other token can be drawn."""
+    row = row.astype(np.float64)
+    row[[index for role, index in roles.items() if role != "unk"]] = -np.inf
+    tokens = np.argsort(-row)[:2]
+    p = np.exp(row[tokens])
+    return dict(zip(tokens.tolist(), (p / p.sum()).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_ancestral_sampling_draws_in_a_random_order(bert: Pretrained, steps: int) -> None:
+    """Of two masks: each first, or both at once in the share of the steps that coincide."""
+    text = "q[MASK]r[MASK]"
+    settings: dict[str, Any] = {"infill": "ancestral", "temperature": 1.0, "top_k": 2}
+    made = lmjax.generate(
+        bert, text, iterations=steps, num_return_sequences=1200, seed=5, **settings
+    )
+    ids, at, roles = masked(bert, text)
+    first, second = (two_likeliest(log_p(bert, ids)[place], roles) for place in at)
+    expected: collections.Counter[tuple[int, int]] = collections.Counter()
+    for a, p in first.items():
+        given = ids.copy()
+        given[at[0]] = a
+        after = two_likeliest(log_p(bert, given)[at[1]], roles)
+        for b, q in after.items():
+            expected[a, b] += p * q * (1 - 1 / steps) / 2
+        for b, q in second.items():
+            expected[a, b] += p * q / steps
+    for b, q in second.items():
+        given = ids.copy()
+        given[at[1]] = b
+        for a, p in two_likeliest(log_p(bert, given)[at[0]], roles).items():
+            expected[a, b] += p * q * (1 - 1 / steps) / 2
+    found = collections.Counter(tuple(one.token_ids.tolist()) for one in made)
+    assert found.keys() <= expected.keys()
+    likely = [pair for pair, p in expected.items() if p > 0.01]
+    counts = np.array([found[pair] for pair in likely])
+    p = np.array([expected[pair] for pair in likely])
+    assert scipy.stats.chisquare(counts, p / p.sum() * counts.sum()).pvalue > 1e-3
 
 
 def test_a_row_is_filled_as_it_is_alone(bert: Pretrained) -> None:

@@ -197,11 +197,12 @@ def test_relative_attention_by_a_loop() -> None:
 SEEDS = Seeds.of(jax.random.split(jax.random.key(1), 2), jax.random.key(2))
 X = jnp.asarray(RNG.normal(size=(2, 5, 8)), jnp.float32)
 MASK = masks.causal(5)
+PLACES = jnp.broadcast_to(jnp.arange(5), (2, 5))
 
 
 def value_and_gradient(config: TransformerConfig, params: Any) -> Any:
     def loss(params: Any) -> jax.Array:
-        hidden, _ = Stack(config).apply({"params": params}, X, MASK, SEEDS)
+        hidden, _ = Stack(config).apply({"params": params}, X, PLACES, MASK, SEEDS)
         return jnp.square(hidden).mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
@@ -209,7 +210,7 @@ def value_and_gradient(config: TransformerConfig, params: Any) -> Any:
 
 def test_scan_and_remat_change_nothing() -> None:
     config = dataclasses.replace(CONFIG, norm="pre")
-    params = Stack(config).init(jax.random.key(0), X, MASK, None)["params"]
+    params = Stack(config).init(jax.random.key(0), X, PLACES, MASK, None)["params"]
     value, gradient = value_and_gradient(config, params)
 
     for policy in ("nothing_saveable", "dots_with_no_batch_dims_saveable"):

@@ -112,8 +112,8 @@ class Block:
     Attributes:
       kind: required base class, or union of base classes, of the class named by the block's `type`.
       given: fields of the class that do not come from the config.
-      find: (block, enclosing fields, path of the block) -> class, if the block has no `type` that
-        names it.
+      find: (block, enclosing fields, path of the block) -> class, if the block need not have a
+        `type`; it cannot have one if `kind` is object.
       views: (block, enclosing fields) -> the complete blocks that the block represents, by name.
         Such a block states their common fields and is not filled with defaults itself.
     """
@@ -122,6 +122,11 @@ class Block:
     given: tuple[str, ...] = ()
     find: Callable[[Mapping[str, Any], Mapping[str, Any], str], type] | None = None
     views: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    @property
+    def has_type(self) -> bool:
+        """Whether the block may name its class as `type`."""
+        return self.find is None or self.kind is not object
 
     def class_of(self, block: Any, around: Mapping[str, Any], where: str) -> Any:
         """Returns the dataclass of `block`. Raises ConfigError."""

@@ -95,7 +95,7 @@ def _type_inside(
                 failure = failure or error
         assert failure is not None
         raise failure
-    if note is not None and note.find is None and list(rest) == ["type"]:
+    if note is not None and note.has_type and list(rest) == ["type"]:
         return str
     if note is None and item is not None:
         inner, where = block.get(rest[0]), f"{where}.{rest[0]}"

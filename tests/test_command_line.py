@@ -182,6 +182,17 @@ def test_a_type_on_the_command_line_brings_its_own_fields() -> None:
         open_config(config, {"training.clip_norm": "1"})
 
 
+def test_the_type_of_the_model_is_set_on_the_command_line() -> None:
+    overrides = {"model.type": "lmjax.models.llama.LlamaConfig", "model.trunk.positions": "rotary"}
+    opened = open_config(str(ROOT / "configs/gpt.py:tiny"), overrides)
+    plan = make_plan(ConfigDict({**opened.values, "mesh": {"data": 1}}))
+    assert type(plan.objective.model).__name__ == "LlamaConfig"
+    with pytest.raises(ConfigError, match=r"config\.pretraining\.type"):
+        open_config(
+            str(ROOT / "configs/searches/optimizer.py"), {"pretraining.type": "lmjax.models"}
+        )
+
+
 def test_overrides_are_told_from_other_flags() -> None:
     rest, overrides = split_overrides(
         ["program", "--config=a.py", "--config.a.b=1=2", "-config.c", "--noconfig.d",

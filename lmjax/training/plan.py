@@ -30,6 +30,7 @@ from lmjax.data.store import DataConfig
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigError
+from lmjax.models.family import ModelConfig
 from lmjax.objectives.base import Objective
 from lmjax.training.evaluators import Evaluator
 from lmjax.training.optimizers import OptimizerConfig
@@ -177,7 +178,7 @@ class PretrainConfig:
     seed: Seed = 0
     init: str = ""
     objective: Annotated[Mapping[str, Any], Block(Objective, given=("model", "vocabulary"))]
-    model: Annotated[Mapping[str, Any], Block(find=_model_class)] = dataclasses.field(
+    model: Annotated[Mapping[str, Any], Block(ModelConfig, find=_model_class)] = dataclasses.field(
         default_factory=dict
     )
     data: PretrainingData
@@ -293,9 +294,9 @@ def _evaluators(blocks: Any, objective: Objective) -> dict[str, Evaluator]:
 
 
 def _check_segments(model: Any, examples: Examples) -> None:
-    """Checks that the segment table of the model has all segments of the rows."""
+    """Checks that the model's segment table, if it has one, has all segments of the rows."""
     rows, wanted = getattr(model, "segment_types", None), getattr(examples, "segment_types", 1)
-    if rows is not None and rows < wanted:
+    if rows and rows < wanted:
         raise ConfigError(
             f"config.model.segment_types: {rows}, but rows of config.data.examples.type="
             f"{type(examples).__name__} have {wanted} segments; set it to {wanted}"

@@ -1,0 +1,93 @@
+"""Whole runs of the trunk's parts, the mixed objectives and rows that examples share."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lmjax
+from tests.runs import config, write_text
+
+LLAMA: dict[str, Any] = {
+    "positions": "rotary",
+    "key_value_heads": 1,
+    "norm": "pre",
+    "normalization": "rms_norm",
+    "gated": True,
+    "activation": "silu",
+    "biases": "none",
+    "layer_norm_epsilon": 1e-6,
+}
+MODERN: dict[str, Any] = {
+    **LLAMA,
+    "normalization": "layer_norm",
+    "key_value_heads": 0,
+    "window": 4,
+    "global_every": 2,
+    "layers": 2,
+}
+PAIRS: dict[str, Any] = {"type": "lmjax.data.examples.SegmentPairs", "pairs_per_row": 4}
+PACKED = {"type": "lmjax.data.examples.Packed"}
+RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "pairs share rows": ("masked.MaskedLM", "bert.BertConfig", PAIRS, {}),
+    "pairs share rows, ELECTRA": (
+        "rtd.ReplacedTokenDetection",
+        "electra.ElectraConfig",
+        {"type": "lmjax.data.examples.ElectraPairs", "pairs_per_row": 4},
+        MODERN,
+    ),
+    "Llama": ("causal.CausalLM", "llama.LlamaConfig", PACKED, LLAMA),
+    "ModernBERT": (
+        "masked.MaskedLM",
+        "modernbert.ModernBertConfig",
+        PACKED,
+        {**MODERN, "first_norm": False, "norm_bias": False},
+    ),
+    "diffusion": ("diffusion.MaskedDiffusion", "bert.BertConfig", PACKED, MODERN),
+    "causal and masked": ("causal_masked.CausalMaskedLM", "gpt.GptConfig", PACKED, LLAMA),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> None:
+    objective, model, examples, trunk = RUNS[name]
+    made = config(write_text(tmp_path / "text.txt"))
+    made["objective"] = {"type": f"lmjax.objectives.{objective}"}
+    if name == "ModernBERT":
+        made["objective"]["sentence_prediction"] = False
+    made["model"] = {
+        "type": f"lmjax.models.{model}",
+        "trunk": {**made["model"]["trunk"], "heads": 2, **trunk},
+        "max_length": 64,
+    }
+    made["data"]["examples"] = {**examples, "length": 32}
+    made["training"] |= {
+        "batch_size": 4,
+        "steps": 60,
+        "eval_every": 60,
+        "checkpoint_every": 60,
+        "ema_decay": 0.0,
+    }
+    lines: list[tuple[int, dict[str, float]]] = []
+    opened = lmjax.pretrain(
+        made, workdir=tmp_path / "run", on_metrics=lambda step, found: lines.append((step, found))
+    )
+    losses = [found["train/loss"] for _, found in lines if "train/loss" in found]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    if name.startswith("pairs"):
+        assert lines[0][1].keys()  # at step 0
+        tokens = [found["train/tokens"] for _, found in lines if "train/tokens" in found]
+        assert min(tokens) > 0.85 * 5 * 4 * 32  # of the five steps of a line
+    if name == "Llama":
+        (continued,) = opened.generate("abc", max_new_tokens=4)
+        assert len(continued.token_ids) <= 4
+        lmjax.save_huggingface(opened, tmp_path / "llama")
+        again = lmjax.load(tmp_path / "llama")
+        (first,), (second,) = (lmjax.token_scores(m, ["abc abd."]) for m in (opened, again))
+        np.testing.assert_allclose(first, second, atol=1e-5)
+    if name == "diffusion":
+        (filled,) = opened.generate(
+            "abc [MASK] [MASK] abd", infill="ancestral", temperature=1.0, iterations=5
+        )
+        assert len(filled.token_ids) == 2

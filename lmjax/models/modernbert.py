@@ -164,6 +164,9 @@ class ModernBertConfig(BertConfig):
             "classifier_bias": False,
             "decoder_bias": True,
             "tie_word_embeddings": self.tie_embeddings,
+            # Otherwise they have defaults of a vocabulary of 50,368 tokens.
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+            **dict.fromkeys(("cls_token_id", "sep_token_id")),
         }
 
     def published_network(

@@ -49,7 +49,12 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = ("pairs share rows", "causal and masked")  # the others cover most of them
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RUNS]
+)
 def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> None:
     objective, model, examples, trunk = RUNS[name]
     made = config(write_text(tmp_path / "text.txt"))

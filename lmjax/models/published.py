@@ -38,7 +38,7 @@ _HARMLESS = set(
     output_attentions use_cache torchscript use_bfloat16 tf_legacy_loss pruned_heads
     chunk_size_feed_forward id2label label2id num_labels problem_type finetuning_task
     task_specific_params tokenizer_class prefix bos_token_id pad_token_id eos_token_id
-    sep_token_id decoder_start_token_id initializer_range gradient_checkpointing
+    cls_token_id sep_token_id decoder_start_token_id initializer_range gradient_checkpointing
     keys_to_ignore_at_inference output_past directionality is_encoder_decoder
     tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
     num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty

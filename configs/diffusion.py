@@ -1,11 +1,11 @@
 """MDLM (Sahoo et al. 2024): masked diffusion with a bidirectional Transformer.
 
-small follows the paper's models for LM1B and OpenWebText: 12 layers of 768, AdamW without weight
-decay, learning rate 3e-4 after 2,500 steps of warmup, batches of 512, dropout 0.1, an exponential
-moving average of 0.9999, 1M steps. The paper's network is a DiT with adaptive norms, which lmjax
-replaces by BERT's trunk before norms, with rotary positions as in the paper. tiny is for laptops
-and not from the paper. The default corpus is the embedded docstrings; set --config.data.corpus to
-use other text.
+small follows the authors' config: 12 layers of 768, AdamW without weight decay, learning rate 3e-4
+after 2,500 steps of warmup, batches of 512, dropout 0.1, an exponential moving average of 0.9999,
+1M steps. Their network is a DiT with adaptive norms and an untied output layer; here it is BERT's
+trunk with norms before the sublayers, rotary positions and a tied output layer. tiny is for
+laptops and not from the paper. The default corpus is the embedded docstrings; set
+--config.data.corpus to use other text.
 
 Cost (python -m experiments.cost --config=configs/diffusion.py:SIZE; tokens include padding):
   tiny   1.87M parameters, 81.9M tokens, 9.7e+14 FLOPs

@@ -17,12 +17,13 @@ import torch
 import transformers
 
 import lmjax
-from experiments.fidelity.cases import CAUSAL, VOCABULARY
+from experiments.fidelity.cases import VOCABULARY
 from experiments.fidelity.outputs import quiet
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.models.bert import BertConfig
 from lmjax.models.electra import ElectraConfig
+from lmjax.models.family import ModelConfig
 from lmjax.models.gpt import GptConfig
 from lmjax.models.llama import LlamaConfig, Qwen2Config, Qwen3Config
 from lmjax.models.modernbert import ModernBertConfig
@@ -148,19 +149,19 @@ def make_objective(family: str) -> Objective:
     return ReplacedTokenDetection(vocabulary=_VOCABULARY, model=electra, max_predictions=4)
 
 
-def make_batch(family: str, index: int) -> dict[str, np.ndarray]:
+def make_batch(model: ModelConfig, index: int) -> dict[str, np.ndarray]:
     """A clean batch; tokens are drawn from a few, so that there is something to learn."""
     rng = np.random.default_rng(index)
     start = rng.integers(6, VOCABULARY, (BATCH, 1))
     tokens = (6 + (start + 5 * np.arange(LENGTH)) % (VOCABULARY - 6)).astype(np.int32)
     tokens[:, 0], tokens[:, -1] = _VOCABULARY.cls, _VOCABULARY.sep
     segment_ids = np.ones_like(tokens)
-    if family in ("bert", "electra", "modernbert"):
+    if not (model.causal or model.left_padded):  # XLNet's memory has no padding
         segment_ids[::3, -3:] = 0
     second = (np.arange(LENGTH) > 8).astype(np.int32)
     return {
         "tokens": tokens,
-        "token_types": np.tile(second * (family not in CAUSAL), (BATCH, 1)),
+        "token_types": np.tile(second * model.published_token_types, (BATCH, 1)),
         "segment_ids": segment_ids,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (BATCH, 1)),
         "label": rng.integers(0, 2, BATCH).astype(np.int32),
@@ -171,7 +172,7 @@ def train(family: str) -> Curves:
     """50 steps on both sides from the same weights."""
     quiet()
     objective = make_objective(family)
-    batches = [make_batch(family, i) for i in range(STEPS)]
+    batches = [make_batch(objective.model, i) for i in range(STEPS)]
     first = jax.tree.map(jnp.asarray, batches[0])
     shapes = jax.eval_shape(lambda: init_state(objective, optax.identity(), 0, first, False)).params
     optimizer, schedule = make_optimizer(OPTIMIZER, STEPS, shapes)

@@ -1,4 +1,4 @@
-"""Llama-shaped decoders: Llama (Touvron et al. 2023), SmolLM, Qwen2 and Qwen3.
+"""Llama-shaped decoders: Llama (Touvron et al. 2023), Qwen2 and Qwen3.
 
 They are GPT on a trunk with rotary positions, RMSNorm, a gated feed-forward layer, few or no
 biases, and optionally grouped queries. Qwen2 (Yang et al. 2024) has biases of queries, keys and
@@ -16,6 +16,7 @@ from lmjax.models.published import (
     Fields,
     Read,
     Rules,
+    check_trunk_fields,
     dense,
     scale,
     table,
@@ -84,22 +85,18 @@ class LlamaConfig(GptConfig):
         return "all" if attention else "none"
 
     def published_values(self) -> dict[str, Any]:
-        trunk, family = self.trunk, self.published_prefix
+        trunk = self.trunk
         wanted: dict[str, Any] = {
             "positions": "rotary",
             "norm": "pre",
+            "first_norm": True,
             "normalization": "rms_norm",
             "gated": True,
             "query_key_norm": self._normalizes_queries,
             "window": 0,
             "base_width": 0,
         }
-        for name, value in wanted.items():
-            if getattr(trunk, name) != value:
-                raise ConfigError(
-                    f"trunk.{name}: transformers supports only {value!r} in {family}, but this"
-                    f" trunk has {getattr(trunk, name)!r}"
-                )
+        check_trunk_fields(trunk, wanted, self.published_prefix)
         return {
             "model_type": self.published_type,
             "vocab_size": self.vocab_size,

@@ -1,9 +1,7 @@
 """ModernBERT (Warner et al. 2024): BERT's masked LM on a modern trunk.
 
 Rotary positions, alternating local and global attention, a gated feed-forward layer, and
-normalization before each sublayer, all without biases. Ettin's encoders (Weller et al. 2025) have
-the same form; its decoders are ModernBERT with causal attention, which `transformers` stores as
-'modernbert-decoder'.
+normalization before each sublayer, all without biases.
 """
 
 import dataclasses
@@ -25,12 +23,26 @@ from lmjax.models.published import (
     Read,
     Rule,
     Rules,
+    check_trunk_fields,
     dense,
     same,
     scale,
     table,
 )
 from lmjax.nn.trunk import RotaryConfig, TransformerConfig
+
+# Fields about training, other heads and earlier versions of `transformers`.
+_UNUSED = (
+    "initializer_cutoff_factor",
+    "deterministic_flash_attn",
+    "sparse_prediction",
+    "sparse_pred_ignore_index",
+    "classifier_pooling",
+    "reference_compile",
+    "repad_logits_with_grad",
+    "global_rope_theta",
+    "local_rope_theta",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +73,7 @@ class ModernBertConfig(BertConfig):
 
     @classmethod
     def read_published(cls, fields: Fields) -> Read:
-        for name in ("initializer_cutoff_factor", "deterministic_flash_attn", "sparse_prediction"):
-            fields.ignore(name)
-        for name in ("sparse_pred_ignore_index", "classifier_pooling", "reference_compile"):
-            fields.ignore(name)
-        for name in ("repad_logits_with_grad", "global_rope_theta", "local_rope_theta"):
+        for name in _UNUSED:
             fields.ignore(name)
         activation = fields.activation("hidden_activation")
         for name in ("attention_bias", "mlp_bias", "classifier_bias"):
@@ -118,12 +126,7 @@ class ModernBertConfig(BertConfig):
             "kv_heads": trunk.heads,
             "head_size": trunk.hidden_size // trunk.heads,
         }
-        for name, value in wanted.items():
-            if getattr(trunk, name) != value:
-                raise ConfigError(
-                    f"trunk.{name}: transformers supports only {value!r} in ModernBERT, but this"
-                    f" trunk has {getattr(trunk, name)!r}"
-                )
+        check_trunk_fields(trunk, wanted, "ModernBERT")
         if self.segment_types or trunk.rotary.extension or not trunk.window:
             raise ConfigError(
                 "model: transformers supports ModernBERT only with a window, and without token"

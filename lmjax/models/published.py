@@ -272,8 +272,6 @@ def bert_values(model: Any) -> dict[str, Any]:
     """Writes config.json of BERT and similar families, without 'model_type'."""
     trunk = model.trunk
     check_trunk(trunk, "post", "BERT and ELECTRA")
-    if not model.segment_types:
-        raise ConfigError("segment_types: transformers needs at least 1 in BERT and ELECTRA")
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": trunk.hidden_size,
@@ -303,20 +301,9 @@ def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
             f"trunk.base_width: transformers cannot scale logits by the width in {family}"
         )
     plain = TransformerConfig(layers=1, hidden_size=1, heads=1, intermediate_size=1)
-    for name in (
-        "gated",
-        "positions",
-        "window",
-        "query_key_norm",
-        "normalization",
-        "norm_bias",
-        "first_norm",
-        "biases",
-    ):
-        if getattr(trunk, name) != getattr(plain, name):
-            raise ConfigError(
-                f"trunk.{name}: transformers supports only {getattr(plain, name)!r} in {family}"
-            )
+    names = ["gated", "positions", "window", "query_key_norm"]
+    names += ["normalization", "norm_bias", "first_norm", "biases"]
+    check_trunk_fields(trunk, {name: getattr(plain, name) for name in names}, family)
     if trunk.kv_heads != trunk.heads:
         raise ConfigError(f"trunk.key_value_heads: transformers has no grouped queries in {family}")
     if trunk.heads * trunk.head_size != trunk.hidden_size:
@@ -324,3 +311,13 @@ def check_trunk(trunk: TransformerConfig, norm: str, family: str) -> None:
             f"trunk.head_dim: transformers requires in {family} that heads x head_dim ="
             f" {trunk.heads} x {trunk.head_size} equals hidden_size={trunk.hidden_size}"
         )
+
+
+def check_trunk_fields(trunk: TransformerConfig, wanted: Mapping[str, Any], family: str) -> None:
+    """Raises ConfigError unless the fields of the trunk have the `wanted` values."""
+    for name, value in wanted.items():
+        if getattr(trunk, name) != value:
+            raise ConfigError(
+                f"trunk.{name}: transformers supports only {value!r} in {family}, but this trunk"
+                f" has {getattr(trunk, name)!r}"
+            )

@@ -236,17 +236,18 @@ class SelfAttention(nn.Module):
                 )
             angles = positions[..., None].astype(jnp.float32) * turns[0]
             query, key = rotate(query, angles, turns[1]), rotate(key, angles, turns[1])
-        group = c.heads // c.kv_heads
         if cache is not None:
             assert start is not None
             cache = cache.write(key, value, start)
             key, value = cache.read()
             context = cached_attention(query, key, value, as_mask(mask).dense(), c.compute_dtype)
         else:
+            if (group := c.heads // c.kv_heads) > 1:
+                key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
             context = attention(
                 query,
-                jnp.repeat(key, group, axis=2) if group > 1 else key,
-                jnp.repeat(value, group, axis=2) if group > 1 else value,
+                key,
+                value,
                 mask,
                 rate=c.attention_dropout,
                 seeds=seeds,

@@ -82,8 +82,8 @@ def rotary_frequencies(
     if rotary.extension == "linear":
         frequencies = frequencies / factor
     elif rotary.extension == "llama3":
-        # Wavelengths above 1 / 1 of the original length are extended, those below 1 / 4 of it are
-        # not, and those between are interpolated.
+        # Wavelengths longer than the original length are extended, those shorter than a quarter of
+        # it are not, and those between are interpolated.
         turns = rotary.original_length * frequencies / (2 * math.pi)
         keep = np.clip((turns - 1) / (4 - 1), 0, 1)
         frequencies = keep * frequencies + (1 - keep) * frequencies / factor

@@ -6,20 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.configuration import Probability, Size
-from lmjax.errors import ConfigError
-from lmjax.models.family import ModelConfig
+from lmjax.configuration import Probability
 from lmjax.models.gpt import GptConfig
 from lmjax.models.network import Network
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.layers import score_targets
 from lmjax.nn.masks import causal, same_document
-from lmjax.objectives.base import Batch, Objective, Scored, apply, unigram_score, weighted_sum
-from lmjax.objectives.masked import Masking, MaskRate, choose_targets, replace
+from lmjax.objectives.base import Batch, Scored, apply, unigram_score, weighted_sum
+from lmjax.objectives.masked import WithMasks
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class CausalMaskedLM(Objective):
+class CausalMaskedLM(WithMasks):
     """GPT-BERT (Charpentier and Samuel 2024, section 2): each row is a causal or a masked LM.
 
     A masked row is read from both sides, and a masked token is predicted at the position before it
@@ -29,25 +27,12 @@ class CausalMaskedLM(Objective):
 
     Attributes:
       causal_fraction: share of causal rows; the paper trains 1:15 to 1:1 of causal to masked rows.
-      mask_rate, max_predictions, masking, mask_fraction, random_fraction: as in
-        `lmjax.objectives.masked.MaskedLM`.
     """
 
     default_model = GptConfig
     headline = "lm"
 
-    model: ModelConfig
     causal_fraction: Probability = 0.0625
-    mask_rate: MaskRate = 0.15
-    max_predictions: Size = 20
-    masking: Masking = "token"
-    mask_fraction: Probability = 0.8
-    random_fraction: Probability = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
-            raise ConfigError("mask_fraction: mask_fraction + random_fraction exceeds 1")
 
     @property
     def network(self) -> Network:
@@ -55,20 +40,9 @@ class CausalMaskedLM(Objective):
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `original` and `predicted` [length], whether to predict a token, and `is_causal`."""
-        for_kind, for_choice, for_tokens = jax.random.split(key, 3)
-        tokens, vocabulary = example["tokens"], self.vocabulary
-        chosen = choose_targets(
-            for_choice, example, vocabulary, self.masking, self.mask_rate, self.max_predictions
-        )
-        masked = replace(
-            for_tokens,
-            tokens,
-            chosen,
-            mask_token=vocabulary.mask,
-            vocab_size=vocabulary.size,
-            mask_fraction=self.mask_fraction,
-            random_fraction=self.random_fraction,
-        )
+        for_kind, for_masks = jax.random.split(key)
+        tokens = example["tokens"]
+        masked, chosen = self.masked(for_masks, example)
         where = jnp.where(chosen.weights > 0, chosen.positions, tokens.shape[0])
         hidden = jnp.zeros(tokens.shape, bool).at[where].set(True, mode="drop")
         is_causal = jax.random.uniform(for_kind) < self.causal_fraction

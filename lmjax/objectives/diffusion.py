@@ -24,8 +24,8 @@ class MaskedDiffusion(Objective):
     A time t in (0, 1) is drawn for each row, and each token is masked with probability m(t). The
     sum of -log p over the masked tokens, times m'(t) / m(t), is an unbiased estimate of a bound of
     -log p(text), the same for every schedule m. It equals the mean over all orders of generating
-    the tokens one by one. As in the paper, the network is not told the time, never predicts [MASK],
-    and the tokens that are not masked stay as they are. The paper spreads the times evenly over a
+    the tokens one by one. As in the paper, the network does not take the time as input and never
+    predicts [MASK], and unmasked tokens never change. The paper spreads the times evenly over a
     batch; here each row draws its own, so that it does not depend on the batch.
 
     All tokens of the text are masked, those that end documents included. Each row of `Packed`

@@ -35,11 +35,8 @@ SPAN_PROBABILITIES = 0.8 ** np.arange(10) / np.sum(0.8 ** np.arange(10))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class MaskedLM(Objective):
-    """BERT (Devlin et al. 2018 §3.1): mean masked-LM loss + mean sentence loss.
-
-    Masks are resampled in every step (RoBERTa's dynamic masking; the authors' data contains one
-    masking per duplicate).
+class WithMasks(Objective):
+    """Base of objectives that predict masked tokens as BERT does (Devlin et al. 2018 §3.1).
 
     Attributes:
       mask_rate: fraction of the tokens, special tokens included, to predict.
@@ -47,12 +44,7 @@ class MaskedLM(Objective):
       masking: 'token', 'whole_word' or 'span'.
       mask_fraction, random_fraction: fractions of the chosen tokens that become [MASK] or a
         random token; the others are unchanged.
-      sentence_prediction: predict the batch's `label` with the sentence head: NSP or SOP,
-        depending on the examples.
     """
-
-    default_model = BertConfig
-    headline = "mlm"
 
     model: ModelConfig
     mask_rate: MaskRate = 0.15
@@ -60,12 +52,46 @@ class MaskedLM(Objective):
     masking: Masking = "token"
     mask_fraction: Probability = 0.8
     random_fraction: Probability = 0.1
-    sentence_prediction: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-6:
             raise ConfigError("mask_fraction: mask_fraction + random_fraction exceeds 1")
+
+    def masked(self, key: jax.Array, example: Batch) -> "tuple[jax.Array, Chosen]":
+        """Returns the masked tokens [length] of an example, and the positions to predict."""
+        for_choice, for_tokens = jax.random.split(key)
+        chosen = choose_targets(
+            for_choice, example, self.vocabulary, self.masking, self.mask_rate, self.max_predictions
+        )
+        tokens = replace(
+            for_tokens,
+            example["tokens"],
+            chosen,
+            mask_token=self.vocabulary.mask,
+            vocab_size=self.vocabulary.size,
+            mask_fraction=self.mask_fraction,
+            random_fraction=self.random_fraction,
+        )
+        return tokens, chosen
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class MaskedLM(WithMasks):
+    """BERT (Devlin et al. 2018 §3.1): mean masked-LM loss + mean sentence loss.
+
+    Masks are resampled in every step (RoBERTa's dynamic masking; the authors' data contains one
+    masking per duplicate).
+
+    Attributes:
+      sentence_prediction: predict the batch's `label` with the sentence head: NSP or SOP,
+        depending on the examples.
+    """
+
+    default_model = BertConfig
+    headline = "mlm"
+
+    sentence_prediction: bool = True
 
     @property
     def network(self) -> Network:
@@ -73,20 +99,8 @@ class MaskedLM(Objective):
 
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `target_positions`, `targets`, `target_weights` [slots]; see `choose_targets`."""
-        for_choice, for_tokens = jax.random.split(key)
-        tokens, vocabulary = example["tokens"], self.vocabulary
-        chosen = choose_targets(
-            for_choice, example, vocabulary, self.masking, self.mask_rate, self.max_predictions
-        )
-        masked = replace(
-            for_tokens,
-            tokens,
-            chosen,
-            mask_token=vocabulary.mask,
-            vocab_size=vocabulary.size,
-            mask_fraction=self.mask_fraction,
-            random_fraction=self.random_fraction,
-        )
+        tokens = example["tokens"]
+        masked, chosen = self.masked(key, example)
         return {
             **example,
             "tokens": masked,

@@ -27,12 +27,14 @@ def summary(config: ConfigDict) -> str:
     config = ConfigDict(config.to_dict())
     config.mesh = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
     plan = make_plan(config)
-    training = plan.training
-    tokens = training.steps * training.batch_size * plan.examples.length
+    tokens, flops = 0, 0.0
+    for phase in plan.phases:
+        rows = (phase.end - phase.start) * phase.training.batch_size
+        tokens += rows * phase.examples.length
+        flops += 3 * rows * (phase.objective.forward_flops(phase.examples.length) or math.nan)
     parts = [f"{short(parameters(plan))} parameters", f"{short(tokens)} tokens"]
-    flops = plan.objective.forward_flops(plan.examples.length)
-    if flops is not None:
-        parts.append(f"{3 * flops * training.batch_size * training.steps:.1e} FLOPs")
+    if not math.isnan(flops):
+        parts.append(f"{flops:.1e} FLOPs")
     return ", ".join(parts)
 
 

@@ -21,6 +21,7 @@ from lmjax.errors import ConfigError
 from lmjax.training.plan import make_plan
 
 BATCH = flags.DEFINE_integer("batch", None, "Index of the training batch, from 0.")
+PHASE = flags.DEFINE_string("phase", "", "Name of the phase; '' is the first one.")
 ROWS = flags.DEFINE_integer("rows", 8, "Number of rows to show, the rarest texts first.", 1)
 
 
@@ -36,11 +37,17 @@ def main() -> None:
             plan = make_plan(ml_collections.ConfigDict(values))
         tokenizer, stores = prepare(plan.data, ("train",))
         vocabulary = tokenizer.vocabulary(stores["train"].counts)
+        phases = {phase.name: phase for phase in plan.phases}
+        if PHASE.value not in phases:
+            raise ConfigError(
+                f"--phase: no phase '{PHASE.value}'; the run has {', '.join(map(repr, phases))}"
+            )
+        phase = phases[PHASE.value]
         loader = Loader(
-            plan.examples,
+            phase.examples,
             stores["train"],
             vocabulary,
-            batch_size=plan.training.batch_size,
+            batch_size=phase.training.batch_size,
             seed=plan.seed,
         )
         for line in describe(

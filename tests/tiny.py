@@ -15,12 +15,16 @@ from lmjax.models.xlnet import XlnetConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
 from lmjax.objectives.causal import CausalLM
+from lmjax.objectives.causal_masked import CausalMaskedLM
+from lmjax.objectives.diffusion import MaskedDiffusion
 from lmjax.objectives.masked import MaskedLM
+from lmjax.objectives.mixture import Mixture
 from lmjax.objectives.permuted import PermutedLM
 from lmjax.objectives.rtd import ReplacedTokenDetection
 
 SIZE, LENGTH, BATCH = 50, 16, 16
 NAMES = ("bert", "gpt", "xlnet", "electra")
+MORE = ("diffusion", "causal_masked", "mixture")
 
 VOCABULARY = Vocabulary(
     size=SIZE,
@@ -50,7 +54,7 @@ def text_inputs(
 
 
 def objective(name: str, **settings: Any) -> Objective:
-    """One of NAMES, with dropout; `settings` change its fields."""
+    """One of NAMES or MORE, with dropout; `settings` change its fields."""
     pre = dataclasses.replace(TRUNK, norm="pre")
     made: dict[str, Objective] = {
         "bert": MaskedLM(
@@ -77,6 +81,28 @@ def objective(name: str, **settings: Any) -> Objective:
                 TRUNK, embedding_size=8, generator_size=0.5, max_length=LENGTH, vocab_size=SIZE
             ),
             max_predictions=4,
+        ),
+        "diffusion": MaskedDiffusion(
+            vocabulary=VOCABULARY, model=BertConfig(TRUNK, max_length=LENGTH, vocab_size=SIZE)
+        ),
+        "causal_masked": CausalMaskedLM(
+            vocabulary=VOCABULARY,
+            model=GptConfig(pre, max_length=LENGTH, vocab_size=SIZE),
+            causal_fraction=0.5,
+            max_predictions=4,
+        ),
+        "mixture": Mixture(
+            vocabulary=VOCABULARY,
+            model=GptConfig(pre, max_length=LENGTH, vocab_size=SIZE),
+            parts={
+                "causal": {"type": "lmjax.objectives.causal.CausalLM", "z_loss": 0.1},
+                "masked": {
+                    "type": "lmjax.objectives.causal_masked.CausalMaskedLM",
+                    "causal_fraction": 0.0,
+                    "max_predictions": 4,
+                },
+            },
+            shares={"masked": 3},
         ),
     }
     return dataclasses.replace(made[name], **settings)

@@ -1,5 +1,6 @@
 """Training budgets of variants, and their conversion to steps."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -53,6 +54,11 @@ class Budget:
             return max(1, round(self.amount))
         if self.unit == "flops":
             return max(1, round(self.amount / flops_per_step(config)))
+        if self.unit == "seconds" and config.get("phases"):
+            raise ConfigError(
+                "config.budget.unit: 'seconds' does not know how long each phase takes; use tokens,"
+                " flops or steps"
+            )
         tokens = tokens_per_step(config)
         if self.unit == "tokens":
             return max(1, round(self.amount / tokens))
@@ -60,43 +66,54 @@ class Budget:
 
 
 def flops_per_step(config: ml_collections.ConfigDict) -> float:
-    """Returns the FLOPs of the matrix products of an update.
+    """Returns the FLOPs of the matrix products of an update, the mean over the phases of the run.
 
     Raises:
       ConfigError: the objective does not define them.
     """
     plan = make_plan(config)
     tokenizer, stores = prepare(plan.data, ("train",))
-    objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
-    flops = objective.forward_flops(plan.examples.length)
-    if flops is None:
-        raise ConfigError(
-            f"config.budget.unit: {type(objective).__name__} has no `forward_flops`; add it, or use"
-            " tokens"
-        )
-    return 3 * flops * plan.training.batch_size  # a backward pass costs twice the forward pass
+    vocabulary = tokenizer.vocabulary(stores["train"].counts)
+    total = 0.0
+    for phase in plan.phases:
+        objective = plan.objective_for(vocabulary, phase)
+        flops = objective.forward_flops(phase.examples.length)
+        if flops is None:
+            raise ConfigError(
+                f"config.budget.unit: {type(objective).__name__} has no `forward_flops`; add it, or"
+                " use tokens"
+            )
+        # A backward pass costs twice the forward pass.
+        total += phase.share * 3 * flops * phase.training.batch_size
+    return total
 
 
 def tokens_per_step(config: ml_collections.ConfigDict) -> float:
-    """Returns the mean number of tokens of an update without padding, over the first batches."""
+    """Returns the mean number of tokens of an update without padding, over the first batches.
+
+    It is the mean over the phases of the run.
+    """
     plan = make_plan(config)
     tokenizer, stores = prepare(plan.data, ("train",))
-    loader = Loader(
-        plan.examples,
-        stores["train"],
-        tokenizer.vocabulary(stores["train"].counts),
-        batch_size=plan.training.batch_size,
-        seed=plan.seed,
-        split="train",
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        shuffle=True,
-    )
-    try:
-        batches = [loader.batch_at(i) for i in range(_BATCHES)]
-    finally:
-        loader.close()
-    return float(np.mean([(batch["segment_ids"] > 0).sum() for batch in batches]))
+    vocabulary = tokenizer.vocabulary(stores["train"].counts)
+    total = 0.0
+    for phase in plan.phases:
+        loader = Loader(
+            phase.examples,
+            stores["train"],
+            vocabulary,
+            batch_size=phase.training.batch_size,
+            seed=plan.seed,
+            split="train",
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shuffle=True,
+        )
+        with contextlib.closing(loader):
+            batches = [loader.batch_at(i) for i in range(_BATCHES)]
+        tokens = float(np.mean([(batch["segment_ids"] > 0).sum() for batch in batches]))
+        total += phase.share * tokens
+    return total
 
 
 def _tokens_per_second(config: ml_collections.ConfigDict, scratch: pathlib.Path) -> float:

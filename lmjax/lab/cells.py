@@ -127,7 +127,7 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
     """Returns the curve of the held-out loss and the run's cost, without times, which vary."""
     lines = read_metrics(place)
     train = [line for line in lines if line["split"] == "train"]
-    headline = make_plan(config).objective.headline
+    plan = make_plan(config)
     try:
         flops = flops_per_step(config)
     except ConfigError:
@@ -138,7 +138,7 @@ def _trained(config: ml_collections.ConfigDict, place: pathlib.Path) -> dict[str
             curve["steps"].append(line["step"])
             curve["tokens"].append(sum(t["tokens"] for t in train if t["step"] <= line["step"]))
             curve["flops"].append((flops or 0) * line["step"])
-            curve["loss"].append(line[headline])
+            curve["loss"].append(line[plan.phase_at(line["step"]).objective.headline])
     params, steps = read_part(place / "checkpoints", "params"), config.training.steps
     sizes = {names: x.size for names, x in flax.traverse_util.flatten_dict(params).items()}
     cost = {

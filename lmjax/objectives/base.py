@@ -77,6 +77,10 @@ class Objective:
         """Weights of the terms of the loss; unlisted terms have weight 1."""
         return {}
 
+    def weight(self, term: str) -> float:
+        """The weight of a term of the loss."""
+        return self.weights.get(term, 1.0)
+
     @property
     def network(self) -> Network:
         """The network to train; `lmjax.load` returns it with its parameters."""
@@ -133,6 +137,14 @@ class Objective:
                 f"config.data.examples.length: {length} is longer than the position table,"
                 f" config.model.max_length={longest}; reduce the former or raise the latter"
             )
+
+    def check_rows(self, rows: int, devices: int) -> None:
+        """Raises ConfigError if micro-batches of `rows` rows do not suit the objective.
+
+        Args:
+          rows: of a micro-batch, a multiple of `devices`.
+          devices: over which the rows are split.
+        """
 
 
 def apply(

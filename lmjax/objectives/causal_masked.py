@@ -60,7 +60,7 @@ class CausalMaskedLM(WithMasks):
         hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
         logits = apply(self.network, params, hidden, method="decode")
         targets = jnp.roll(batch["original"], -1, axis=1)
-        weights = jnp.roll(batch["predicted"], -1, axis=1).at[:, -1].set(False)
+        weights = jnp.pad(batch["predicted"][:, 1:], ((0, 0), (0, 1)))
         losses, hits = score_targets(logits, targets)
         count = weights.sum(1)
         means = (losses * weights).sum(1) / jnp.maximum(count, 1)

@@ -28,7 +28,7 @@ from lmjax.tasks.initialization import put_in
 from lmjax.tasks.opened import write_task
 from lmjax.tasks.plan import FinetuneConfig, Prepared
 from lmjax.tasks.predictor import Predictor
-from lmjax.training.loop import train
+from lmjax.training.loop import RunPhase, train
 from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.multihost import detect_lost_processes
 from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
@@ -133,14 +133,12 @@ def finetune(
             return means | prepared.task.scores(predictions)
 
         directory.claim(start.tokenizer)
+        phase = RunPhase(program, data, evaluate, task.length, end=training.steps)
         state = train(
-            program,
+            [phase],
             directory,
-            data,
-            evaluate,
             name=name,
             seed=seed,
-            length=task.length,
             warm_start=lambda fresh: put_in(fresh, start),
             on_metrics=on_metrics,
         )

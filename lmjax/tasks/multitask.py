@@ -25,7 +25,7 @@ from lmjax.tasks.finetuning import Result, save_model, score_sets, write_results
 from lmjax.tasks.initialization import put_in, start_from
 from lmjax.tasks.plan import MultitaskConfig, Prepared, prepare
 from lmjax.tasks.predictor import Predictor
-from lmjax.training.loop import train
+from lmjax.training.loop import RunPhase, train
 from lmjax.training.memory_estimate import check_model_fits
 from lmjax.training.multihost import detect_lost_processes
 from lmjax.training.optimizers import OptimizerConfig, Schedule, make_optimizer
@@ -240,14 +240,13 @@ def finetune_several(
             return found
 
         directory.claim(first.start.tokenizer)
+        length = max(one.task.length for one in prepared.values())
+        phase = RunPhase(program, data, evaluate, length, end=training.steps)
         state = train(
-            program,
+            [phase],
             directory,
-            data,
-            evaluate,
             name="several tasks",
             seed=own.seed,
-            length=max(one.task.length for one in prepared.values()),
             warm_start=functools.partial(put_in_all, prepared),
             on_metrics=on_metrics,
         )

@@ -154,6 +154,12 @@ class Checkpoints:
         state = jax.tree.unflatten(treedef, [loaded[name] for name in wanted])
         return state, described.custom_metadata[_DATA]
 
+    def data_state(self, step: int) -> dict[str, Any]:
+        """The position in the data of a checkpoint."""
+        self.wait()
+        with self._reading(step):
+            return self._checkpointer.checkpointables_metadata(step).custom_metadata[_DATA]
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints, ascending, including the one being saved."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]

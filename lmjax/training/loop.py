@@ -6,9 +6,10 @@ loop itself. Fine-tuning sets up its own run and calls `train` too.
 
 import contextlib
 import dataclasses
+import fractions
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from lmjax.data.loader import Loader
 from lmjax.data.store import TokenStore, check_data, prepare
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import ConfigError
 from lmjax.objectives.base import Objective
 from lmjax.training.checkpoints import Checkpoints, Retention
 from lmjax.training.evaluators import Evaluator, evaluate_all
@@ -37,6 +39,7 @@ from lmjax.training.monitor import (
     wide_console,
 )
 from lmjax.training.multihost import PreemptedError, Preemption, detect_lost_processes
+from lmjax.training.optimizers import OptimizerConfig, make_optimizer
 from lmjax.training.plan import Plan, PretrainConfig, make_plan
 from lmjax.training.run_directory import MetricsWriter, OnMetrics, RunDirectory, read_metrics
 from lmjax.training.sharding import global_batch, layout
@@ -96,47 +99,35 @@ def pretrain(
       LostProcessError: another process of the run was lost.
     """
     plan = make_plan(config)
-    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
+    _check_fits(plan)
     check_data(plan.data)
     directory = RunDirectory(workdir, config, PretrainConfig)
     with directory.locked():
         tokenizer, stores = prepare(plan.data, ("train", "validation"))
-        objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
-        held_out = stores["validation"]
         with (
             jax.set_mesh(plan.mesh),
-            _loaders(plan, objective, stores) as data,
+            _loaders(plan, tokenizer, stores) as loaders,
             detect_lost_processes(),
         ):
-            row = {key: array[0] for key, array in data["train"].batch_at(0).items()}
-            program = Program(objective, row, plan.training, plan.optimizer, plan.mesh)
+            phases = _run_phases(plan, tokenizer, stores, loaders)
             directory.claim(tokenizer)
             state = train(
-                program,
+                phases,
                 directory,
-                data["train"],
-                lambda state: evaluate_held_out(
-                    program,
-                    state,
-                    data["validation"],
-                    seed=plan.seed,
-                    bytes_per_token=held_out.bytes / len(held_out.tokens),
-                ),
-                name=name or type(objective).__name__,
+                name=name or type(plan.objective).__name__,
                 seed=plan.seed,
-                length=plan.examples.length,
                 warm_start=warm_start,
-                evaluators=plan.evaluators_for(objective, tokenizer),
                 on_metrics=on_metrics,
                 profile=profile,
             )
-        params = averaged_params(state)
+            batch = loaders[-1]["validation"].batch_at(0)
+        program, params = phases[-1].program, averaged_params(state)
         return Result(
-            objective=objective,
+            objective=program.objective,
             params=params,
             tokenizer=tokenizer,
-            batch=data["validation"].batch_at(0),
-            mems=objective.init_mems(plan.training.batch_size),
+            batch=batch,
+            mems=program.objective.init_mems(program.training.batch_size),
             records=read_metrics(directory.path),
             parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         )
@@ -149,12 +140,16 @@ def check_run(config: ml_collections.ConfigDict) -> None:
       ConfigError: as `pretrain`.
     """
     plan = make_plan(config)
-    check_model_fits(plan.objective.model, plan.mesh, plan.training.batch_size)
+    _check_fits(plan)
     check_data(plan.data)
     tokenizer, stores = prepare(plan.data, ("train", "validation"))
-    objective = plan.objective_for(tokenizer.vocabulary(stores["train"].counts))
-    with _loaders(plan, objective, stores):
+    with _loaders(plan, tokenizer, stores):
         pass
+
+
+def _check_fits(plan: Plan) -> None:
+    for phase in plan.phases:
+        check_model_fits(phase.objective.model, plan.mesh, phase.training.batch_size)
 
 
 class Batches(Protocol):
@@ -171,17 +166,50 @@ class Batches(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class RunPhase:
+    """A phase of a run, ready to train.
+
+    Attributes:
+      program: the compiled functions, under the mesh of the run.
+      data: training batches.
+      evaluate: state -> metrics on held-out data.
+      length: tokens of an example, for the FLOPs of a step.
+      end: updates made at its end.
+      start: updates made before it.
+      first_batch: index of its first batch.
+      name: '' for the first phase.
+      evaluators: by name.
+    """
+
+    program: Program
+    data: Batches
+    evaluate: Callable[[TrainState], dict[str, float]]
+    length: int
+    end: int
+    start: int = 0
+    first_batch: int = 0
+    name: str = ""
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+
+    def begin(self, state: TrainState) -> TrainState:
+        """Moves to the first batch. Returns the state with the memory of no earlier text."""
+        self.data.set_state({"next_batch": self.first_batch, "skipped": []})
+        rows = self.program.training.batch_size
+        mems = jax.jit(
+            lambda: self.program.objective.init_mems(rows),
+            out_shardings=self.program.shardings.mems,
+        )()
+        return dataclasses.replace(state, mems=mems)
+
+
 def train(
-    program: Program,
+    phases: Sequence[RunPhase],
     directory: RunDirectory,
-    data: Batches,
-    evaluate: Callable[[TrainState], dict[str, float]],
     *,
     name: str,
     seed: int,
-    length: int,
     warm_start: WarmStart | None = None,
-    evaluators: Mapping[str, Evaluator] | None = None,
     on_metrics: OnMetrics | None = None,
     profile: tuple[int, int] | None = None,
 ) -> TrainState:
@@ -191,14 +219,11 @@ def train(
     to `config.training.max_rewinds` times.
 
     Args:
-      program: the compiled functions; call `train` under its mesh.
+      phases: of the run, in order; call `train` under their mesh.
       directory: of the run, locked.
-      data: training batches.
-      evaluate: state -> metrics on held-out data.
       name: shown next to the progress bar.
       seed: of the parameters and of all randomness of the steps.
-      length: tokens of an example, for the FLOPs of a step.
-      warm_start, evaluators, on_metrics, profile: as in `pretrain`; evaluators by name.
+      warm_start, on_metrics, profile: as in `pretrain`.
 
     Returns:
       The state after the last step.
@@ -206,7 +231,7 @@ def train(
     Raises:
       ConfigError, DivergedError, PreemptedError: as `pretrain`.
     """
-    t = program.training
+    t, steps = phases[0].program.training, phases[-1].end
     events = EventsWriter(directory.path)
     retention = Retention(
         t.checkpoints_to_keep, t.keep_checkpoint_every, t.best_checkpoints_to_keep
@@ -214,22 +239,29 @@ def train(
     rewinds = 0
     with Checkpoints(directory.checkpoints, retention) as checkpoints:
         done = checkpoints.latest_step() or 0
-        check_profile(profile, done, t.steps)
-        if done < t.steps:
-            _print_memory(program, name)
+        check_profile(profile, done, steps)
+        if done < steps:
+            _print_memory(_phase_at(phases, done + 1).program, name)
         while True:
-            if checkpoints.latest_step() is None:
-                state, done = _initial_state(program, seed, warm_start), 0
+            latest = checkpoints.latest_step()
+            if latest is None:
+                state, done = _initial_state(phases[0].program, seed, warm_start), 0
             else:
-                state, position = checkpoints.restore(None, program.abstract_state)
-                data.set_state(position)
+                phase = _phase_at(phases, min(latest, steps))
+                if checkpoints.data_state(latest).get("phase", phase.name) != phase.name:
+                    raise ConfigError(
+                        f"config.training.steps: with {steps}, step {latest} belongs to another"
+                        " phase than when its checkpoint was saved; keep the number of steps"
+                    )
+                state, position = checkpoints.restore(None, phase.program.abstract_state)
+                phase.data.set_state(position)
                 done = int(state.step)
-            if done >= t.steps:
+            if done >= steps:
                 return state
             try:
                 return _train_steps(
-                    program, directory, data, evaluate, evaluators or {}, checkpoints, events,
-                    state, done, name=name, length=length, on_metrics=on_metrics, profile=profile,
+                    phases, directory, checkpoints, events, state, done,
+                    name=name, on_metrics=on_metrics, profile=profile,
                 )  # fmt: skip
             except DivergedError as error:
                 good = checkpoints.latest_step()
@@ -237,29 +269,31 @@ def train(
                     raise
                 rewinds += 1
                 # The position in the data stores what is skipped: resumed runs skip it too.
-                data.skip(error.batches)
+                _phase_at(phases, error.step).data.skip(error.batches)
                 action = f"back to step {good} without them"
                 events.write(error.step, error.batches, error.reason, action)
 
 
+def _phase_at(phases: Sequence[RunPhase], step: int) -> RunPhase:
+    """The phase that makes update `step`, counted from 1; the first phase for step 0."""
+    return next(phase for phase in phases if step <= phase.end)
+
+
 def _train_steps(
-    program: Program,
+    phases: Sequence[RunPhase],
     directory: RunDirectory,
-    data: Batches,
-    evaluate: Callable[[TrainState], dict[str, float]],
-    evaluators: Mapping[str, Evaluator],
     checkpoints: Checkpoints,
     events: EventsWriter,
     state: TrainState,
     done: int,
     *,
     name: str,
-    length: int,
     on_metrics: OnMetrics | None,
     profile: tuple[int, int] | None,
 ) -> TrainState:
     """The loop from step `done` + 1 to the last step; see `train`."""
-    t = program.training
+    steps, phase = phases[-1].end, _phase_at(phases, done)
+    program, t = phase.program, phase.program.training
 
     def advice() -> str:
         good = checkpoints.latest_step()
@@ -276,26 +310,28 @@ def _train_steps(
 
     with (
         MetricsWriter(directory.path, done, on_metrics) as writer,
-        TrainingProgress(t.steps, name, done) as progress,
+        TrainingProgress(steps, name, done) as progress,
         Profile(directory.path / "profile", profile, step_hlo, progress.print) as profiler,
         Preemption() as preemption,
     ):
-        monitor = Monitor(
-            t,
-            program.param_names,
-            program.schedule,
-            _speed(program, length),
-            writer,
-            progress,
-            events,
-            advice,
-        )
+
+        def monitor_phase() -> Monitor:
+            return Monitor(
+                t,
+                program.param_names,
+                program.schedule,
+                _speed(program, phase.length),
+                writer,
+                progress,
+                events,
+                advice,
+            )
 
         def evaluate_and_write(
             step: int, held_out: bool, evaluators: Mapping[str, Evaluator]
         ) -> dict[str, float]:
             """Returns the metrics on held-out data, if they are evaluated."""
-            metrics = evaluate(state) if held_out else {}
+            metrics = phase.evaluate(state) if held_out else {}
             _check_finite(step, metrics, "on held-out data", advice)
             if metrics:
                 writer.write(step, metrics, "validation")
@@ -304,31 +340,39 @@ def _train_steps(
             if results:
                 writer.write(step, results, "evaluators")
                 shown = "  ".join(f"{key} {value:.4g}" for key, value in results.items())
-                progress.print(f"step {step}/{t.steps}  {shown}")
+                progress.print(f"step {step}/{steps}  {shown}")
             return metrics
 
+        monitor = monitor_phase()
         if done == 0:
-            evaluate_and_write(0, held_out=True, evaluators=evaluators)
+            evaluate_and_write(0, held_out=True, evaluators=phase.evaluators)
         monitor.restart_clock()
 
-        for step in range(done + 1, t.steps + 1):
+        for step in range(done + 1, steps + 1):
+            if step > phase.end:
+                phase = _phase_at(phases, step)
+                program, t = phase.program, phase.program.training
+                progress.print(f"step {step}/{steps}  phase '{phase.name}' begins")
+                state, monitor = phase.begin(state), monitor_phase()
+
             # Update the parameters.
-            batch = global_batch(next(data), program.mesh, t.batch_size)
+            batch = global_batch(next(phase.data), program.mesh, t.batch_size)
             profiler.start(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = program.step(state, batch)
             profiler.stop(step, state)
 
             # Log every `log_every` steps; raises DivergedError for an earlier step.
-            monitor.add(step, data.index, metrics)
+            monitor.add(step, phase.data.index, metrics)
 
-            last = step == t.steps
+            last = step == steps
             stop = not last and preemption.requested(step)
-            evaluating = last or due(step, t.eval_every)
-            saving = last or stop or due(step, t.checkpoint_every)
+            # A phase ends with a checkpoint, so that no other phase is trained again.
+            evaluating = step == phase.end or due(step, t.eval_every)
+            saving = step == phase.end or stop or due(step, t.checkpoint_every)
             evaluators_now = {
                 key: evaluator
-                for key, evaluator in evaluators.items()
+                for key, evaluator in phase.evaluators.items()
                 if last or due(step, evaluator.every)
             }
             if not (evaluating or saving or evaluators_now):
@@ -338,7 +382,10 @@ def _train_steps(
 
             held_out = evaluate_and_write(step, evaluating, evaluators_now)
             if saving:
-                checkpoints.save(step, state, data.get_state(), held_out)
+                position = phase.data.get_state()
+                if len(phases) > 1:
+                    position["phase"] = phase.name
+                checkpoints.save(step, state, position, held_out)
             if stop:
                 checkpoints.wait()
                 raise PreemptedError(
@@ -430,22 +477,102 @@ def _speed(program: Program, length: int) -> Speed:
 
 @contextlib.contextmanager
 def _loaders(
-    plan: Plan, objective: Objective, stores: Mapping[str, TokenStore]
-) -> Iterator[Mapping[str, Loader]]:
-    """The batches of each split; closes them at the end."""
+    plan: Plan, tokenizer: Tokenizer, stores: Mapping[str, TokenStore]
+) -> Iterator[list[dict[str, Loader]]]:
+    """The batches of each phase by split; closes them at the end."""
+    vocabulary = plan.objective_for(tokenizer.vocabulary(stores["train"].counts)).vocabulary
     with contextlib.ExitStack() as stack:
-        loaders = {}
-        for split, store in stores.items():
-            loaders[split] = Loader(
-                plan.examples,
-                store,
-                objective.vocabulary,
-                batch_size=plan.training.batch_size,
-                seed=plan.seed,
-                split=split,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                shuffle=split == "train",
+        phases: list[dict[str, Loader]] = []
+        for phase in plan.phases:
+            phases.append({})
+            for split, store in stores.items():
+                phases[-1][split] = loader = Loader(
+                    phase.examples,
+                    store,
+                    vocabulary,
+                    batch_size=phase.training.batch_size,
+                    seed=plan.seed,
+                    split=split,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                    shuffle=split == "train",
+                )
+                stack.callback(loader.close)
+        yield phases
+
+
+def _run_phases(
+    plan: Plan,
+    tokenizer: Tokenizer,
+    stores: Mapping[str, TokenStore],
+    loaders: Sequence[Mapping[str, Loader]],
+) -> list[RunPhase]:
+    """The phases of the plan with their programs; traces shapes only.
+
+    A phase continues to read at the point of the epoch where the phase before it ended.
+
+    Raises:
+      ConfigError: the phases do not train the same parameters.
+    """
+    vocabulary = tokenizer.vocabulary(stores["train"].counts)
+    held_out = stores["validation"]
+    epochs = fractions.Fraction(0)
+    phases: list[RunPhase] = []
+    for phase, data in zip(plan.phases, loaders, strict=True):
+        objective = plan.objective_for(vocabulary, phase)
+        row = {key: array[0] for key, array in data["train"].batch_at(0).items()}
+        start, steps = phase.schedule
+
+        def make(
+            config: OptimizerConfig, _: int, shapes: Any, start: int = start, steps: int = steps
+        ) -> Any:
+            return make_optimizer(config, steps, shapes, start)
+
+        program = Program(objective, row, phase.training, phase.optimizer, plan.mesh, make)
+        if phases and (odd := _different_shapes(phases[0].program, program)):
+            raise ConfigError(
+                f"config.phases.{phase.name}: does not train the same parameters as the first"
+                f" phase, which has another or no {odd}; use objectives of one network"
             )
-            stack.callback(loaders[split].close)
-        yield loaders
+
+        def evaluate(state: TrainState, program: Program = program, data: Any = data) -> Any:
+            return evaluate_held_out(
+                program,
+                state,
+                data["validation"],
+                seed=plan.seed,
+                bytes_per_token=held_out.bytes / len(held_out.tokens),
+            )
+
+        phases.append(
+            RunPhase(
+                program=program,
+                data=data["train"],
+                evaluate=evaluate,
+                length=phase.examples.length,
+                start=phase.start,
+                end=phase.end,
+                first_batch=int(epochs * data["train"].batches_per_epoch),
+                name=phase.name,
+                evaluators=plan.evaluators_for(objective, tokenizer),
+            )
+        )
+        per_epoch = data["train"].batches_per_epoch
+        epochs += fractions.Fraction(phase.end - phase.start, per_epoch)
+    return phases
+
+
+def _different_shapes(one: Program, other: Program) -> str:
+    """The first parameter that the programs do not share, or ''."""
+    shapes = [
+        dict(
+            zip(
+                program.param_names,
+                (x.shape for x in jax.tree.leaves(program.abstract_state.params)),
+                strict=True,
+            )
+        )
+        for program in (one, other)
+    ]
+    differing = [k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k)]
+    return differing[0] if differing else ""

@@ -17,7 +17,7 @@ from lmjax.errors import ConfigError
 from lmjax.nn.partition import ROWS, SEQUENCE
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.training.monitor import wide_console
-from lmjax.training.plan import make_plan
+from lmjax.training.plan import Phase, make_plan
 from lmjax.training.sharding import bytes_per_device, format_bytes, layout
 from lmjax.training.step import Program, corrupt_batch
 
@@ -163,12 +163,24 @@ def dry_run(config: ml_collections.ConfigDict, topology: str) -> None:
     """
     devices = parse_topology(topology)
     plan = make_plan(config, devices)
-    row = stand_in_row(plan.examples, plan.objective.vocabulary)
     console = wide_console()
-    with jax.set_mesh(plan.mesh):
-        program = Program(plan.objective, row, plan.training, plan.optimizer, plan.mesh)
-        console.print(layout(program.abstract_state, plan.mesh))
-        kind = f"{plan.mesh.devices.size} x {devices[0].device_kind}"
+    for phase in plan.phases:
+        if phase.name:
+            _print(console, f"phase '{phase.name}', from step {phase.start + 1}:")
+        _dry_run(phase, plan.mesh, devices, console)
+
+
+def _dry_run(
+    phase: Phase,
+    mesh: jax.sharding.Mesh,
+    devices: Sequence[jax.Device],
+    console: rich.console.Console,
+) -> None:
+    row = stand_in_row(phase.examples, phase.objective.vocabulary)
+    with jax.set_mesh(mesh):
+        program = Program(phase.objective, row, phase.training, phase.optimizer, mesh)
+        console.print(layout(program.abstract_state, mesh))
+        kind = f"{mesh.devices.size} x {devices[0].device_kind}"
         expected = estimate_memory(program)
         _print(console, f"{kind}: expected, about {expected}")
         began = time.perf_counter()
@@ -195,13 +207,13 @@ def dry_run(config: ml_collections.ConfigDict, topology: str) -> None:
             f" {format_bytes(arguments + scratch + new)} a device: state and batch"
             f" {format_bytes(arguments)}, scratch {format_bytes(scratch)}",
         )
-    flops = plan.objective.forward_flops(plan.examples.length)
+    flops = phase.objective.forward_flops(phase.examples.length)
     if flops is not None:
-        step = 3 * flops * plan.training.batch_size
+        step = 3 * flops * phase.training.batch_size
         _print(
             console,
             f"{step:.3g} FLOPs a step by its matrix products,"
-            f" {step / plan.mesh.devices.size:.3g} a device",
+            f" {step / mesh.devices.size:.3g} a device",
         )
 
 

@@ -100,7 +100,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params_shapes: Any
+    config: OptimizerConfig, steps: int, params_shapes: Any, start: int = 0
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Makes the gradient transformation, and returns its schedule too, for reports.
 
@@ -111,12 +111,17 @@ def make_optimizer(
 
     Args:
       config: of the optimizer.
-      steps: updates of the whole run, the N of the schedule.
+      steps: updates of the schedule, its N.
       params_shapes: nested dict of arrays or ShapeDtypeStructs, such as `jax.eval_shape` returns.
+      start: updates before the schedule starts.
     """
-    schedule = make_schedule(
+    from_start = make_schedule(
         config.schedule, config.learning_rate, steps, config.warmup_steps, config.final_ratio
     )
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        return from_start(jnp.asarray(count) - start)
+
     parts = [_rescale(config, params_shapes)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))

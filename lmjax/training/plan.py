@@ -22,6 +22,9 @@ from lmjax.configuration import (
     build_typed,
     check_ranges,
     convert,
+    flattened,
+    overlaid,
+    plain,
     quoted,
     resolve_type,
 )
@@ -34,7 +37,7 @@ from lmjax.models.family import ModelConfig
 from lmjax.objectives.base import Objective
 from lmjax.training.evaluators import Evaluator
 from lmjax.training.optimizers import OptimizerConfig
-from lmjax.training.sharding import MeshConfig, check_batch, make_mesh
+from lmjax.training.sharding import DATA, FSDP, MeshConfig, check_batch, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +145,32 @@ class PretrainingData(DataConfig):
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """The config of a phase after the first one.
+
+    Attributes:
+      start: share of config.training.steps after which the phase starts.
+      changes: fields that override those of the config, not those of the phase before. Those of
+        `objective`, `data.examples`, `training.batch_size` and `training.accumulation` may change.
+        A change of the optimizer's `learning_rate`, `schedule`, `warmup_steps` or `final_ratio`
+        starts a schedule over the steps of the phase, without a warmup unless it is given;
+        otherwise the schedule of the whole run continues.
+    """
+
+    start: Annotated[float, Interval("(0, 1)")]
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# Fields or blocks that a phase may change.
+_SCHEDULE = tuple(
+    f"optimizer.{name}" for name in ("learning_rate", "schedule", "warmup_steps", "final_ratio")
+)
+_OF_PHASES = (
+    "objective", "data.examples", "training.batch_size", "training.accumulation", *_SCHEDULE,
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """The config of a pretraining run.
@@ -153,6 +182,7 @@ class PretrainConfig:
       objective: `type`, an import path, and the fields of that dataclass.
       model: the fields of the config that the objective declares for its model.
       evaluators: by name, `type` and the fields of an `lmjax.training.evaluators.Evaluator`.
+      phases: by name, the phases after the first one, which has no name.
     """
 
     # Fields that a resumed run may change. The schedule depends on the number of steps, so a longer
@@ -188,25 +218,71 @@ class PretrainConfig:
     evaluators: Mapping[
         str, Annotated[Mapping[str, Any], Block(Evaluator, given=("objective", "tokenizer"))]
     ] = dataclasses.field(default_factory=dict)
+    phases: Mapping[str, PhaseConfig] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run with settings of its own.
+
+    `objective` has a stand-in vocabulary until the data are read.
+
+    Attributes:
+      name: '' for the first phase.
+      share: of the steps of the run.
+      start, end: updates made before the phase and at its end.
+      schedule: number of updates before the schedule of the learning rate starts, and its length.
+    """
+
+    name: str
+    share: float
+    start: int
+    end: int
+    objective: Objective
+    examples: Examples
+    optimizer: OptimizerConfig
+    schedule: tuple[int, int]
+    training: TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A parsed config.
 
-    `objective`, and that of the `evaluators`, has a stand-in vocabulary until the data are read.
+    Objectives, also those of the `evaluators`, have a stand-in vocabulary until the data are read.
     `vocab_size` is the config's; 0 stands for the tokenizer's.
     """
 
     seed: int
     data: DataConfig
-    examples: Examples
-    objective: Objective
-    optimizer: OptimizerConfig
-    training: TrainingConfig
+    phases: Sequence[Phase]
     mesh: jax.sharding.Mesh
     vocab_size: int
     evaluators: Mapping[str, Evaluator]
+
+    @property
+    def objective(self) -> Objective:
+        """Of the first phase."""
+        return self.phases[0].objective
+
+    @property
+    def examples(self) -> Examples:
+        """Of the first phase."""
+        return self.phases[0].examples
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """Of the first phase."""
+        return self.phases[0].optimizer
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Of the first phase."""
+        return self.phases[0].training
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that makes update `step`, counted from 1; the first phase for step 0."""
+        return next(phase for phase in self.phases if step <= phase.end)
 
     def evaluators_for(self, objective: Objective, tokenizer: Tokenizer) -> dict[str, Evaluator]:
         """The evaluators of the run, by name."""
@@ -215,13 +291,14 @@ class Plan:
             for name, evaluator in self.evaluators.items()
         }
 
-    def objective_for(self, vocabulary: Vocabulary) -> Objective:
-        """The objective over the tokenizer's real vocabulary.
+    def objective_for(self, vocabulary: Vocabulary, phase: Phase | None = None) -> Objective:
+        """The objective of a phase, by default the first, over the tokenizer's real vocabulary.
 
         Raises:
           ConfigError: the tokenizer has more ids than the token table of the model.
         """
-        model = self.objective.model
+        objective = (phase or self.phases[0]).objective
+        model = objective.model
         if 0 < self.vocab_size < vocabulary.size:
             raise ConfigError(
                 f"config.model.vocab_size: {self.vocab_size} rows are too few for the"
@@ -229,7 +306,7 @@ class Plan:
             )
         size = self.vocab_size or vocabulary.size
         model = dataclasses.replace(model, vocab_size=size)
-        return dataclasses.replace(self.objective, model=model, vocabulary=vocabulary)
+        return dataclasses.replace(objective, model=model, vocabulary=vocabulary)
 
 
 def make_plan(
@@ -245,16 +322,86 @@ def make_plan(
       ConfigError: a field is unknown, missing, mistyped or cannot work, alone or together
         with another.
     """
-    own = build(PretrainConfig, config, "config")
-    examples, training, optimizer = own.data.examples, own.training, own.optimizer
-    if optimizer.warmup_steps > training.steps:
+    values = plain(config)
+    own = build(PretrainConfig, values, "config")
+    mesh = make_mesh(own.mesh, devices)
+    steps = own.training.steps
+    names, starts = ["", *own.phases], [0.0, *(phase.start for phase in own.phases.values())]
+    order = sorted(range(len(names)), key=lambda i: starts[i])
+    names, starts = [names[i] for i in order], [starts[i] for i in order]
+    phases = []
+    for name, begin, following in zip(names, starts, [*starts[1:], 1.0], strict=True):
+        start, end = round(begin * steps), round(following * steps)
+        if start == end:
+            raise ConfigError(
+                f"config.phases{name and '.'}{name}: no step of config.training.steps={steps}"
+                " belongs to it; let the phases start further apart, or take more steps"
+            )
+        span = {"name": name, "share": following - begin, "start": start, "end": end}
+        if not name:
+            phases.append(_phase(own, mesh, (0, steps), **span))
+            continue
+        changes = plain(own.phases[name].changes)
+        where = f"config.phases.{name}"
+        anew = _check_changes(changes, where)
+        if anew:
+            changes = overlaid({"optimizer": {"warmup_steps": 0}}, changes)
+        try:
+            changed = build(PretrainConfig, overlaid(values, changes), "config")
+            phase = _phase(changed, mesh, (start, end - start) if anew else (0, steps), **span)
+        except ConfigError as error:
+            raise ConfigError(f"{where}, with its changes: {error}") from error
+        if phase.objective.model != phases[0].objective.model:
+            raise ConfigError(
+                f"{where}.changes.objective: trains a {type(phase.objective.model).__name__}, and"
+                f" the first phase a {type(phases[0].objective.model).__name__}; set"
+                " config.model.type, or use objectives of one model"
+            )
+        phases.append(phase)
+    if own.phases and own.training.best_checkpoints_to_keep:
         raise ConfigError(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed"
-            f" config.training.steps={training.steps}; shorten the warmup"
+            "config.training.best_checkpoints_to_keep: the held-out losses of phases cannot be"
+            " compared; set it to 0, keep_checkpoint_every keeps checkpoints too"
         )
-    # 0 takes the tokenizer's.
-    wanted = convert(own.model.get("vocab_size", 0), VocabSize, "config.model.vocab_size")
-    objective = make_objective(own.objective, own.model, wanted or own.data.tokenizer.vocab_size)
+    return Plan(
+        seed=own.seed,
+        data=own.data,
+        phases=phases,
+        mesh=mesh,
+        vocab_size=_wanted_vocab_size(own),
+        evaluators=_evaluators(own.evaluators, phases[0].objective),
+    )
+
+
+def _wanted_vocab_size(own: PretrainConfig) -> int:
+    """The number of rows of the token table; 0 takes the tokenizer's."""
+    return convert(own.model.get("vocab_size", 0), VocabSize, "config.model.vocab_size")
+
+
+def _check_changes(changes: Mapping[str, Any], where: str) -> bool:
+    """Checks which fields a phase changes. Returns whether it has a schedule of its own."""
+    for path in flattened(changes):
+        if not any(f"{path}.".startswith(f"{field}.") for field in _OF_PHASES):
+            raise ConfigError(
+                f"{where}.changes.{path}: all phases share this field; a phase may change"
+                f" {', '.join(_OF_PHASES)}"
+            )
+    return any(path in _SCHEDULE for path in flattened(changes))
+
+
+def _phase(
+    own: PretrainConfig, mesh: jax.sharding.Mesh, schedule: tuple[int, int], **span: Any
+) -> Phase:
+    """Builds and checks a phase. own: the config with the changes of the phase."""
+    examples, training, optimizer = own.data.examples, own.training, own.optimizer
+    if optimizer.warmup_steps > schedule[1]:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed the {schedule[1]}"
+            " steps of the schedule, config.training.steps or those of the phase; shorten the"
+            " warmup"
+        )
+    size = _wanted_vocab_size(own) or own.data.tokenizer.vocab_size
+    objective = make_objective(own.objective, own.model, size)
     objective.check_length(examples.length)
     _check_segments(objective.model, examples)
     ratio = getattr(getattr(objective.model, "trunk", None), "width_ratio", 1.0)
@@ -265,18 +412,16 @@ def make_plan(
                 " which config.model.trunk.base_width does not support; use adamw or lion"
             )
         optimizer = dataclasses.replace(optimizer, kernel_share=optimizer.kernel_share / ratio)
-    mesh = make_mesh(own.mesh, devices)
     check_batch(training.batch_size, examples.length, training.accumulation, mesh)
-    return Plan(
-        seed=own.seed,
-        data=own.data,
-        examples=examples,
+    devices = mesh.shape[DATA] * mesh.shape[FSDP]
+    objective.check_rows(training.batch_size // training.accumulation, devices)
+    return Phase(
         objective=objective,
+        examples=examples,
         optimizer=optimizer,
+        schedule=schedule,
         training=training,
-        mesh=mesh,
-        vocab_size=wanted,
-        evaluators=_evaluators(own.evaluators, objective),
+        **span,
     )
 
 

@@ -106,15 +106,14 @@ def total_loss(objective: Objective, scored: Scored, counts: dict[str, jax.Array
     """[] float32: the sum over terms of weight * sum / count.
 
     Args:
-      objective: whose `weights` are used.
+      objective: whose weights are used.
       scored: the terms of the batch, or of a micro-batch of it.
       counts: of each term in the whole batch.
     """
-    weights = objective.weights
     return jnp.sum(
         jnp.stack(
             [
-                weights.get(name, 1.0) * total / jnp.maximum(counts[name], 1.0)
+                objective.weight(name) * total / jnp.maximum(counts[name], 1.0)
                 for name, (total, _) in scored.terms.items()
             ]
         )

@@ -123,6 +123,16 @@ def test_eight_devices_and_accumulation_together_change_nothing() -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", tiny.MORE)
+def test_further_objectives_train_alike_split_and_in_bfloat16(name: str) -> None:
+    alone = losses_on(name, MeshConfig(data=1), 3)
+    together = losses_on(name, MeshConfig(data=2, sequence=2, tensor=2), 3, accumulation=2)
+    np.testing.assert_allclose(together, alone, rtol=2e-5)
+    rough = losses_on(name, MeshConfig(data=1), 3, dtype="bfloat16")
+    assert rough != alone
+    np.testing.assert_allclose(rough, alone, rtol=4e-3)
+
+
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_loss_and_gradient_do_not_depend_on_accumulation(name: str) -> None:
     found = []

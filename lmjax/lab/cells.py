@@ -53,7 +53,9 @@ def run_cells(
       say: prints messages.
 
     Raises:
-      ConfigError: the directory belongs to another ablation, or `only` has an unknown variant.
+      ConfigError: the directory belongs to another ablation, `only` has an unknown variant, or a
+        rule cannot test its measure.
+      NonFiniteError: a value that a rule tests is not finite.
     """
     if odd := [name for name in only if name not in ablation.variants]:
         raise ConfigError(f"--only: '{odd[0]}' is not one of {', '.join(ablation.variants)}")
@@ -62,21 +64,21 @@ def run_cells(
     if ablation.sequential is None:
         _run_seeds(ablation, ablation.seeds, wanted, shared, command, say)
         return
-    cells, open_ = shared.path / "cells", list(ablation.variants)
+    cells, trained = shared.path / "cells", list(ablation.variants)
     for seeds in ablation.sequential.looks:
-        names = [name for name in wanted if name in open_]
+        names = [name for name in wanted if name in trained]
         _run_seeds(ablation, range(seeds), names, shared, command, say)
-        if left := [name for name in open_ if _unfinished(cells / name, range(seeds))]:
+        if left := [name for name in trained if _unfinished(cells / name, range(seeds))]:
             say(
                 f"look at {seeds} seeds: not all cells of {', '.join(left)} are finished; run the"
                 " command again when they are"
             )
             return
-        open_ = read_results(shared.path).up_to(seeds).undecided()
-        say(f"look at {seeds} seeds: undecided: {', '.join(open_) or 'none'}")
-        if not open_:
+        undecided = read_results(shared.path).up_to(seeds).undecided()
+        say(f"look at {seeds} seeds: undecided: {', '.join(undecided) or 'none'}")
+        if not undecided:
             return
-        open_.insert(0, ablation.base)
+        trained = [ablation.base, *undecided]
 
 
 def _run_seeds(

@@ -53,8 +53,7 @@ upper limit of its one-sided 80% interval, and suffices for four of five pilots.
 _LOOKS = """
 The seeds were added by a rule that was fixed in advance. The intervals of differences and both p
 values are adjusted for its looks, in all measures (t statistics with alpha spending, and repeated
-confidence intervals); those of scores are not. "Undecided" is a difference that was not significant
-at the last look of its variant.
+confidence intervals); those of scores are not.
 """
 _CSS = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -210,6 +209,8 @@ def planned(results: Results, differences: Mapping[str, float], rule: Sequential
             for name, cells in results.cells.items()
             if name != base and (results.values(name, measure) or not cells)
         ]
+        if not names:
+            raise ConfigError(f"--plan: no variant but {base} has the measure '{measure}'")
         for name in names:
             pairs = results.pairs(name, measure)
             if len(pairs) < 2:

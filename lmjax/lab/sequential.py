@@ -6,8 +6,8 @@ usual limit would be wrong too often. An alpha-spending function (Lan & DeMets 1
 
 The limits are those of t statistics of few seeds, not of their normal approximation. If no
 difference exists, the t statistics of 2, 3, 4, ... seeds are a Markov chain that does not depend on
-the unknown variance (Jennison & Turnbull 1991, Biometrika 78, 133-141), which is integrated
-numerically over a grid. `tests/lab/test_sequential.py` measures the error rates by simulation.
+the unknown variance. It is integrated over a grid (as in Jennison & Turnbull 1991, Biometrika 78,
+133-141). `tests/lab/test_sequential.py` measures the error rates by simulation.
 """
 
 import dataclasses

@@ -124,7 +124,7 @@ def significant(p: float) -> bool:
 def power(effect: float, seeds: int, level: float) -> float:
     """The probability that the two-sided paired t test finds a difference.
 
-    The statistic has a noncentral t distribution (Cohen 1988, Section 2).
+    The statistic has a noncentral t distribution (Cohen 1988, Chapter 2).
 
     Args:
       effect: the true mean of the differences, in units of their standard deviation.

@@ -158,7 +158,7 @@ def test_an_ablation_of_several_variants_is_seldom_wrong() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_error_rate_of_several_variants_at_length(rule: Sequential) -> None:
-    draws = 6000
+    draws = 2000
     wrong, found = wrong_and_found(rule, draws, np.random.default_rng(3))
     assert 0.02 < wrong < 0.05 + four_errors(0.05, draws)
     least = expected(rule, 3.0 / math.sqrt(2), 0.05 / 3).power

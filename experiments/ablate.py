@@ -7,7 +7,9 @@ Finished cells are kept; the same command continues an interrupted ablation. It 
 processes at once, on machines that share a disk: each takes a variant that no other works on.
 --print=commands prints one command per variant, --print=slurm a job array. --report writes the
 report of the finished cells in --workdir and needs nothing else. It consists of report.md,
-report.html and results.csv.
+report.html and results.csv. --plan=blimp=0.01 takes the finished cells in --workdir as a pilot, and
+prints how many seeds find a difference of 0.01 in the measure `blimp`; with --config, also the
+power of that config's sequential rule.
 """
 
 import pathlib
@@ -28,14 +30,22 @@ PRINT = flags.DEFINE_enum(
 REPORT = flags.DEFINE_bool(
     "report", False, "Write the report of the finished cells, and run nothing."
 )
+PLAN = flags.DEFINE_list(
+    "plan",
+    [],
+    "Smallest differences of interest, MEASURE=DIFFERENCE in the unit of results.csv. Prints the"
+    " seeds that they need, from the finished cells, and runs nothing.",
+)
 
 
 def main() -> None:
     workdir = pathlib.Path(command_line.workdir())
-    if REPORT.value:
-        if not (workdir / "ablation.json").exists():
-            raise ConfigError(f"--workdir: '{workdir}' holds no ablation.json")
-    else:
+    if (REPORT.value or PLAN.value) and not (workdir / "ablation.json").exists():
+        raise ConfigError(f"--workdir: '{workdir}' holds no ablation.json")
+    if PLAN.value:
+        _plan(workdir)
+        return
+    if not REPORT.value:
         config = command_line.config()
         # Imported after the flags are parsed: this takes seconds.
         from lmjax.lab.cells import run_cells
@@ -52,6 +62,26 @@ def main() -> None:
     write_report(workdir)
     Console(width=120).print(Markdown((workdir / "report.md").read_text()))
     print(f"Report: {workdir / 'report.md'}, {workdir / 'report.html'}, {workdir / 'results.csv'}")
+
+
+def _plan(workdir: pathlib.Path) -> None:
+    from lmjax.lab.plan import read_ablation
+    from lmjax.lab.report import planned
+    from lmjax.lab.results import read_results
+
+    differences = {}
+    for item in PLAN.value:
+        measure, _, number = item.partition("=")
+        try:
+            differences[measure] = float(number)
+        except ValueError:
+            raise ConfigError(
+                f"--plan: '{item}' is not MEASURE=DIFFERENCE, such as blimp=0.01"
+            ) from None
+    rule = None
+    if command_line.CONFIG.value:
+        rule = read_ablation(command_line.config()).sequential
+    Console(width=120).print(Markdown(planned(read_results(workdir), differences, rule)))
 
 
 def as_commands(names: list[str]) -> list[str]:
@@ -72,7 +102,7 @@ def as_slurm(names: list[str]) -> list[str]:
 
 def _command() -> str:
     """This command without the flags that only choose what it runs."""
-    own = ("--only", "--print", "--report")
+    own = ("--only", "--plan", "--print", "--report")
     given = [a for a in sys.argv[1:] if not a.startswith(own)]
     return shlex.join(["python", "-m", "experiments.ablate", *given])
 

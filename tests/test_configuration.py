@@ -34,6 +34,7 @@ from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
 from lmjax.lab.plan import AblationConfig, Published, Scaling, VariantConfig
 from lmjax.lab.search import SearchConfig
+from lmjax.lab.sequential import Sequential
 from lmjax.models.family import ModelConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
@@ -189,7 +190,7 @@ def configs() -> list[type]:
         *(TrainingConfig, MeshConfig, FinetuningConfig, LoraConfig, Budget, Published, Scaling),
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
         *(PretrainConfig, PretrainingData, FinetuneConfig, TaskConfig, MultitaskConfig),
-        *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig),
+        *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig, Sequential),
     ]
     for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):

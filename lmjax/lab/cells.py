@@ -11,7 +11,7 @@ other process works on. When a process is killed, its variant is released immedi
 
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -22,6 +22,7 @@ from lmjax.configuration import allowing
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import flops_per_step
 from lmjax.lab.plan import Ablation, AblationConfig
+from lmjax.lab.results import read_results
 from lmjax.locking import held
 from lmjax.training.checkpoints import read_part
 from lmjax.training.loop import check_run, pretrain
@@ -39,6 +40,10 @@ def run_cells(
 ) -> None:
     """Trains and measures the cells that are neither finished nor in progress.
 
+    A sequential rule takes one look after the other: a variant whose difference to the base is
+    significant at a look gets no more seeds. Looks are decided by the finished cells alone, so
+    that an interrupted ablation continues with the same decisions.
+
     Args:
       ablation: the ablation.
       config: the config that `ablation` was read from.
@@ -48,17 +53,45 @@ def run_cells(
       say: prints messages.
 
     Raises:
-      ConfigError: the directory belongs to another ablation, or `only` has an unknown variant.
+      ConfigError: the directory belongs to another ablation, `only` has an unknown variant, or a
+        rule cannot test its measure.
+      NonFiniteError: a value that a rule tests is not finite.
     """
     if odd := [name for name in only if name not in ablation.variants]:
         raise ConfigError(f"--only: '{odd[0]}' is not one of {', '.join(ablation.variants)}")
     shared = RunDirectory(directory, config, AblationConfig)
+    wanted = list(only or ablation.variants)
+    if ablation.sequential is None:
+        _run_seeds(ablation, ablation.seeds, wanted, shared, command, say)
+        return
+    cells, trained = shared.path / "cells", list(ablation.variants)
+    for seeds in ablation.sequential.looks:
+        names = [name for name in wanted if name in trained]
+        _run_seeds(ablation, range(seeds), names, shared, command, say)
+        if left := [name for name in trained if _unfinished(cells / name, range(seeds))]:
+            say(
+                f"look at {seeds} seeds: not all cells of {', '.join(left)} are finished; run the"
+                " command again when they are"
+            )
+            return
+        undecided = read_results(shared.path).up_to(seeds).undecided()
+        say(f"look at {seeds} seeds: undecided: {', '.join(undecided) or 'none'}")
+        if not undecided:
+            return
+        trained = [ablation.base, *undecided]
+
+
+def _run_seeds(
+    ablation: Ablation,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    shared: RunDirectory,
+    command: str,
+    say: Callable[[str], None],
+) -> None:
+    """Trains and measures the first seeds of some variants."""
     cells = shared.path / "cells"
-    left = [
-        name
-        for name in only or ablation.variants
-        if not all(result_of(cells / name, seed).exists() for seed in ablation.seeds)
-    ]
+    left = [name for name in names if _unfinished(cells / name, seeds)]
     check_variants(ablation, left)
     with shared.locked(wait=True):  # briefly: other processes may share the ablation
         shared.claim()
@@ -71,7 +104,11 @@ def run_cells(
             if holder:
                 say(f"{name}: {holder} is working on it")
             else:
-                _run_variant(ablation, name, folder)
+                _run_variant(ablation, name, seeds, folder)
+
+
+def _unfinished(folder: pathlib.Path, seeds: Sequence[int]) -> bool:
+    return not all(result_of(folder, seed).exists() for seed in seeds)
 
 
 def check_variants(ablation: Ablation, names: Collection[str]) -> None:
@@ -92,15 +129,15 @@ def result_of(folder: pathlib.Path, seed: int) -> pathlib.Path:
     return folder / f"seed{seed}" / "result.json"
 
 
-def _run_variant(ablation: Ablation, name: str, folder: pathlib.Path) -> None:
-    """Trains all seeds in turn, then measures those without a result."""
+def _run_variant(ablation: Ablation, name: str, seeds: Sequence[int], folder: pathlib.Path) -> None:
+    """Trains the seeds in turn, then measures those without a result."""
     config = ablation.variants[name].config.copy_and_resolve_references()
     kept = folder / "steps.json"
     if not kept.exists():
         steps = ablation.budget.steps(config, folder / "timing")
         write_json(kept, {"budget": str(ablation.budget), "steps": steps})
     config.training.steps = json.loads(kept.read_text())["steps"]
-    places = {seed: folder / f"seed{seed}" for seed in ablation.seeds}
+    places = {seed: folder / f"seed{seed}" for seed in seeds}
     for seed, place in places.items():
         config.seed = seed
         pretrain(config, place, f"{name}, seed {seed}")

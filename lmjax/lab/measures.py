@@ -30,9 +30,11 @@ class Measure:
       direction: whether higher or lower values are better.
       percent: whether the value is a fraction that is shown in percent.
       opens_model: whether it opens the run's model with `lmjax.load`.
+      note: a sentence about the value that reports show; '' = none.
     """
 
     opens_model: ClassVar[bool] = True
+    note: ClassVar[str] = ""
 
     description: str
     direction: Literal["higher", "lower"] = "higher"
@@ -86,6 +88,8 @@ class MinimalPairs(Measure):
       data: JSON lines, such as BLiMP, as a path, glob or directory; '' disables the measure.
       per_paradigm: pairs per paradigm; 0 = all.
     """
+
+    note: ClassVar[str] = "A pair whose sentences have equal scores counts half."
 
     percent: bool = True
     data: str

@@ -10,6 +10,7 @@ from lmjax.configuration import Block, Finite, Interval, build, overlaid
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget
 from lmjax.lab.measures import Measure
+from lmjax.lab.sequential import Sequential
 from lmjax.objectives.base import Objective
 from lmjax.training.plan import PretrainConfig, make_plan
 
@@ -135,6 +136,8 @@ class AblationConfig(ComparisonConfig):
       pretraining: the pretraining config that the variants share.
       variants: variants by name.
       published, scaling: published results to compare with.
+      sequential: a rule by which variants get more seeds until they differ from the base; it
+        replaces `seeds`.
     """
 
     # Fields that may change when an ablation is resumed: more seeds add cells. Earlier versions had
@@ -146,6 +149,7 @@ class AblationConfig(ComparisonConfig):
     variants: Mapping[str, VariantConfig]
     published: Published | None = None
     scaling: Scaling | None = None
+    sequential: Sequential | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Ablation:
 
     Attributes:
       base: the variant that the others are compared with.
+      seeds: those of each variant, at most if there is a sequential rule.
       comparable_losses: whether the held-out losses of all variants have the same targets.
     """
 
@@ -167,6 +172,7 @@ class Ablation:
     measures: Mapping[str, Measure]
     published: Published | None
     scaling: Scaling | None
+    sequential: Sequential | None = None
 
     def described(self, command: str) -> dict[str, Any]:
         """Returns the contents of ablation.json, which the report reads.
@@ -192,11 +198,13 @@ class Ablation:
                     "description": measure.description,
                     "direction": measure.direction,
                     "percent": measure.percent,
+                    "note": measure.note,
                 }
                 for name, measure in self.measures.items()
             ],
             "published": self.published and dataclasses.asdict(self.published),
             "scaling": self.scaling and dataclasses.asdict(self.scaling),
+            "sequential": self.sequential and dataclasses.asdict(self.sequential),
         }
 
 
@@ -242,17 +250,30 @@ def read_ablation(config: ml_collections.ConfigDict) -> Ablation:
         raise ConfigError(
             f"config.scaling.measure: '{own.scaling.measure}' is not one of {', '.join(measures)}"
         )
+    seeds = own.seeds
+    if own.sequential:
+        if own.sequential.measure not in measures:
+            raise ConfigError(
+                f"config.sequential.measure: '{own.sequential.measure}' is not one of"
+                f" {', '.join(measures)}"
+            )
+        if "seeds" in config:
+            raise ConfigError(
+                "config.seeds: the looks of config.sequential set the seeds; delete one of the two"
+            )
+        seeds = own.sequential.looks[-1]
     return Ablation(
         name=own.name,
         question=own.question,
         base=own.base,
-        seeds=tuple(range(own.seeds)),
+        seeds=tuple(range(seeds)),
         comparable_losses=own.comparable_losses,
         budget=own.budget,
         variants=variants,
         measures=measures,
         published=own.published,
         scaling=own.scaling,
+        sequential=own.sequential,
     )
 
 

@@ -14,9 +14,23 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from lmjax.errors import ConfigError
 from lmjax.lab import plots
 from lmjax.lab.results import Results, read_results
-from lmjax.lab.statistics import Difference, Interval, direction, holm, power_law, significant
+from lmjax.lab.sequential import Sequential, expected
+from lmjax.lab.statistics import (
+    LEVEL,
+    MOST_SEEDS,
+    Difference,
+    Interval,
+    detectable,
+    direction,
+    paired,
+    power_law,
+    seeds_needed,
+    significant,
+    upper_deviation,
+)
 from lmjax.tables import markdown_table
 
 _READING = """\
@@ -26,7 +40,20 @@ measure, and a difference is significant if it is below 0.05. Both methods assum
 independent and means normally distributed, which so few seeds cannot show. A seed changes the
 initial parameters, the order of the data, the corruption and dropout, but not the held-out text:
 whether a difference holds on other text is not tested. "Not significant" does not mean equal; the
-interval shows how large a difference could still be.
+interval shows how large a difference could still be. "Detectable" is the true difference that these
+tests would find with a probability of at least 80%, for the observed deviation of the differences
+and this number of seeds, whatever the other variants do. Few seeds estimate the deviation badly.
+"""
+_PLANNING = """\
+The seeds find the smallest difference with a probability of at least 80% by the report's paired t
+test, corrected by Holm's method, whatever the other variants do. They assume the deviation of the
+pilot's differences. A pilot of few seeds often underestimates it: the cautious number assumes the
+upper limit of its one-sided 80% interval, and suffices for four of five pilots.
+"""
+_LOOKS = """
+The seeds were added by a rule that was fixed in advance. The intervals of differences and both p
+values are adjusted for its looks, in all measures (t statistics with alpha spending, and repeated
+confidence intervals); those of scores are not.
 """
 _CSS = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -55,13 +82,14 @@ def write_report(directory: str | pathlib.Path) -> None:
 def as_markdown(results: Results, images: Collection[str]) -> str:
     """Formats the report, with links to the plots in `images`."""
     described = results.described
+    notes = [f"{m['description']}: {m['note']}" for m in results.measures if m.get("note")]
     parts = [
         f"# {described['name']}: {described['question']}",
-        f"{described['budget']} for each of {len(described['variants'])} variants and"
-        f" {len(described['seeds'])} seeds. {results.done} of {results.wanted} cells are done.",
+        _size(results),
         f"```bash\n{described['command']}\n```",
-        f"## Scores\n\nMeans and 95% intervals.\n\n{_scores(results)}",
+        f"## Scores\n\n{' '.join(['Means and 95% intervals.', *notes])}\n\n{_scores(results)}",
         f"## Differences to {results.base}\n\n{_differences(results)}",
+        _rule(results),
         _published(results),
         _scaling(results),
         f"## Each seed\n\n{_seeds(results)}",
@@ -76,7 +104,18 @@ def as_markdown(results: Results, images: Collection[str]) -> str:
     cost = f"## Cost of a cell's pretraining\n\n{_costs(results)}"
     if "cost.svg" in images:
         cost += "\n\n![scores against FLOPs](cost.svg)"
-    return "\n\n".join(part for part in [*parts, cost, f"## How to read it\n\n{_READING}"] if part)
+    reading = f"## How to read it\n\n{_READING}{_LOOKS if results.rule else ''}"
+    return "\n\n".join(part for part in [*parts, cost, reading] if part)
+
+
+def _size(results: Results) -> str:
+    described, rule = results.described, results.rule
+    seeds = f"up to {rule.looks[-1]}" if rule else f"{len(described['seeds'])}"
+    done = f"{results.done} cells" if rule else f"{results.done} of {results.wanted} cells"
+    return (
+        f"{described['budget']} for each of {len(described['variants'])} variants and {seeds}"
+        f" seeds. {done} are done."
+    )
 
 
 def _scores(results: Results) -> str:
@@ -92,21 +131,11 @@ def _scores(results: Results) -> str:
     return _table(["variant", "", *heads], rows)
 
 
-def _tested(results: Results, measure: str) -> dict[str, tuple[Difference, float]]:
-    """Variant -> its difference and the p value corrected by Holm's method."""
-    found = {
-        name: difference
-        for name in results.cells
-        if (difference := results.difference(name, measure)) is not None
-    }
-    corrected = holm([difference.p for difference in found.values()])
-    return {name: (d, p) for (name, d), p in zip(found.items(), corrected, strict=True)}
-
-
 def _differences(results: Results) -> str:
     rows = []
     for m in results.measures:
-        for name, (difference, p) in _tested(results, m["name"]).items():
+        tested = results.tested(m["name"])
+        for name, (difference, p) in tested.items():
             up = difference.interval.mean > 0
             better = "better" if up == (m["direction"] == "higher") else "worse"
             interval = _interval(difference.interval, m["percent"], signed=True)
@@ -117,11 +146,106 @@ def _differences(results: Results) -> str:
                     interval,
                     _p(difference.p),
                     _p(p),
+                    _detectable(results, difference, len(tested), m["percent"]),
                     better if significant(p) else "not significant",
                 ]
             )
-    heads = ["measure", "variant", "difference", "p", "p (Holm)", ""]
+    heads = ["measure", "variant", "difference", "p", "p (Holm)", "detectable", ""]
     return _table(heads, rows) if rows else "None yet."
+
+
+def _detectable(results: Results, difference: Difference, tests: int, percent: bool) -> str:
+    """The smallest difference that one of several tests would have found with power 0.8."""
+    seeds, level = difference.interval.count, (1 - LEVEL) / tests
+    if seeds < 2 or math.isnan(difference.p):
+        return ""
+    if not difference.varies:
+        return "no spread"
+    if results.rule:
+        level = results.rule.limit(level, results.rule.looks.index(seeds))
+    return _number(detectable(difference.deviation, seeds, level), percent)
+
+
+def _rule(results: Results) -> str:
+    """Which look decided each comparison."""
+    rule = results.rule
+    if rule is None:
+        return ""
+    m = results.measure(rule.measure)
+    looks = ", ".join(map(str, rule.looks))
+    kind = {"obrien_fleming": "O'Brien-Fleming", "pocock": "Pocock"}[rule.spending]
+    lines = [f"Looks at {looks} seeds, by {_head(m)}, with {kind}-like spending of the error rate."]
+    for name, (difference, p) in results.tested(rule.measure).items():
+        decided, seeds = significant(p), difference.interval.count
+        last = "not decided" if seeds == rule.looks[-1] else "not decided yet"
+        lines.append(f"{name}: {'decided' if decided else last} at {seeds} seeds.")
+    return f"## Looks\n\n{' '.join(lines)}"
+
+
+def planned(results: Results, differences: Mapping[str, float], rule: Sequential | None) -> str:
+    """Plans the seeds of an ablation whose finished cells are a pilot.
+
+    Args:
+      results: of the pilot.
+      differences: measure -> the smallest difference of interest, in the unit of its values.
+      rule: a sequential rule whose power is wanted, or None.
+
+    Returns:
+      A table with the number of seeds that each comparison needs for power 0.8.
+
+    Raises:
+      ConfigError: a measure is unknown, a difference is not positive, or the pilot has too few
+        seeds or no spread.
+    """
+    rows = []
+    for measure, smallest in differences.items():
+        known = [m["name"] for m in results.measures]
+        if measure not in known:
+            raise ConfigError(f"--plan: '{measure}' is not one of {', '.join(known)}")
+        m, base = results.measure(measure), results.base
+        # Variants without cells will be tested too; those whose cells have no value will not.
+        names = [
+            name
+            for name, cells in results.cells.items()
+            if name != base and (results.values(name, measure) or not cells)
+        ]
+        if not names:
+            raise ConfigError(f"--plan: no variant but {base} has the measure '{measure}'")
+        for name in names:
+            pairs = results.pairs(name, measure)
+            if len(pairs) < 2:
+                raise ConfigError(
+                    f"--plan: {measure} of {name} and {base} has {len(pairs)} seeds in common; a"
+                    " pilot needs at least 2"
+                )
+            difference = paired(*zip(*pairs.values(), strict=True))
+            deviation, level = difference.deviation, (1 - LEVEL) / len(names)
+            if math.isnan(difference.p):
+                raise ConfigError(f"--plan: {measure} of {name} or {base} is not a finite number")
+            if not difference.varies:
+                raise ConfigError(
+                    f"--plan: {measure} of {name} differs by the same amount from {base} for all"
+                    " seeds; without a spread there is nothing to plan"
+                )
+            likely, cautious = (
+                seeds_needed(smallest, x, level)
+                for x in (deviation, upper_deviation(deviation, len(pairs)))
+            )
+            numbers = [_number(x, m["percent"]) for x in (deviation, smallest)]
+            row = [_head(m), name, str(len(pairs)), *numbers, _seeds_text(likely)]
+            row.append(_seeds_text(cautious))
+            if rule:
+                outcome = expected(rule, smallest / deviation, level)
+                row += [f"{outcome.power:.2f}", f"{outcome.seeds:.1f}"]
+            rows.append(row)
+    heads = ["measure", "variant", "pilot seeds", "deviation", "smallest difference", "seeds"]
+    more = ["power of the rule", "its mean seeds"] if rule else []
+    table = _table([*heads, "seeds, cautious", *more], rows)
+    return f"{table}\n\n{_PLANNING}"
+
+
+def _seeds_text(seeds: int | None) -> str:
+    return f"over {MOST_SEEDS}" if seeds is None else str(seeds)
 
 
 def _published(results: Results) -> str:
@@ -132,7 +256,7 @@ def _published(results: Results) -> str:
     sign = 1.0 if m["direction"] == paper["direction"] else -1.0
     rows, same, widest = [], 0, 0.0
     verdicts: dict[str, list[str]] = {"agrees": [], "disagrees": [], "undecided": []}
-    for name, (difference, p) in _tested(results, m["name"]).items():
+    for name, (difference, p) in results.tested(m["name"]).items():
         if name not in paper["values"]:
             continue
         value = paper["values"][name]

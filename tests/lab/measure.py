@@ -1,13 +1,15 @@
-"""A measure of ablations, written outside of the package."""
+"""Measures of ablations, written outside of the package."""
 
 import dataclasses
 import pathlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
 
 import lmjax
+from lmjax.configuration import Finite
 from lmjax.errors import ConfigError
 from lmjax.lab.measures import Measure
 
@@ -30,3 +32,19 @@ class Norm(Measure):
     def measure(self, run: pathlib.Path, name: str, seed: int) -> float:
         leaves = jax.tree.leaves(lmjax.load(run).params)
         return float(np.linalg.norm(np.concatenate([np.ravel(x) for x in leaves]), self.order))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known(Measure):
+    """Numbers that are known beforehand.
+
+    Attributes:
+      values: the number of each seed, by variant.
+    """
+
+    opens_model: ClassVar[bool] = False
+
+    values: Mapping[str, tuple[Finite, ...]]
+
+    def measure(self, run: pathlib.Path, name: str, seed: int) -> float:
+        return self.values[run.parent.name][seed]

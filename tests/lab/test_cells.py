@@ -162,6 +162,78 @@ def test_another_ablations_directory_is_refused(config: ConfigDict, whole: pathl
         run(other, whole)
 
 
+@pytest.fixture(scope="module")
+def looking(config: ConfigDict) -> ConfigDict:
+    """A rule for known numbers: `sure` differs at the first look, `late` at the second."""
+    values = config.to_dict()
+    del values["seeds"], values["variants"]["prefix"]
+    values["budget"] = {"unit": "steps", "amount": 2.0}
+    for name in ("sure", "late"):
+        values["variants"][name] = {"description": name, "changes": {}}
+    known = {
+        "causal": (0.0, 0.1, 0.2),
+        "sure": (5.0, 5.1001),
+        "late": (0.6, 0.9, 0.9),
+    }
+    kind = "tests.lab.measure.Known"
+    values["measures"] = {"known": {"type": kind, "description": "known", "values": known}}
+    values["sequential"] = {"measure": "known", "looks": [2, 3], "spending": "pocock"}
+    return ConfigDict(values)
+
+
+@pytest.fixture(scope="module")
+def looked(
+    looking: ConfigDict, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, list[str]]:
+    said: list[str] = []
+    place = tmp_path_factory.mktemp("looked") / "run"
+    run(looking, place, say=said.append)
+    return place, said
+
+
+def test_a_decided_variant_gets_no_more_seeds(looked: tuple[pathlib.Path, list[str]]) -> None:
+    place, said = looked
+    assert said == ["look at 2 seeds: undecided: late", "look at 3 seeds: undecided: none"]
+    seeds = {path.name: len(list(path.glob("seed*"))) for path in place.glob("cells/*")}
+    assert seeds == {"causal": 3, "sure": 2, "late": 3}
+    text = report(place)["report.md"].decode()
+    assert "late: decided at 3 seeds. sure: decided at 2 seeds." in text
+
+
+def test_an_interrupted_look_continues_with_the_same_decisions(
+    looking: ConfigDict, looked: tuple[pathlib.Path, list[str]], tmp_path: pathlib.Path
+) -> None:
+    place = pathlib.Path(shutil.copytree(looked[0], tmp_path / "run"))
+    shutil.rmtree(place / "cells" / "late" / "seed2")
+    result_of(place / "cells" / "sure", 1).unlink()
+    said: list[str] = []
+    with (place / "cells" / "sure" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(looking, place, say=said.append)  # the look cannot end
+    assert said == [
+        "sure: another process is working on it",
+        "look at 2 seeds: not all cells of sure are finished; run the command again when they are",
+    ]
+    run(looking, place, say=said.append)
+    assert said[2:] == looked[1]
+    assert report(place) == report(looked[0])
+
+
+def test_another_rule_is_refused(
+    looking: ConfigDict, looked: tuple[pathlib.Path, list[str]]
+) -> None:
+    for field, value in (("looks", (3, 5)), ("spending", "obrien_fleming")):
+        other = ConfigDict(looking.to_dict())
+        with other.unlocked():
+            other.sequential[field] = value
+        with pytest.raises(ConfigError, match=rf"config\.sequential\.{field}: .*another config"):
+            run(other, looked[0])
+    other = ConfigDict(looking.to_dict())
+    del other["sequential"]
+    with pytest.raises(ConfigError, match=r"config\.sequential"):
+        run(other, looked[0])
+
+
 @pytest.mark.slow
 def test_an_ablation_survives_kill_9(config: ConfigDict, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "config.py"

@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 from lmjax.configuration import overlaid
 from lmjax.errors import ConfigError
 from lmjax.lab.budget import Budget, flops_per_step, tokens_per_step
-from lmjax.lab.plan import read_ablation
+from lmjax.lab.plan import AblationConfig, read_ablation
+from lmjax.lab.sequential import Sequential
+from lmjax.overrides import with_overrides
 from tests.lab import small
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "ablations"
@@ -54,10 +56,25 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
     described = ablation.described("python")
     assert described["measures"][0] == {
         "name": "blimp", "description": "BLiMP", "direction": "higher", "percent": True,
+        "note": "A pair whose sentences have equal scores counts half.",
     }  # fmt: skip
     assert described["measures"][2]["direction"] == "lower"
     assert described["budget"] == "8 steps"
     assert described["published"] is None
+    assert described["sequential"] is None
+
+
+def test_a_rule_sets_the_seeds(config: ConfigDict) -> None:
+    values = config.to_dict()
+    del values["seeds"]
+    rule = {"sequential.measure": "loss", "sequential.looks": "3,5,8"}
+    made = ConfigDict(with_overrides(AblationConfig, values, rule))
+    ablation = read_ablation(made)
+    assert ablation.seeds == tuple(range(8))
+    assert ablation.sequential == Sequential("loss", (3, 5, 8), "obrien_fleming")
+    made.sequential.looks = (5, 3)
+    with pytest.raises(ConfigError, match=r"config\.sequential.*looks: must be two or more"):
+        read_ablation(made)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +99,16 @@ def test_a_config_is_read_whole(config: ConfigDict) -> None:
             "scaling",
             {"measure": "losses", "over": "flops", "source": "x", "exponent": -0.1},
             r"config\.scaling\.measure: 'losses' is not one of",
+        ),
+        (
+            "sequential",
+            {"measure": "losses", "looks": (3, 5)},
+            r"config\.sequential\.measure: 'losses' is not one of blimp",
+        ),
+        (
+            "sequential",
+            {"measure": "loss", "looks": (3, 5)},
+            r"config\.seeds: the looks of config\.sequential set the seeds",
         ),
         (
             "published",

@@ -5,15 +5,22 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from lmjax.errors import ConfigError
+from lmjax.lab.measures import MinimalPairs
 from lmjax.lab.plots import plot_curves
-from lmjax.lab.report import write_report
+from lmjax.lab.report import planned, write_report
 from lmjax.lab.results import read_results
+from lmjax.lab.sequential import Sequential, expected
+from lmjax.lab.statistics import detectable, seeds_needed, upper_deviation
+from tests.runs import ROOT
 
 SCORES = {  # accuracy, loss
     "old": {0: (0.70, 2.0), 1: (0.72, 2.1), 2: (0.68, 1.9)},
@@ -91,9 +98,11 @@ def test_the_numbers_are_those_made_by_hand(place: pathlib.Path) -> None:
     (line,) = (x for x in text.splitlines() if x.startswith("| SST-2, % | new | +"))
     assert line.startswith("| SST-2, % | new | +10.0 [") and line.endswith("| better |")
     assert f"| {shown} | {shown} |" in line  # one test alone is not corrected
+    assert f"| {100 * detectable(0.005, 3, 0.05):.1f} | better |" in line
     p = stats.ttest_rel([2.2, 2.2, 2.2], [2.0, 2.1, 1.9]).pvalue
     (line,) = (x for x in text.splitlines() if x.startswith("| loss | new | +"))
     assert f"| {p:.3f} |" in line and line.endswith("| not significant |")
+    assert f"| {detectable(0.1, 3, 0.05 / 2):.4g} |" in line  # the first of Holm's two tests
     (line,) = (x for x in text.splitlines() if x.startswith("| loss | odd | -"))
     assert line.endswith("| better |")  # of a loss, lower is better
     assert "9 of 9 cells are done" in text
@@ -219,6 +228,101 @@ def test_an_ablation_of_an_earlier_version_is_reported(
     (old / "ablation.json").write_text(text)
     write_report(old)
     assert (old / "report.md").read_bytes() == (place / "report.md").read_bytes()
+
+
+def test_ties_count_half_and_the_report_says_so(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    note = MinimalPairs.note
+    assert "equal scores counts half" in note
+    accuracy, loss = DESCRIBED["measures"]
+    write_report(write(tmp_path / "run", {"measures": [{**accuracy, "note": note}, loss]}))
+    text = f"SST-2: {note}"
+    assert text in (tmp_path / "run" / "report.md").read_text()
+    assert text not in (place / "report.md").read_text()
+
+
+RULE = {"measure": "accuracy", "looks": [2, 3], "spending": "pocock"}
+
+
+def test_a_rule_adjusts_the_report(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = write(tmp_path / "run", {"sequential": RULE, "seeds": [0, 1, 2]})
+    write_report(run)
+    text = (run / "report.md").read_text()
+    assert "for each of 3 variants and up to 3 seeds. 9 cells are done." in text
+    assert "Looks at 2, 3 seeds, by SST-2, %, with Pocock-like spending" in text
+    assert "new: decided at 3 seeds." in text and "adjusted for its looks" in text
+    rule = Sequential("accuracy", (2, 3), "pocock")
+    half = 100 * stats.t.isf(rule.limit(0.05, 1) / 2, 2) * 0.005 / np.sqrt(3)
+    assert f"| SST-2, % | new | +10.0 [+{10 - half:.1f}, +{10 + half:.1f}] |" in text
+    p = rule.adjusted(stats.ttest_rel([0.80, 0.825, 0.775], [0.70, 0.72, 0.68]).pvalue, 1)
+    assert f"| {p:.3f} | {p:.3f} | {100 * detectable(0.005, 3, rule.limit(0.05, 1)):.1f} |" in text
+    plain = (place / "report.md").read_text()
+    assert "## Looks" not in plain and "adjusted for its looks" not in plain
+
+    (run / "cells" / "new" / "seed2" / "result.json").unlink()
+    write_report(run)
+    assert "new: decided at 2 seeds." in (run / "report.md").read_text()
+    by_loss = write(tmp_path / "loss", {"sequential": {**RULE, "measure": "loss"}})
+    write_report(by_loss)
+    assert "new: not decided at 3 seeds." in (by_loss / "report.md").read_text()
+    (by_loss / "cells" / "new" / "seed2" / "result.json").unlink()
+    write_report(by_loss)
+    assert "new: not decided yet at 2 seeds." in (by_loss / "report.md").read_text()
+    (run / "cells" / "new" / "seed0" / "result.json").unlink()
+    write_report(run)  # before the first look of `new`
+    assert "| SST-2, % | new | +" not in (run / "report.md").read_text()
+
+
+def test_a_pilot_plans_the_seeds(place: pathlib.Path) -> None:
+    results = read_results(place)
+    text = planned(results, {"accuracy": 0.01, "loss": 0.05}, None)
+    likely = seeds_needed(0.01, 0.005, 0.05)
+    cautious = seeds_needed(0.01, upper_deviation(0.005, 3), 0.05)
+    assert f"| SST-2, % | new | 3 | 0.5 | 1.0 | {likely} | {cautious} |" in text
+    likely = seeds_needed(0.05, 0.1, 0.05 / 2)  # two variants
+    assert f"| loss | new | 3 | 0.1 | 0.05 | {likely} |" in text
+    rule = Sequential("accuracy", (3, 5), "pocock")
+    outcome = expected(rule, 0.05 / 0.1, 0.05 / 2)
+    text = planned(results, {"loss": 0.05}, rule)
+    (line,) = (x for x in text.splitlines() if x.startswith("| loss | new"))
+    assert line.endswith(f"| {outcome.power:.2f} | {outcome.seeds:.1f} |")
+
+
+def test_what_no_pilot_can_plan_is_refused(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = pathlib.Path(shutil.copytree(place, tmp_path / "run"))
+
+    def refused(measure: str, difference: float, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            planned(read_results(run), {measure: difference}, None)
+
+    refused("losses", 0.1, "--plan: 'losses' is not one of accuracy, loss")
+    refused("loss", 0.0, "smallest difference must be a positive number")
+    file = run / "cells" / "new" / "seed2" / "result.json"
+    text = file.read_text()
+    file.write_text(text.replace('"loss": 2.2}', '"loss": NaN}'))
+    refused("loss", 0.1, "loss of new or old is not a finite number")
+    for seed, loss in SCORES["old"].items():
+        file = run / "cells" / "new" / f"seed{seed}" / "result.json"
+        file.write_text(text.replace('"loss": 2.2}', f'"loss": {loss[1] + 1.0}}}'))
+    refused("loss", 0.1, "loss of new differs by the same amount from old")
+    for seed in (0, 1):
+        (run / "cells" / "odd" / f"seed{seed}" / "result.json").unlink()
+        (run / "cells" / "new" / f"seed{seed}" / "result.json").unlink()
+    refused("loss", 0.1, "loss of new and old has 1 seeds in common; a pilot needs at least 2")
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "printed"),
+    [
+        ("accuracy=0.01,loss=0.05", 0, "pilot"),
+        pytest.param("accuracy", 2, "'accuracy' is not MEASURE=DIFFERENCE", marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_plans(place: pathlib.Path, plan: str, code: int, printed: str) -> None:
+    command = [sys.executable, "-m", "experiments.ablate", f"--workdir={place}", f"--plan={plan}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and printed in done.stdout + done.stderr
 
 
 def test_curves_of_runs_are_drawn(tmp_path: pathlib.Path) -> None:

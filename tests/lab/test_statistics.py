@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lmjax.lab.statistics import direction, holm, interval, paired, power_law
+from lmjax.errors import ConfigError
+from lmjax.lab.statistics import (
+    detectable,
+    direction,
+    holm,
+    interval,
+    paired,
+    power,
+    power_law,
+    seeds_needed,
+    upper_deviation,
+)
 
 MANY = 8000
 ERROR = 4 * math.sqrt(0.05 * 0.95 / MANY)  # four standard errors of a share of 5%
@@ -60,6 +71,47 @@ def test_a_difference_that_is_there_is_found_as_often_as_theory_says() -> None:
     limit = stats.t.ppf(0.975, n - 1)
     power = stats.nct.sf(limit, n - 1, size * math.sqrt(n))
     assert abs(np.mean(found) - power) < 4 * math.sqrt(power * (1 - power) / 2000)
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.0, 3), (0.8, 6), (-1.5, 4), (3.0, 3), (9.0, 2)])
+def test_power_by_simulation(effect: float, seeds: int) -> None:
+    draws, level = 40_000, 0.05 / 3
+    x = np.random.default_rng(seeds).normal(effect, 1.0, (draws, seeds))
+    found = np.mean(stats.ttest_1samp(x, 0.0, axis=1).pvalue < level)
+    expected = power(effect, seeds, level)
+    assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / draws) + 1e-9
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 7])
+@pytest.mark.parametrize("effect", [0.2, 0.7, 1.3, 4.0, 500.0])
+def test_seeds_and_detectable_differences_have_power_80(effect: float, level: float) -> None:
+    seeds = seeds_needed(effect * 0.01, 0.01, level)
+    assert seeds is not None and power(effect, seeds, level) >= 0.8
+    assert seeds == 2 or power(effect, seeds - 1, level) < 0.8
+    found = detectable(0.01, seeds, level)
+    assert found <= effect * 0.01
+    assert power(found / 0.01, seeds, level) == pytest.approx(0.8, abs=1e-6)
+    assert seeds_needed(0.01, 1.0, level) is None
+
+
+def test_seeds_from_a_cautious_deviation_suffice_for_four_of_five_pilots() -> None:
+    """Browne's point: those from the deviation itself suffice for about one of two."""
+    rng, draws = np.random.default_rng(5), 300
+    enough = {"likely": 0, "cautious": 0}
+    for deviation in rng.normal(size=(draws, 4)).std(axis=1, ddof=1):
+        for name, x in (("likely", deviation), ("cautious", upper_deviation(deviation, 4))):
+            seeds = seeds_needed(0.7, x, 0.05)
+            enough[name] += seeds is None or power(0.7, seeds, 0.05) >= 0.8
+    assert 0.72 < enough["cautious"] / draws < 0.88
+    assert enough["likely"] / draws < 0.6
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_what_cannot_be_planned_is_refused(bad: float) -> None:
+    with pytest.raises(ConfigError, match="smallest difference must be a positive number"):
+        seeds_needed(bad, 1.0, 0.05)
+    with pytest.raises(ConfigError, match="deviation must be a positive number"):
+        seeds_needed(1.0, bad, 0.05)
 
 
 numbers = st.lists(st.floats(-100, 100), min_size=6, max_size=12)

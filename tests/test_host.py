@@ -26,6 +26,7 @@ def losses(place: pathlib.Path, cache: pathlib.Path, **variables: str) -> tuple[
     return [line["loss"] for line in read_metrics(place / "run" / "metrics.jsonl")], said
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path: pathlib.Path) -> None:
     cache = tmp_path / "cache"
     fresh, said = losses(tmp_path / "fresh", cache)
@@ -43,7 +44,7 @@ def test_a_second_start_compiles_nothing(tmp_path: pathlib.Path) -> None:
     assert "Error reading persistent compilation cache entry for 'jit_step'" in said
 
 
-@pytest.mark.parametrize("how", ["disabled", "unwritable"])
+@pytest.mark.parametrize("how", ["disabled", pytest.param("unwritable", marks=pytest.mark.slow)])
 def test_without_a_cache_programs_are_compiled(how: str, tmp_path: pathlib.Path) -> None:
     cache = tmp_path / "cache"
     variables = {}

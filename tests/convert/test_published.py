@@ -62,7 +62,13 @@ def test_every_family_has_a_dozen_models(family: str) -> None:
     assert sum(case.family == family for case in OFTEN) >= 4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("xlnet", "electra") else [])
+        for name in FAMILIES
+    ],
+)
 def test_fifty_steps_of_training_agree(family: str) -> None:
     curves = train(family)
     assert len(curves.ours) == 50

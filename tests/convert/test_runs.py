@@ -73,7 +73,9 @@ def test_a_run_opens_with_its_averaged_parameters(run: tuple[pathlib.Path, Resul
     assert detected.shape == tokens.shape
 
 
-@pytest.mark.parametrize("part", ["generator", "discriminator"])
+@pytest.mark.parametrize(
+    "part", [pytest.param("generator", marks=pytest.mark.slow), "discriminator"]
+)
 def test_a_run_becomes_a_published_model(
     part: str, run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
 ) -> None:

@@ -68,6 +68,7 @@ def bench(place: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_a_plot_and_the_raw_numbers(tmp_path: pathlib.Path) -> None:
     if not installed("transformers"):
         pytest.skip("transformers is not installed")

@@ -107,7 +107,7 @@ def two_likeliest(row: np.ndarray, roles: dict[str, int]) -> dict[int, float]:
     return dict(zip(tokens.tolist(), (p / p.sum()).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_ancestral_sampling_draws_in_a_random_order(bert: Pretrained, steps: int) -> None:
     """Of two masks: each first, or both at once in the share of the steps that coincide."""
     text = "q[MASK]r[MASK]"

@@ -95,6 +95,7 @@ def test_a_directory_of_an_earlier_version_resumes(
         run(ConfigDict(kept), place)
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_ends_with_the_same_report(
     config: ConfigDict,
     whole: pathlib.Path,

@@ -138,7 +138,12 @@ def test_a_cache_of_few_heads_is_read_by_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scanned", "mask"), [(False, "causal"), (False, "both sides"), (True, "causal")]
+    ("scanned", "mask"),
+    [
+        pytest.param(False, "causal", marks=pytest.mark.slow),
+        (False, "both sides"),
+        (True, "causal"),
+    ],
 )
 def test_who_sees_whom(scanned: bool, mask: str) -> None:
     """By perturbing each token: a local layer reaches 2 positions, and a global one all."""

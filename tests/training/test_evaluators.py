@@ -118,6 +118,7 @@ def test_an_interrupted_run_has_the_same_results(
         assert lines(tmp_path / "run", split) == lines(tmp_path / "whole", split)
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_results(text: pathlib.Path, tmp_path: pathlib.Path) -> None:
     made = config(text, probe={**PROBE, "every": 1})
     child = runs.begin(made.to_dict(), tmp_path)

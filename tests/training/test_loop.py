@@ -132,7 +132,7 @@ def test_a_finished_run_is_only_read(
     jax.tree.map(np.testing.assert_array_equal, saved(workdir, STEPS), before)
 
 
-@pytest.mark.parametrize("stops", [25, 30])
+@pytest.mark.parametrize("stops", [25, pytest.param(30, marks=pytest.mark.slow)])
 def test_an_interrupted_run_is_the_same_run_bit_for_bit(
     stops: int,
     whole: tuple[pathlib.Path, loop.Result],
@@ -388,6 +388,7 @@ def test_a_rising_loss_stops_the_run(text: pathlib.Path, tmp_path: pathlib.Path)
         pretrain(wild, tmp_path, "xlnet")
 
 
+@pytest.mark.slow
 def test_some_steps_are_profiled(text: pathlib.Path, tmp_path: pathlib.Path) -> None:
     short = config(text)
     short["training"]["steps"] = 10

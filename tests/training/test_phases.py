@@ -90,7 +90,11 @@ def assert_same_run(workdir: pathlib.Path, whole: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("at", "line"),
-    [(BOUNDARY, "validation/loss"), (BOUNDARY + 2, "train/loss"), (STEPS - 2, "train/loss")],
+    [
+        (BOUNDARY, "validation/loss"),
+        (BOUNDARY + 2, "train/loss"),
+        pytest.param(STEPS - 2, "train/loss", marks=pytest.mark.slow),
+    ],
     ids=["before the checkpoint of the boundary", "after it", "in the second phase"],
 )
 def test_an_interrupted_run_is_the_same_run_bit_for_bit(

@@ -123,7 +123,9 @@ def test_eight_devices_and_accumulation_together_change_nothing() -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", tiny.MORE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n != "mixture" else []) for n in tiny.MORE]
+)
 def test_further_objectives_train_alike_split_and_in_bfloat16(name: str) -> None:
     alone = losses_on(name, MeshConfig(data=1), 3)
     together = losses_on(name, MeshConfig(data=2, sequence=2, tensor=2), 3, accumulation=2)
@@ -244,7 +246,10 @@ def test_gradient_norms_tell_which_tensor_is_not_finite() -> None:
     assert not np.isfinite(metrics["loss"])
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "electra" else []) for n in tiny.NAMES],
+)
 def test_losses_have_derivatives_in_either_mode(name: str) -> None:
     objective, batch = tiny.objective(name), tiny.batch(name, 0, rows=4)
     corrupted, seeds = corrupt_batch(objective, jax.random.key(0), batch)

@@ -79,7 +79,7 @@ def slope(values: list[float]) -> float:
     return float(np.polyfit(np.log(WIDTHS), np.log(values), 1)[0])
 
 
-@pytest.mark.parametrize("name", ["gpt", "bert"])
+@pytest.mark.parametrize("name", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_coordinate_check(name: str) -> None:
     ours = [moves(name, width, BASE) for width in WIDTHS]
     usual = [moves(name, width, 0) for width in WIDTHS]

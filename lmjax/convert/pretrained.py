@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.network import Network
+from lmjax.nn.taps import read
 from lmjax.nn.transformer import ENTERING, LEAVING, NORMED
 
 
@@ -192,16 +192,18 @@ def hidden_states(network: nn.Module, params: Any, *arguments: Any, **keywords: 
       params: its parameters.
       *arguments, **keywords: passed to `network`.
     """
-    _, kept = network.apply({"params": params}, *arguments, **keywords, mutable=["intermediates"])
+    _, activations = read(network, params, *arguments, **keywords)
     found: dict[str, dict[tuple[str, ...], jax.Array]] = {ENTERING: {}, LEAVING: {}, NORMED: {}}
-    for path, (value,) in flax.traverse_util.flatten_dict(kept["intermediates"]).items():
-        found[path[-1]][path] = value
+    for path, value in activations.items():
+        *place, name = path.split("/")
+        if name in found:
+            found[name][tuple(place)] = value
     (entering,) = found[ENTERING].values()
     layers = list(found[LEAVING].items())
     if len(layers) == 1 and layers[0][1].ndim == entering.ndim + 1:  # scanned: stacked already
         leaving = layers[0][1]
     else:
-        by_index = sorted(layers, key=lambda item: int(item[0][-2].rpartition("_")[-1]))
+        by_index = sorted(layers, key=lambda item: int(item[0][-1].rpartition("_")[-1]))
         leaving = jnp.stack([value for _, value in by_index])
     for normed in found[NORMED].values():
         leaving = leaving.at[-1].set(normed)

@@ -14,12 +14,15 @@ from lmjax.nn.layers import Dense, LayerNorm, RMSNorm, contract
 from lmjax.nn.masks import Mask, as_mask
 from lmjax.nn.partition import over_queries, pad_length
 from lmjax.nn.positions import rotary_frequencies, rotate
+from lmjax.nn.taps import tap, weights_tap
 from lmjax.nn.trunk import Kernel, RotaryConfig, TransformerConfig
 
 # Finite: with -inf, a fully masked row would give NaN.
 MASKED_SCORE = -1e30
 
 PROBABILITIES, OUTPUT = 1, 2  # dropout sites
+
+_PROJECTED = ("queries", "keys", "values")  # taps
 
 
 def attention_weights(
@@ -69,6 +72,7 @@ def attention(
     dtype: jnp.dtype = jnp.float32,
     kernel: Kernel = "auto",
     chunk: int = 0,
+    tap: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(query key^T / sqrt(head_dim)) value.
 
@@ -80,11 +84,17 @@ def attention(
       dtype: dtype of the matrix product operands.
       kernel: attention implementation; see `lmjax.nn.kernels`.
       chunk: number of queries whose scores are in memory at once, if no kernel is used; 0 = all.
+      tap: reads or edits the weights, [batch, heads, queries, keys]; then neither kernels nor
+        chunks are used.
 
     Returns:
       [batch, queries, heads, head_dim] float32.
     """
     mask = as_mask(mask)
+    if tap is not None:
+        scores = contract("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key, dtype)
+        weights = tap(attention_weights(scores, mask.dense(), rate, seeds))
+        return contract("bhqk,bkhd->bqhd", weights, value, dtype)
     drops = rate > 0 and seeds is not None
     chosen = kernels.choose(kernel, query, key, mask, dtype, drops)
     if chosen != "plain":
@@ -236,6 +246,9 @@ class SelfAttention(nn.Module):
                 )
             angles = positions[..., None].astype(jnp.float32) * turns[0]
             query, key = rotate(query, angles, turns[1]), rotate(key, angles, turns[1])
+        query, key, value = (
+            tap(self, name, x) for name, x in zip(_PROJECTED, (query, key, value), strict=True)
+        )
         if cache is not None:
             assert start is not None
             cache = cache.write(key, value, start)
@@ -254,7 +267,9 @@ class SelfAttention(nn.Module):
                 dtype=c.compute_dtype,
                 kernel=c.attention,
                 chunk=c.query_chunk,
+                tap=weights_tap(self, "weights"),
             )
+        context = tap(self, "context", context)
         output = Dense(
             c.hidden_size,
             c.residual_initializer(),
@@ -263,7 +278,7 @@ class SelfAttention(nn.Module):
             name="output",
         )
         y = output(context.reshape(*x.shape[:-1], -1))
-        return dropout(y, c.dropout, seeds, OUTPUT), cache
+        return tap(self, "written", dropout(y, c.dropout, seeds, OUTPUT)), cache
 
 
 def cached_attention(

@@ -17,6 +17,7 @@ from lmjax.nn.layers import Dense, contract
 from lmjax.nn.masks import Mask
 from lmjax.nn.partition import over_queries, split_activations
 from lmjax.nn.positions import relative_shift, relative_shift_at
+from lmjax.nn.taps import tap, weights_tap
 from lmjax.nn.transformer import LEAVING, FeedForward
 from lmjax.nn.trunk import TransformerConfig
 
@@ -87,9 +88,10 @@ class RelativeAttention(nn.Module):
     def heads(self, projected: jax.Array) -> jax.Array:
         return projected.reshape(*projected.shape[:-1], self.config.heads, self.config.head_size)
 
-    def keys_values(self, h: jax.Array) -> KeysValues:
+    def keys_values(self, h: jax.Array, tapped: bool = False) -> KeysValues:
         """h: [batch, keys, hidden_size] -> two [batch, keys, heads, head_dim]."""
-        return self.heads(self.key(h)), self.heads(self.value(h))
+        key, value = self.heads(self.key(h)), self.heads(self.value(h))
+        return (tap(self, "keys", key), tap(self, "values", value)) if tapped else (key, value)
 
     def positions(self, context: RelativeContext) -> jax.Array:
         """Projects the encoding -> [columns, heads, head_dim], or [2, ...] with directions."""
@@ -106,6 +108,7 @@ class RelativeAttention(nn.Module):
         same_segment: Mask,
         target_mapping: jax.Array | None,
         seeds: Seeds | None,
+        stream: str,
     ) -> jax.Array:
         """Attention of one stream. x: [batch, queries, hidden_size] -> the same shape.
 
@@ -113,10 +116,12 @@ class RelativeAttention(nn.Module):
           own, memory: keys and values of this segment and of the memory before it.
           positions: the result of `positions`; `direction` selects the encoding of each row.
           target_mapping: None for the content stream, whose queries are all positions.
+          stream: begins the names of the taps.
         """
         c = self.config
         dtype, length = c.compute_dtype, own[0].shape[1]
         biases = (self.content_bias, self.position_bias, self.segment_bias)
+        tap_weights = weights_tap(self, f"{stream}weights")
 
         def rows(first: Any, queries_here: Any, own: KeysValues, shared: Any) -> jax.Array:
             memory, positions, direction, masks, seeds, biases, segment_embedding = shared
@@ -139,8 +144,12 @@ class RelativeAttention(nn.Module):
                 window = Window(2, start)
                 scores *= c.head_size**-0.5
                 weights = attention_weights(scores, mask, c.attention_dropout, seeds, window)
+                if tap_weights is not None:
+                    weights = tap_weights(weights)
                 return contract("bhqk,bkhd->bqhd", weights, value, dtype)
 
+            if tap_weights is not None:
+                return block(first, queries_here)
             return by_chunks(block, first, queries_here, c.query_chunk)
 
         shared = (
@@ -152,8 +161,14 @@ class RelativeAttention(nn.Module):
             biases,
             self.segment_embedding,
         )
-        y = over_queries(rows, (self.heads(self.query(x)), target_mapping), own, shared)
-        return dropout(self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT)
+        query = tap(self, f"{stream}queries", self.heads(self.query(x)))
+        if tap_weights is not None:
+            y = rows(0, (query, target_mapping), own, shared)
+        else:
+            y = over_queries(rows, (query, target_mapping), own, shared)
+        y = tap(self, f"{stream}context", y)
+        y = dropout(self.output(y.reshape(*x.shape[:-1], -1)), c.dropout, seeds, OUTPUT)
+        return tap(self, f"{stream}written", y)
 
 
 def _joined(memory: KeysValues, own: KeysValues) -> KeysValues:
@@ -222,7 +237,7 @@ class TwoStreamBlock(nn.Module):
         feed_forward = FeedForward(c, name="feed_forward")
         feed_forward_norm = normalize(c, "feed_forward_norm")
 
-        own = attention.keys_values(h)
+        own = attention.keys_values(h, tapped=True)
         memory = None if mems is None else attention.keys_values(mems)
         positions = attention.positions(context)
 
@@ -232,6 +247,7 @@ class TwoStreamBlock(nn.Module):
             same_segment: Mask,
             mapping: jax.Array | None,
             seeds: Seeds | None,
+            name: str = "",
         ) -> jax.Array:
             attended = attention.attend(
                 x,
@@ -243,18 +259,24 @@ class TwoStreamBlock(nn.Module):
                 same_segment,
                 mapping,
                 seeds,
+                name,
             )
             x = attention_norm(x + attended)
-            return feed_forward_norm(x + feed_forward(x, seeds))
+            return feed_forward_norm(x + feed_forward(x, seeds, name))
 
         if g is not None:
             assert context.query_mask is not None and context.query_same_segment is not None
             g_seeds = None if seeds is None else seeds.fold(QUERY_STREAM)
             g = stream(
-                g, context.query_mask, context.query_same_segment, context.target_mapping, g_seeds
+                g,
+                context.query_mask,
+                context.query_same_segment,
+                context.target_mapping,
+                g_seeds,
+                "query_stream_",
             )
         new_h = stream(h, context.content_mask, context.content_same_segment, None, seeds)
         new_h = split_activations(new_h)
-        g = None if g is None else split_activations(g)
-        self.sow("intermediates", LEAVING, new_h)
-        return (new_h, g), h
+        if g is not None:
+            g = tap(self, f"query_stream_{LEAVING}", split_activations(g))
+        return (tap(self, LEAVING, new_h), g), h

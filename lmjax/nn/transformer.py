@@ -14,6 +14,7 @@ from lmjax.nn.layers import ACTIVATIONS, Dense, Initializer, dense, embedding_lo
 from lmjax.nn.masks import Mask, as_mask, within
 from lmjax.nn.partition import gathered, split_activations, whole_length
 from lmjax.nn.positions import sinusoid
+from lmjax.nn.taps import EDITS, TAPS, WEIGHTS, tap
 from lmjax.nn.trunk import TransformerConfig
 
 ACTIVATION, FEED_FORWARD, EMBEDDING = 3, 4, 5  # dropout sites
@@ -21,8 +22,8 @@ ACTIVATION, FEED_FORWARD, EMBEDDING = 3, 4, 5  # dropout sites
 # Number of rows of a segment table.
 SegmentTypes = Annotated[int, Interval("[1, 1000]")]
 
-# Names in the collection "intermediates", if it is mutable, of the hidden states that enter the
-# first block, that leave each block, and of the final normalized ones.
+# Taps of the hidden states that enter the first block, that leave each block, and of the final
+# normalized ones.
 ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
 
 
@@ -136,7 +137,8 @@ class FeedForward(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, seeds: Seeds | None) -> jax.Array:
+    def __call__(self, x: jax.Array, seeds: Seeds | None, stream: str = "") -> jax.Array:
+        """stream: begins the names of the taps, if the layer is applied to several streams."""
         c = self.config
 
         def layer(features: int, initializer: Initializer, name: str) -> Dense:
@@ -148,8 +150,9 @@ class FeedForward(nn.Module):
         y = jax.checkpoint(ACTIVATIONS[c.activation])(inner(x))
         if c.gated:
             y = y * layer(c.intermediate_size, c.kernel_initializer(), "gate")(x)
+        y = tap(self, f"{stream}neurons", y)
         y = dropout(y, c.activation_dropout, seeds, ACTIVATION)
-        return dropout(outer(y), c.dropout, seeds, FEED_FORWARD)
+        return tap(self, f"{stream}written", dropout(outer(y), c.dropout, seeds, FEED_FORWARD))
 
 
 def sublayer(
@@ -214,8 +217,7 @@ class Block(nn.Module):
 
         x = sublayer(c, attention_norm, x, attended)
         x = split_activations(sublayer(c, feed_forward_norm, x, lambda y: feed_forward(y, seeds)))
-        self.sow("intermediates", LEAVING, x)
-        return x, written
+        return tap(self, LEAVING, x), written
 
 
 class Layers(nn.Module):
@@ -248,11 +250,14 @@ class Layers(nn.Module):
             policy = getattr(jax.checkpoint_policies, c.remat)
             block = nn.remat(block, prevent_cse=not c.scan_layers, policy=policy)
         indices = jnp.arange(c.layers, dtype=jnp.uint32)
-        self.sow("intermediates", ENTERING, carry[0] if isinstance(carry, tuple) else carry)
+        if isinstance(carry, tuple):
+            carry = (tap(self, ENTERING, carry[0]), *carry[1:])
+        else:
+            carry = tap(self, ENTERING, carry)
         if c.scan_layers:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, "intermediates": 0},
+                variable_axes={"params": 0, TAPS: 0, WEIGHTS: 0, EDITS: 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, *[nn.broadcast] * len(shared)),
                 length=c.layers,
@@ -297,6 +302,5 @@ class Stack(nn.Module):
         if scanned:
             cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache)
         if self.config.norm == "pre":
-            x = normalize(self.config, "final_norm")(x)
-            self.sow("intermediates", NORMED, x)
+            x = tap(self, NORMED, normalize(self.config, "final_norm")(x))
         return x, cache

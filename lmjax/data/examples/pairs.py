@@ -168,11 +168,11 @@ def _check_labels(table: PairTable, store: Store) -> None:
     # The others are a coin each. This is the expected share, since a few coins can be equal.
     random = (1 + table.alone.mean()) / 2 if len(table.alone) else 0
     if random > _LARGEST_SHARE:
-        sentences = (len(store.sentence_offsets) - 1) / max(len(store.document_offsets) - 1, 1)
+        each = (len(store.sentence_offsets) - 1) / max(len(store.document_offsets) - 1, 1)
         raise ConfigError(
             f"config.data.examples.next_sentence: {random:.1%} of the training pairs would have the"
             f" label 'not next', since {table.alone.mean():.1%} of the chunks of"
-            f" config.data.examples.length have only one sentence (documents have {sentences:.1f});"
+            f" config.data.examples.length have only one sentence (documents have {each:.1f});"
             " use 'sop', or 'none' with config.objective.sentence_prediction=False, or more"
             " sentences in a chunk: a larger length, or a line break after each sentence of the"
             " corpus"

@@ -180,6 +180,12 @@ def _check_text(path: pathlib.Path, where: str, text_feature: str) -> None:
     head, whole = _head(path, where)
     text = decoded(head, str(path), 0, where, whole)
     check_line_ends(text, str(path), where)
+    nul = text.count("\0")
+    if nul > len(text) / 10:
+        raise ConfigError(
+            f"{where}: {nul:,} of the first {len(text):,} characters of '{path}' are NUL, so it is"
+            " not UTF-8 text; convert it, for example with iconv -f utf-16le -t utf-8"
+        )
     if form_of(path) == ".jsonl":
         lines = text.split("\n")
         if not whole:

@@ -5,6 +5,7 @@ on the installed versions, which the name of the built dataset therefore encodes
 """
 
 import ast
+import collections
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from lmjax.data.near_copies import near_copy_groups
 from lmjax.progress import track
 
 # Import names of packages besides the standard library; missing packages are skipped.
@@ -49,11 +51,28 @@ PACKAGES = (
 )
 _SKIPPED_DIRECTORIES = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages"}
 _SHORTEST = 10  # minimum number of words; shorter docstrings say little
+_MOST_HELD_OUT = 50  # near copies of one text in a held-out split
 _SPLITS = {"train": range(0, 96), "validation": range(96, 98), "test": range(98, 100)}
 
 
-def split_of(name: str) -> str:
-    """Returns the split of a qualified name by its hash: 96% train, 2% validation, 2% test."""
+def splits_of(documents: Sequence["Docstring"]) -> list[str]:
+    """Returns the split of each document: about 96% train, 2% validation, 2% test.
+
+    Near copies, such as inherited docstrings, are in one split, so that held-out text is not in
+    train: a hash of the first of their names, in alphabetical order, decides. Large groups of them
+    are in train, since a split of one text says little. The order of the documents does not matter.
+    """
+    groups = near_copy_groups([document.text for document in documents]).tolist()
+    sizes = collections.Counter(groups)
+    names: dict[int, str] = {}
+    for group, document in zip(groups, documents, strict=True):
+        names[group] = min(names.get(group, document.name), document.name)
+    return [
+        _split_of(names[group]) if sizes[group] <= _MOST_HELD_OUT else "train" for group in groups
+    ]
+
+
+def _split_of(name: str) -> str:
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
     return next(split for split, buckets in _SPLITS.items() if bucket in buckets)
 
@@ -65,7 +84,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     and the packages, so that different versions build a new dataset instead of using a stale one.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
 
     def __init__(
         self, *, packages: Sequence[str] = PACKAGES, stdlib: bool = True, **kwargs: Any
@@ -100,13 +119,13 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
+        found: dict[str, Docstring] = {}
+        for document in collect(self._roots):
+            found.setdefault(document.text, document)
         documents: dict[str, list[Docstring]] = {split: [] for split in _SPLITS}
-        seen: set[str] = set()
-        for found in collect(self._roots):
-            if found.text not in seen:
-                seen.add(found.text)
-                documents[split_of(found.name)].append(found)
-        return {split: self._generate_examples(found) for split, found in documents.items()}
+        for document, split in zip(found.values(), splits_of([*found.values()]), strict=True):
+            documents[split].append(document)
+        return {split: self._generate_examples(part) for split, part in documents.items()}
 
     def _generate_examples(
         self, documents: Sequence["Docstring"]

@@ -7,9 +7,9 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Self
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from lmjax.data.cache import prepared
 from lmjax.data.corpora import Corpus, check_corpus, open_corpus
+from lmjax.data.sentences import RULES_VERSION, split_sentences
 from lmjax.data.tokenizer_training import TRAINING_VERSION, train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizer
 from lmjax.errors import ConfigError
@@ -27,11 +28,8 @@ _VERSION = 2  # version of the file format and of the text that tokenizers read
 _MANIFEST = "manifest.json"
 _ARRAYS = ("tokens", "sentence_offsets", "document_offsets", "counts")
 _DOCUMENTS_A_CHUNK = 512
-# After a line, or after . ! or ? (and closing quotes or brackets) followed by white space and a
-# possible start of a sentence. Abbreviations are split too, which does no harm to segment pairs.
-_BOUNDARY = re.compile(r"(?=\n)|(?<=[.!?])[\"')\]]*(?=[ \t]+[\"'(\[]?[A-Z0-9])")
-
-_SENTENCES_VERSION = 1  # version of the rule, on which stored token ids depend
+# Signs of text that was damaged or decoded wrongly before it came here.
+_ODD_CHARACTERS = {"\0": "NUL characters", "\ufffd": "replacement characters (U+FFFD)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +202,12 @@ def _not_empty(texts: Iterable[str], corpus: Corpus) -> Iterator[str]:
 
 
 def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str) -> TokenStore:
-    fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, _SENTENCES_VERSION, _VERSION)
+    fingerprint = _hash(corpus.fingerprint, tokenizer.fingerprint, RULES_VERSION, _VERSION)
     directory = cache_directory(config.cache_dir) / "tokens" / fingerprint
     store = prepared(
         directory,
         lambda: TokenStore.open(directory),
-        lambda: _write(directory, corpus, tokenizer, fingerprint, f"tokenizing {split}"),
+        lambda: _write(directory, corpus, tokenizer, fingerprint, split),
     )
     if not len(store.tokens):
         field = "validation_corpus" if split == "validation" else "corpus"
@@ -221,7 +219,7 @@ def _store(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, split: str)
 
 
 def _write(
-    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str, what: str
+    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str, split: str
 ) -> None:
     """Writes the store to a temporary directory and moves it into place atomically.
 
@@ -231,7 +229,7 @@ def _write(
     temporary = _beside(directory)
     temporary.mkdir()
     try:
-        manifest = _write_arrays(temporary, corpus, tokenizer, what)
+        manifest = _write_arrays(temporary, corpus, tokenizer, split)
         manifest |= {"fingerprint": fingerprint, "corpus": corpus.name}
         with (temporary / _MANIFEST).open("w") as file:
             json.dump(manifest, file, indent=2)
@@ -247,21 +245,25 @@ def _write(
 
 
 def _write_arrays(
-    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, what: str
+    directory: pathlib.Path, corpus: Corpus, tokenizer: Tokenizer, split: str
 ) -> dict[str, Any]:
+    """Writes the arrays, says what they hold, and returns the manifest."""
     dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
     counts = np.zeros(tokenizer.size, np.int64)
-    size = words = n_tokens = n_sentences = 0
+    size = words = n_tokens = n_sentences = n_documents = read = 0
+    odd = dict.fromkeys(_ODD_CHARACTERS, 0)
     with _files(directory, _ARRAYS) as files:
         for name in ("sentence_offsets", "document_offsets"):
             files[name].write(np.zeros(1, np.int64).tobytes())
-        for document in _chunks(track(corpus.documents(), what, corpus.size)):
-            split = [split_sentences(text) for text in document]
-            ids = tokenizer.encode_batch([s for part in split for s in part])
-            size += sum(len(text.encode()) for text in document)
-            words += sum(len(text.split()) for text in document)
+        for texts in _chunks(track(corpus.documents(), f"tokenizing {split}", corpus.size)):
+            sentences = [split_sentences(text) for text in texts]
+            ids = tokenizer.encode_batch([s for part in sentences for s in part])
+            size += sum(len(text.encode()) for text in texts)
+            words += sum(len(text.split()) for text in texts)
+            for character in odd:
+                odd[character] += sum(text.count(character) for text in texts)
             lengths = np.array([len(i) for i in ids], np.int64)
-            of_document = np.repeat(np.arange(len(split)), [len(part) for part in split])
+            of_document = np.repeat(np.arange(len(texts)), [len(part) for part in sentences])
             kept = lengths > 0
             flat = np.concatenate([*ids, np.zeros(0, np.int32)])
             counts += np.bincount(flat, minlength=len(counts))
@@ -269,14 +271,23 @@ def _write_arrays(
             ends = n_tokens + np.cumsum(lengths[kept])
             files["sentence_offsets"].write(ends.tobytes())
             # Documents without tokens are dropped.
-            in_document = np.bincount(of_document[kept], minlength=len(split))
+            in_document = np.bincount(of_document[kept], minlength=len(texts))
             document_ends = n_sentences + np.cumsum(in_document)[in_document > 0]
             files["document_offsets"].write(document_ends.astype(np.int64).tobytes())
             n_tokens += int(lengths.sum())
             n_sentences += int(kept.sum())
+            n_documents += int((in_document > 0).sum())
+            read += len(texts)
         files["counts"].write(counts.tobytes())
         for file in files.values():
             _sync(file)
+    said = f"{n_documents:,} documents with {n_sentences / max(n_documents, 1):.1f} sentences each"
+    if unknown := int(counts[tokenizer.roles["unk"]]):
+        said += f", {unknown / n_tokens:.2%} of the tokens are unknown"
+    if read > n_documents:
+        said += f", {read - n_documents:,} more without tokens"
+    said += "".join(f", {count:,} {_ODD_CHARACTERS[c]}" for c, count in odd.items() if count)
+    print(f"{split}: {said}", file=sys.stderr, flush=True)
     return {
         "dtype": dtype.name,
         "bytes": size,
@@ -305,20 +316,3 @@ def _sync(file: Any) -> None:
 
 def _hash(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
-
-
-def split_sentences(document: str) -> list[str]:
-    """Returns the sentences of a document, in order.
-
-    White space between two sentences belongs to the second. Joining the sentences gives the
-    stripped document, so a byte-level tokenizer loses nothing.
-    """
-    document = document.strip()
-    sentences, begin = [], 0
-    for boundary in _BOUNDARY.finditer(document):
-        if document[begin : boundary.end()].strip():
-            sentences.append(document[begin : boundary.end()])
-            begin = boundary.end()
-    if document[begin:]:
-        sentences.append(document[begin:])
-    return sentences

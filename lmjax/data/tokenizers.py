@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -37,6 +38,20 @@ ROLES = {
     "eod": ("[EOD]", "<eod>", "<|endoftext|>"),
 }
 _SPACE, _BYTE_SPACE, _CONTINUES = "▁", "Ġ", "##"
+# Scripts without spaces between words: Thai, Lao, Tibetan, Burmese and Khmer (except for vowels
+# that follow a consonant), and Han and kana with their punctuation.
+_CLAUSE_LETTER = re.compile(
+    r"[\u0e01-\u0e2e\u0e40-\u0e44\u0e81-\u0eae\u0ec0-\u0ec4\u0edc-\u0edf\u0f40-\u0f6c"
+    r"\u1000-\u102a\u1780-\u17b3]"
+)
+_IDEOGRAPH = re.compile(
+    r"[\u3001-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20"
+    r"\uff61-\uff9f\U00020000-\U0003ffff]"
+)
+# GPT-2's spelling of bytes: printable Latin-1 characters as they are, others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE}
+_BYTES |= {chr(256 + i): b for i, b in enumerate(sorted({*range(256)} - {*_PRINTABLE}))}
 _MOST_BYTES = 64 << 20  # per file; published vocabularies of 260,000 tokens have 35 MB
 _MOST_IDS = 1 << 20  # published vocabularies have up to 900,000
 _MOST_ADDED = 1 << 16  # published vocabularies have a few thousand
@@ -184,14 +199,17 @@ class Tokenizer:
         special = np.zeros(self.size, bool)
         special[list(self._special)] = True
         pieces = [self.token(i) for i in range(self.size)]
-        continues = isinstance(self._inner.model, models.WordPiece)
-        starts = np.array([_starts_word(piece, continues) for piece in pieces]) | special
+        if self.kind == "WordPiece":
+            starts = np.array([_starts_wordpiece(piece) for piece in pieces])
+        else:
+            read = _first_of_bytes if '"type":"ByteLevel"' in self._as_loaded else str
+            starts = np.array([_starts_piece(piece, read(piece)) for piece in pieces])
         smoothed = np.asarray(counts, np.float64) + 1.0
         return Vocabulary(
             size=self.size,
             **self.roles,
             special=special,
-            starts_word=starts,
+            starts_word=starts | special,
             log_frequency=np.log(smoothed / smoothed.sum()).astype(np.float32),
         )
 
@@ -201,11 +219,34 @@ def _first(inner: tokenizers.Tokenizer, names: Sequence[str]) -> str | None:
     return next((name for name in names if inner.token_to_id(name) is not None), None)
 
 
-def _starts_word(piece: str, continues: bool) -> bool:
-    """Whether a piece begins a word: XLNet's `_is_start_piece`, or WordPiece's '##' rule."""
-    if continues:
-        return not piece.startswith(_CONTINUES)
-    return piece[:1] in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ") or piece[:1] in string.punctuation
+def _starts_wordpiece(piece: str) -> bool:
+    """Whether a piece begins a word: the '##' rule, except in scripts without spaces.
+
+    Han characters need no exception, since BERT makes each of them a word.
+    """
+    rest = piece.removeprefix(_CONTINUES)
+    return rest == piece or bool(_CLAUSE_LETTER.match(rest))
+
+
+def _starts_piece(piece: str, text: str) -> bool:
+    """Whether a piece begins a word: XLNet's `_is_start_piece`, or a script without spaces.
+
+    text: what the piece spells, at least its first character.
+    """
+    first = piece[:1]
+    if first in (_SPACE, _BYTE_SPACE, "<", "Ċ", "ĉ") or first in string.punctuation:
+        return True
+    return bool(_CLAUSE_LETTER.match(text) or _IDEOGRAPH.match(text))
+
+
+def _first_of_bytes(piece: str) -> str:
+    """Returns the first character of a byte-level piece, or one of its script if it is cut off."""
+    try:
+        data = bytes(_BYTES[character] for character in piece)
+    except KeyError:  # an added token, which is text
+        return piece
+    # The first of three bytes tells Han and kana from other scripts.
+    return (data[:4] + b"\x81" * (3 - len(data))).decode(errors="replace")
 
 
 def load_tokenizer(

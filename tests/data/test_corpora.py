@@ -1,20 +1,27 @@
 """Corpora: what is read, how it is split, and what is refused."""
 
+import collections
 import gzip
 import importlib.util
 import inspect
+import itertools
 import json
 import lzma
 import os
 import pathlib
+import random
+import re
+import string
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmjax.data import corpora, pydocs
 from lmjax.data.corpora import check_corpus, open_corpus
+from lmjax.data.near_copies import near_copy_groups
 from lmjax.data.rows import Notes, RowsConfig, read_split
-from lmjax.data.store import split_sentences
 from lmjax.errors import ConfigError
 
 DOCUMENTS = [f"Title {i}\nThe {i}th document, häuslich.\nIt ends." for i in range(400)]
@@ -251,24 +258,6 @@ def test_the_checked_megabyte_may_end_inside_a_character(
     check_corpus(str(path))
 
 
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        ("One. Two! (Three?) Four", ["One.", " Two!", " (Three?)", " Four"]),
-        ('He said "no." Then left.', ['He said "no."', " Then left."]),
-        ("title\n\nbody goes on\n", ["title", "\n\nbody goes on"]),
-        ("version 3.14 is fine, i.e. here", ["version 3.14 is fine, i.e. here"]),
-    ],
-)
-def test_sentences(document: str, expected: list[str]) -> None:
-    assert split_sentences(document) == expected
-
-
-@pytest.mark.parametrize("document", [*DOCUMENTS[:3], "a.\n\n \n B. C", "x", "", " \n "])
-def test_sentences_joined_are_the_document(document: str) -> None:
-    assert "".join(split_sentences(document)) == document.strip()
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pydocs.Pydocs:
     directory = str(tmp_path_factory.mktemp("pydocs"))
@@ -303,10 +292,70 @@ def test_docstrings_are_prepared_where_nothing_was_before(
     assert list(again.documents()) == list(corpus.documents()) and not lock.exists()
 
 
-def test_pydocs_splits_by_name(built: pydocs.Pydocs) -> None:
-    for split in pydocs._SPLITS:
-        source = built.as_data_source(split=split)
-        assert {pydocs.split_of(source[i]["name"].decode()) for i in range(len(source))} == {split}
+def runs(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(5)), strict=False))
+
+
+def near(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> bool:
+    return 2 * len(a & b) >= len(a | b) > 0
+
+
+def test_pydocs_holds_out_no_near_copy_of_train(built: pydocs.Pydocs) -> None:
+    texts = {
+        split: [runs(entry["text"].decode()) for entry in built.as_data_source(split=split)]
+        for split in pydocs._SPLITS
+    }
+    assert all(texts.values())
+    for one, two in itertools.combinations(texts.values(), 2):
+        assert not any(near(a, b) for a in one for b in two)
+    assert any(near(a, b) for a, b in itertools.combinations(texts["train"], 2))
+
+
+def made_up_docstrings() -> list[pydocs.Docstring]:
+    """Of 2,000 functions; every third copies the text of the one before with some words changed."""
+    rng = random.Random(0)
+    words: list[str] = []
+    found = []
+    for i in range(2000):
+        if i % 3 == 2:
+            words = [w if rng.random() < 0.97 else "other" for w in words]
+        else:
+            words = [rng.choice(string.ascii_letters) * rng.randint(1, 3) for _ in range(40)]
+        found.append(pydocs.Docstring("p", f"p.f{i}", "()", " ".join(words)))
+    return found
+
+
+def test_a_split_of_docstrings_follows_from_their_names_and_texts() -> None:
+    documents = made_up_docstrings()
+    splits = dict(zip(documents, pydocs.splits_of(documents), strict=True))
+    counts = collections.Counter(splits.values())
+    assert 20 < counts["validation"] < 80 and 20 < counts["test"] < 80
+    shuffled = random.Random(1).sample(documents, len(documents))
+    assert dict(zip(shuffled, pydocs.splits_of(shuffled), strict=True)) == splits
+    pairs = [(a, b) for a, b in itertools.pairwise(documents) if near(runs(a.text), runs(b.text))]
+    assert len(pairs) > 300
+    assert {splits[a] for a, _ in pairs} == {"train", "validation", "test"}
+    assert all(splits[a] == splits[b] for a, b in pairs)
+    # Alone, the hash of the name decides.
+    alone = pydocs.splits_of([pydocs.Docstring("p", "json.loads", "", "a b c d e f g h i j")])
+    assert alone == ["train"]
+    many = [pydocs.Docstring("p", f"q{i}", "", "one text that is everywhere") for i in range(60)]
+    assert set(pydocs.splits_of(many)) == {"train"}
+
+
+@given(st.lists(st.text(alphabet="abc ", max_size=24), max_size=12))
+def test_groups_of_near_copies_are_those_of_brute_force(texts: list[str]) -> None:
+    def of(text: str) -> set[tuple[str, ...]]:
+        return set(itertools.pairwise(text.split()))
+
+    group = list(range(len(texts)))
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        a, b = of(texts[i]), of(texts[j])
+        if a & b and len(a & b) >= 0.6 * len(a | b):
+            group = [group[i] if g == group[j] else g for g in group]
+    found = near_copy_groups(texts, similarity=0.6, shingle=2)
+    assert len(set(zip(group, found.tolist(), strict=True))) == len(set(group)) == len(set(found))
 
 
 def test_pydocs_is_another_dataset_with_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:

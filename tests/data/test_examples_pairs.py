@@ -154,7 +154,7 @@ def test_share_of_one_sentence_chunks_is_that_of_the_paper():
 @pytest.mark.parametrize("length", [5, 16, 40])
 def test_next_sentence_pairs_tell_the_truth(length):
     store = random_store(documents=30)
-    source = source_of(SegmentPairs(length, duplicates=3), store)
+    source = source_of(SegmentPairs(length, duplicates=3), store, split="validation")
     starts = set(store.sentence_offsets.tolist())
     for i in range(len(source)):
         row = source[i]
@@ -349,10 +349,25 @@ def test_any_corpus_gives_well_formed_pairs(documents, length, next_sentence):
     store = make_store(documents)
     forms = [ElectraPairs(length, 0.5, 0.5), SegmentPairs(length, next_sentence, 2, 0.5)]
     for form in forms:
-        source = source_of(form, store, rows=0)
+        source = source_of(form, store, rows=0, split="validation")
         for i in range(len(source)):
             a, b = segments_of_electra(source[i])
             assert len(a) and len(a) + len(b) + 2 + bool(len(b)) <= length
+
+
+@pytest.mark.parametrize(("alone", "refused"), [(75, False), (85, True)])
+def test_labels_that_are_nearly_all_one_are_refused(alone, refused):
+    # A document of one sentence has a random partner; of two, half of them.
+    store = make_store([[6]] * alone + [[6, 6]] * (100 - alone))
+    form = SegmentPairs(64, short_probability=0.0)
+    if refused:
+        says = r"^config\.data\.examples\.next_sentence: 9\d\.\d% .* \(documents have 1\.1\)"
+        with pytest.raises(ConfigError, match=says):
+            source_of(form, store)
+        source_of(form, store, split="validation")  # which trains nothing
+        source_of(SegmentPairs(64, "sop", short_probability=0.0), store)
+    else:
+        assert source_of(form, store).table.label.mean() < 0.9
 
 
 def test_config_errors_name_the_field():

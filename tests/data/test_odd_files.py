@@ -276,6 +276,13 @@ def test_what_json_cannot_say_is_refused_by_row(
         assert re.search(r"f\.json' is not JSON .*line \d+, column", str(caught.value))
 
 
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_corpus_of_nul_characters_is_refused(coding: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "f.txt").write_bytes("An English text.\n\nWithout a mark.".encode(coding))
+    with pytest.raises(ConfigError, match=r"f\.txt' are NUL, so it is not UTF-8 text; convert it"):
+        documents(tmp_path / "f.txt")
+
+
 @pytest.mark.parametrize("reader", sorted(LINES))
 def test_a_cr_is_a_character(reader: str, tmp_path: pathlib.Path) -> None:
     data = written(reader, ["one", "twotwo", "three"]).replace(b"twotwo", b"two\rtwo")

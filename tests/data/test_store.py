@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from lmjax.data import store as stores
-from lmjax.data.store import DataConfig, TokenStore, prepare, split_sentences
+from lmjax.data.examples import SegmentPairs
+from lmjax.data.sentences import split_sentences
+from lmjax.data.store import DataConfig, TokenStore, prepare
 from lmjax.data.tokenizers import TokenizerConfig
 from lmjax.errors import ConfigError
 
@@ -94,6 +96,48 @@ def test_what_encodes_to_nothing_is_dropped(config: DataConfig, tmp_path: pathli
     np.testing.assert_array_equal(np.diff(store.document_offsets), [2, 1])
     assert (np.diff(store.sentence_offsets) > 0).all()
     same(store, prepared["validation"])
+
+
+def test_preparation_says_what_the_text_is(
+    config: DataConfig, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["你好。今天天气很好。", "a\0b. Then \ufffd. End", "\u200b"] * 2
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    (tmp_path / "train.txt").write_text("only english letters. Twice")
+    kind = TokenizerConfig(kind="wordpiece", vocab_size=100)
+    options = {"validation_corpus": config.corpus, "cache_dir": config.cache_dir}
+    asked = DataConfig(corpus=str(tmp_path / "train.txt"), tokenizer=kind, **options)
+    prepare(asked)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "train: 1 documents with 2.0 sentences each"
+    assert said[1].startswith("validation: 4 documents with 2.5 sentences each, ")
+    assert said[1].endswith(
+        "% of the tokens are unknown, 2 more without tokens, 2 NUL characters,"
+        " 2 replacement characters (U+FFFD)"
+    )
+    prepare(asked)  # from the cache
+    assert not capsys.readouterr().err
+
+
+def test_other_rules_of_sentences_are_another_store(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one = prepare(config)
+    monkeypatch.setattr(stores, "RULES_VERSION", "another")
+    _, two = prepare(config)
+    assert two["train"].fingerprint != one["train"].fingerprint
+
+
+def test_chinese_text_gives_both_labels(config: DataConfig, tmp_path: pathlib.Path) -> None:
+    texts = [f"这是第{i}篇文章。" * 30 for i in range(200)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    tokenizer, prepared = prepare(config)
+    assert prepared["train"].n_sentences == 30 * prepared["train"].n_documents
+    vocabulary = tokenizer.vocabulary(prepared["train"].counts)
+    form = SegmentPairs(128)
+    source = form.source(prepared["train"], vocabulary, seed=0, split="train", rows=8)
+    labels = [int(source[i]["label"]) for i in range(200)]
+    assert 60 < sum(labels) < 180
 
 
 def test_chunks_leave_no_trace(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:

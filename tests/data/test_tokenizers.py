@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,32 @@ def test_starts_word_marks_one_start_for_each_word(kind: str) -> None:
     assert vocabulary.starts_word[ids].sum() == 5
     (ids,) = tokenizer.encode_batch([" it, done."])
     assert vocabulary.starts_word[ids].sum() == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_scripts_without_spaces_start_words(kind: str) -> None:
+    texts = ["今天天气很好我们去公园吧", "วันนี้อากาศดีเราไปสวนสาธารณะกัน", "ひらがなとカタカナ"]
+    config = TokenizerConfig("", kind, 300, lowercase=False)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer([*texts, "an english text"], config)  # BPE cuts characters
+    starts_word = tokenizer.vocabulary(np.zeros(tokenizer.size)).starts_word
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        place, first = 0, []  # the character with which each piece begins; '' inside a character
+        letters: Any = text
+        if kind == "bpe":  # a piece has a character for each byte
+            letters = [x for c in text for x in (c, *[""] * (len(c.encode()) - 1))]
+        for piece in map(tokenizer.token, ids):
+            first.append(letters[place])
+            place += len(piece.removeprefix("##").removeprefix("▁"))
+        assert place == len(letters)
+        # Vowels and tones that follow a Thai consonant, and BERT's words of kana.
+        follow = {"", *"ะาำ"} | {c for c in text if unicodedata.category(c) == "Mn"}
+        if kind == "wordpiece" and text == texts[2]:
+            follow |= set(text[1:])
+        want = [i == 0 or c not in follow for i, c in enumerate(first)]
+        if kind == "bpe" and text == texts[1]:  # a consonant that is cut looks like a vowel
+            assert not (starts_word[ids] & ~np.array(want))[np.array(first) == ""].any()
+        else:
+            assert starts_word[ids].tolist() == want
 
 
 def test_wordpiece_learns_the_common_word_whole() -> None:

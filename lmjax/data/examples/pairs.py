@@ -24,10 +24,12 @@ from lmjax.data.examples.source import (
     chunk_ends,
     sentences,
 )
+from lmjax.errors import ConfigError
 
 # Indices of the random draws of a chunk.
 _SPLIT, _COIN, _CUT, _START, _CUT_FIRST, _CUT_SECOND, _OTHER = range(7)
 _TRIES = 10
+_LARGEST_SHARE = 0.9  # of one label
 
 
 PairsPerRow = Annotated[int, Interval("[1, 100]")]
@@ -68,7 +70,8 @@ class SegmentPairs:
         """Draws all pairs; see `lmjax.data.examples.source.Examples`.
 
         Raises:
-          ConfigError: the corpus yields fewer rows than `rows`.
+          ConfigError: the corpus yields fewer rows than `rows`, or nearly all training pairs have
+            the same label.
         """
         table = pair_table(self, store, stateless_random.root(seed, split))
         source = share_rows(
@@ -80,6 +83,8 @@ class SegmentPairs:
             split=split,
         )
         check_rows(len(source), rows, split)
+        if self.next_sentence == "nsp" and split == "train":
+            _check_labels(table, store)
         return source
 
 
@@ -90,6 +95,7 @@ class PairTable:
     first: np.ndarray  # [n, 2] int64: start and stop in store.tokens
     second: np.ndarray  # [n, 2] int64
     label: np.ndarray  # [n] int8
+    alone: np.ndarray  # [n] bool, whether the text had one sentence, so that 'nsp' has no choice
 
 
 class PairSource:
@@ -136,7 +142,7 @@ def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
     first = np.stack([bounds[chunks.first], bounds[chunks.split]], axis=1)
     second = np.stack([bounds[chunks.split], bounds[chunks.stop]], axis=1)
     label = np.zeros(len(first), np.int8)
-    keys = chunks.keys
+    keys, alone = chunks.keys, chunks.stop - chunks.first == 1
     if form.next_sentence == "nsp":
         random = chunks.random
         wanted = (chunks.target - (first[:, 1] - first[:, 0]))[random]
@@ -144,18 +150,33 @@ def pair_table(form: SegmentPairs, store: Store, root: np.ndarray) -> PairTable:
         second[random] = _random_segments(bounds, documents, keys[random], own, wanted)
         label[random] = 1
     else:
-        alone = chunks.stop - chunks.first == 1
         size = first[:, 1] - first[:, 0]
         keep = ~(alone & (size == 1))  # a single token cannot be split
         cut = first[:, 0] + stateless_random.integers(keys, _CUT, 1, size - 1)
         first[alone, 1] = second[alone, 0] = cut[alone]
-        first, second, label, keys = first[keep], second[keep], label[keep], keys[keep]
+        first, second, label, keys, alone = (x[keep] for x in (first, second, label, keys, alone))
         if form.next_sentence == "sop":
             swap = stateless_random.uniform(keys, _COIN) < 0.5
             first[swap], second[swap] = second[swap], first[swap]
             label[swap] = 1
     _truncate(first, second, room, keys)
-    return PairTable(first, second, label)
+    return PairTable(first, second, label, alone)
+
+
+def _check_labels(table: PairTable, store: Store) -> None:
+    """Raises ConfigError if next-sentence prediction would learn to say "not next" always."""
+    # The others are a coin each. This is the expected share, since a few coins can be equal.
+    random = (1 + table.alone.mean()) / 2 if len(table.alone) else 0
+    if random > _LARGEST_SHARE:
+        each = (len(store.sentence_offsets) - 1) / max(len(store.document_offsets) - 1, 1)
+        raise ConfigError(
+            f"config.data.examples.next_sentence: {random:.1%} of the training pairs would have the"
+            f" label 'not next', since {table.alone.mean():.1%} of the chunks of"
+            f" config.data.examples.length have only one sentence (documents have {each:.1f});"
+            " use 'sop', or 'none' with config.objective.sentence_prediction=False, or more"
+            " sentences in a chunk: a larger length, or a line break after each sentence of the"
+            " corpus"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

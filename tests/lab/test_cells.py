@@ -57,7 +57,7 @@ def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathl
 def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     found = results(whole)
     assert list(found) == [
-        f"cells/{name}/seed{seed}/result.json" for name in ("causal", "blanks") for seed in (0, 1)
+        f"cells/{name}/seed{seed}/result.json" for name in ("blanks", "causal") for seed in (0, 1)
     ]
     for result in found.values():
         measures = result["measures"]

@@ -1,4 +1,4 @@
-"""The four objectives at a size that compiles in seconds, and random text for them."""
+"""Objectives at a size that compiles in seconds, and random text for them."""
 
 import dataclasses
 from typing import Any
@@ -19,12 +19,15 @@ from lmjax.objectives.causal_masked import CausalMaskedLM
 from lmjax.objectives.diffusion import MaskedDiffusion
 from lmjax.objectives.masked import MaskedLM
 from lmjax.objectives.mixture import Mixture
+from lmjax.objectives.multi_token import MultiTokenLM
 from lmjax.objectives.permuted import PermutedLM
+from lmjax.objectives.permuted_groups import PermutedGroupsLM
+from lmjax.objectives.prefix import PrefixLM
 from lmjax.objectives.rtd import ReplacedTokenDetection
 
 SIZE, LENGTH, BATCH = 50, 16, 16
 NAMES = ("bert", "gpt", "xlnet", "electra")
-MORE = ("diffusion", "causal_masked", "mixture")
+MORE = ("diffusion", "causal_masked", "mixture", "prefix", "multi_token", "groups")
 
 VOCABULARY = Vocabulary(
     size=SIZE,
@@ -56,25 +59,17 @@ def text_inputs(
 def objective(name: str, **settings: Any) -> Objective:
     """One of NAMES or MORE, with dropout; `settings` change its fields."""
     pre = dataclasses.replace(TRUNK, norm="pre")
+    gpt = GptConfig(pre, max_length=LENGTH, vocab_size=SIZE)
+    xlnet = XlnetConfig(TRUNK, memory_length=8, vocab_size=SIZE)
+    permuted: dict[str, Any] = {"num_predict": 5, "reuse_length": 8, "max_ngram": 2, "alpha": 2}
     made: dict[str, Objective] = {
         "bert": MaskedLM(
             vocabulary=VOCABULARY,
             model=BertConfig(TRUNK, max_length=LENGTH, vocab_size=SIZE),
             max_predictions=4,
         ),
-        "gpt": CausalLM(
-            vocabulary=VOCABULARY,
-            model=GptConfig(pre, max_length=LENGTH, vocab_size=SIZE),
-            z_loss=1e-4,
-        ),
-        "xlnet": PermutedLM(
-            vocabulary=VOCABULARY,
-            model=XlnetConfig(TRUNK, memory_length=8, vocab_size=SIZE),
-            num_predict=5,
-            reuse_length=8,
-            max_ngram=2,
-            alpha=2,
-        ),
+        "gpt": CausalLM(vocabulary=VOCABULARY, model=gpt, z_loss=1e-4),
+        "xlnet": PermutedLM(vocabulary=VOCABULARY, model=xlnet, **permuted),
         "electra": ReplacedTokenDetection(
             vocabulary=VOCABULARY,
             model=ElectraConfig(
@@ -104,6 +99,9 @@ def objective(name: str, **settings: Any) -> Objective:
             },
             shares={"masked": 3},
         ),
+        "prefix": PrefixLM(vocabulary=VOCABULARY, model=gpt),
+        "multi_token": MultiTokenLM(vocabulary=VOCABULARY, model=gpt, future_tokens=3),
+        "groups": PermutedGroupsLM(vocabulary=VOCABULARY, model=xlnet, group_size=2, **permuted),
     }
     return dataclasses.replace(made[name], **settings)
 
@@ -120,7 +118,7 @@ def batch(name: str, seed: int, rows: int = BATCH) -> dict[str, np.ndarray]:
         "segment_ids": documents,
         "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (rows, 1)),
     }
-    if name == "xlnet":
+    if name in ("xlnet", "groups"):
         made["direction"] = np.where(np.arange(rows) < rows // 2, 1, -1).astype(np.int32)
     else:
         documents[::3, -3:] = 0

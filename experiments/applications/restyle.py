@@ -49,10 +49,10 @@ def main() -> None:
         lmjax.load(flags.FLAGS.model),
     )
     check_style(judge, flags.FLAGS.to, "--to")
-    if model.network.fills_masks:
-        restyled(judge, model)
-    elif model.network.continues_texts:
+    if model.network.continues_texts:
         continued(judge, model)
+    elif model.network.fills_masks:
+        restyled(judge, model)
     else:
         raise ConfigError(
             f"--model: {type(model.network).__name__} neither fills masks nor continues texts"

@@ -125,7 +125,7 @@ def passage_scores(
     for passage in passages:
         model.check_ids(passage.ids, "model")
     one_by_one = method in _ONE_BY_ONE
-    # Models that do not fill masks (XLNet) hide a token without replacing it.
+    # Models that do not fill masks hide a token without replacing it.
     mask = model.role_id("mask") if one_by_one and network.fills_masks else 0
     starts_word = None
     if method == "pseudo_within_word":

@@ -37,9 +37,8 @@ def generate(
       ConfigError: a setting is invalid, or the model cannot generate text.
     """
     config = build(GenerationConfig, settings, "generate")
-    masked = model.network.fills_masks
     listed = read_prompts(model, prompts, config)
-    if masked and draft is None:
+    if _fills(model, config) and draft is None:
         return infill(model, listed, config)
     _check_left_to_right(model, config)
     if draft is not None:
@@ -88,7 +87,13 @@ def can_stream(model: Pretrained, settings: dict[str, Any]) -> bool:
     """Whether `stream` supports these settings: a single text, generated left to right."""
     config = build(GenerationConfig, settings, "generate")
     several = config.num_beams > 1 or config.num_return_sequences > 1 or config.penalty_alpha > 0
-    return not (several or config.constrained or model.network.fills_masks)
+    return not (several or config.constrained or _fills(model, config))
+
+
+def _fills(model: Pretrained, config: GenerationConfig) -> bool:
+    """Whether masks are filled. A model that also continues texts does so if `infill` is set."""
+    wanted = config.infill != GenerationConfig().infill
+    return model.network.fills_masks and (wanted or not model.network.continues_texts)
 
 
 def _check_left_to_right(model: Pretrained, config: GenerationConfig) -> None:
@@ -98,7 +103,7 @@ def _check_left_to_right(model: Pretrained, config: GenerationConfig) -> None:
             " ELECTRA generator with its language-model head"
         )
     off = GenerationConfig()
-    for name in ("infill", "iterations"):
+    for name in ("infill", "iterations", "group_size"):
         if getattr(config, name) != getattr(off, name):
             raise ConfigError(
                 f"{name}: applies to masked models, but {type(model.network).__name__} generates"

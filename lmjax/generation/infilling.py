@@ -1,11 +1,11 @@
 """Text generation with masked models: by confidence, in rounds, by Gibbs or ancestral sampling.
 
-A masked model predicts a masked token from all other tokens. Infilling fills the masks of a prompt,
-or appends `max_new_tokens` masks if it has none. Filling by confidence and mask-predict
-(Ghazvininejad et al. 2019 §3) search for a probable text; Gibbs sampling (Wang & Cho 2019 §2)
-repeatedly samples from the conditional distributions. Ancestral sampling reverses a masked
-diffusion (Sahoo et al. 2024, eq. 7): in `iterations` steps, each mask is replaced by a sample at a
-random step.
+A masked model, or XLNet's query stream, predicts a masked token from all other tokens. Infilling
+fills the masks of a prompt, or appends `max_new_tokens` masks if it has none. Filling by confidence
+and mask-predict (Ghazvininejad et al. 2019 §3) search for a probable text; Gibbs sampling (Wang &
+Cho 2019 §2) repeatedly samples from the conditional distributions. Ancestral sampling reverses a
+masked diffusion (Sahoo et al. 2024, eq. 7): in `iterations` steps, each mask is replaced by a
+sample at a random step. 'any_order' replaces `group_size` masks at a time, in a random order.
 """
 
 import dataclasses
@@ -88,6 +88,7 @@ def _infill_rows(
         Filters.of(config),
         *(tokens, real, jnp.stack([*keys, *[keys[0]] * (count - len(keys))])),
         *(np.int32(mask), _forbidden(model), np.int32(config.iterations)),
+        np.int32(config.group_size),
         how=config.infill,
     )
     filled, log_probs = np.asarray(filled), np.asarray(log_probs)
@@ -139,6 +140,7 @@ def _fill(
     mask: jax.Array,
     forbidden: jax.Array,
     iterations: jax.Array,
+    group_size: jax.Array,
     *,
     how: str,
 ) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +152,7 @@ def _fill(
     def read(tokens: jax.Array) -> jax.Array:
         """Returns log-probabilities [rows, length, vocab]."""
         inputs = network.config.inputs(tokens, jnp.zeros_like(tokens), real)
-        logits = apply(network, params, inputs, method="fill")
+        logits = apply(network, params, inputs, mask, method="fill")
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
     def place_keys(step: jax.Array) -> jax.Array:
@@ -205,12 +207,23 @@ def _fill(
         chosen, log_p = choose(read(tokens), step)
         return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
 
+    def next_group(step: jax.Array, carry: Any) -> Any:
+        tokens, log_probs = carry
+        # The same order in every step. Uses keys that `choose` does not use.
+        noise = jax.vmap(jax.vmap(jax.random.uniform))(place_keys(jnp.int32(1)))
+        order = jnp.argsort(jnp.where(open_, noise, 1.0), axis=1)
+        now = open_ & (jnp.argsort(order, axis=1) // group_size == step)
+        chosen, log_p = choose(read(tokens), step)
+        return jnp.where(now, chosen, tokens), jnp.where(now, log_p, log_probs)
+
     start = tokens, jnp.zeros(tokens.shape)
     most = masks.max()
     if how == "confidence":
         return jax.lax.fori_loop(0, most, most_confident, start)
     if how == "mask_predict":
         return jax.lax.fori_loop(0, iterations, predict_again, start)
+    if how == "any_order":
+        return jax.lax.fori_loop(0, -(-most // group_size), next_group, start)
     if how == "ancestral":
         return jax.lax.fori_loop(0, iterations, unmask, start)
     # Gibbs sampling starts from all masks; positions that were never drawn are filled at the end.

@@ -14,7 +14,7 @@ from lmjax.configuration import (
 )
 from lmjax.errors import ConfigError
 
-Infill = Literal["confidence", "mask_predict", "gibbs", "ancestral"]
+Infill = Literal["confidence", "mask_predict", "gibbs", "ancestral", "any_order"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,10 @@ class GenerationConfig:
         (Ghazvininejad et al. 2019 §3). 'gibbs': resamples one random position at a time, in
         `iterations` sweeps (Wang & Cho 2019 §2). 'ancestral': samples each mask once, in one of
         `iterations` steps at random, as in a masked diffusion (Sahoo et al. 2024, eq. 7).
+        'any_order': `group_size` at a time, in a random order. XLNet fills masks if this is set to
+        another value than 'confidence'; otherwise it continues the prompt.
       iterations: rounds of 'mask_predict', sweeps of 'gibbs' or steps of 'ancestral'.
+      group_size: masks that 'any_order' fills at a time, each given the tokens before its group.
       stop: strings that end the text; they are not part of it.
       choices: strings; the generated text is one of them.
       regex: a regular expression that matches the whole generated text.
@@ -81,6 +84,7 @@ class GenerationConfig:
     draft_tokens: PositiveInt = 4
     infill: Infill = "confidence"
     iterations: PositiveInt = 10
+    group_size: PositiveInt = 1
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     regex: str = ""
@@ -125,6 +129,10 @@ class GenerationConfig:
         if self.infill in ("gibbs", "ancestral") and not self.temperature:
             raise ConfigError(
                 f"infill: '{self.infill}' samples; set temperature above 0, e.g. to 1"
+            )
+        if self.group_size > 1 and self.infill != "any_order":
+            raise ConfigError(
+                f"group_size: infill='{self.infill}' has no groups; set infill to 'any_order'"
             )
         if filters and not self.temperature:
             raise ConfigError(f"{filters[0]}: applies only to sampling; set temperature above 0")

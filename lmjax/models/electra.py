@@ -268,7 +268,7 @@ class ElectraGenerator(MaskedNetwork):
         return self(inputs, target_positions)
 
     def whole(self, inputs: TextInputs) -> jax.Array:
-        return self.fill(inputs)
+        return self(inputs, every_position(inputs))
 
     @nn.nowrap
     def published(self) -> Published:

@@ -260,10 +260,15 @@ class Gpt(CausalNetwork):
     ) -> tuple[jax.Array, Any]:
         count = new.shape[1]
         slots = jnp.arange(real.shape[1])[None, None]
-        mask = (slots <= start + jnp.arange(count)[None, :, None]) & real[:, None, :]
+        mask = (slots <= self.last_visible(start, count)) & real[:, None, :]
         positions = jnp.clip(jnp.cumsum(real, axis=1) - 1, 0, self.config.max_length - 1)
         here = jax.lax.dynamic_slice_in_dim(positions, start, count, axis=1)
         return self.encoder.extend(new, here, mask, None, cache, start)
+
+    @nn.nowrap
+    def last_visible(self, start: Any, count: int) -> jax.Array:
+        """Returns the last slot to which each of `count` new slots attends, [1, count, 1] int."""
+        return start + jnp.arange(count)[None, :, None]
 
     @nn.nowrap
     def published(self) -> Published:

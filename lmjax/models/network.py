@@ -109,8 +109,11 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def fill(self, inputs: TextInputs) -> jax.Array:
-        """Returns logits [batch, length, vocab_size] of the token at each position."""
+    def fill(self, inputs: TextInputs, mask_id: jax.Array) -> jax.Array:
+        """Returns logits [batch, length, vocab_size] of the token at each position.
+
+        mask_id: [] int, the id of [MASK].
+        """
         raise NotImplementedError
 
     def decode(self, hidden: jax.Array) -> jax.Array:
@@ -222,7 +225,7 @@ class MaskedNetwork(Network):
         """Returns logits [batch, n, vocab_size] at `target_positions` [batch, n]."""
         raise NotImplementedError
 
-    def fill(self, inputs: TextInputs) -> jax.Array:
+    def fill(self, inputs: TextInputs, mask_id: jax.Array) -> jax.Array:
         return self.masked_logits(inputs, every_position(inputs))
 
     def score(

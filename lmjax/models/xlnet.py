@@ -373,6 +373,7 @@ class Xlnet(Network):
         "pseudo_within_word",
     )
     continues_texts: ClassVar[bool] = True
+    fills_masks: ClassVar[bool] = True
 
     config: XlnetConfig
 
@@ -428,6 +429,12 @@ class Xlnet(Network):
         read = inputs.replace(mask=order & inputs.mask)  # type: ignore[attr-defined]
         logits = self.decode(self(read, None, targets)[0])
         return scores_of(logits, jnp.take_along_axis(inputs.tokens, targets, axis=1))
+
+    def fill(self, inputs: TextInputs, mask_id: jax.Array) -> jax.Array:
+        hidden = jnp.where(inputs.tokens == mask_id, 0, -1)
+        order = permutation(jnp.zeros((1, 1), jnp.int32), hidden)
+        read = inputs.replace(mask=order & inputs.mask)  # type: ignore[attr-defined]
+        return self.decode(self(read, None, every_position(inputs))[0])
 
     def read_prompt(self, tokens: jax.Array, real: jax.Array, width: int) -> tuple[jax.Array, Any]:
         return self._read_anew(tokens, real, jnp.int32(width), width), None

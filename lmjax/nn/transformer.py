@@ -220,6 +220,14 @@ class Block(nn.Module):
         return tap(self, LEAVING, x), written
 
 
+def rematerialized(block: Any, config: TransformerConfig, *, prevent_cse: bool = True) -> Any:
+    """Returns the module class with the trunk's `remat` policy."""
+    if not config.remat:
+        return block
+    policy = getattr(jax.checkpoint_policies, config.remat)
+    return nn.remat(block, prevent_cse=prevent_cse, policy=policy)
+
+
 class Layers(nn.Module):
     """A sequence of `config.layers` blocks, scanned or unrolled.
 
@@ -245,10 +253,7 @@ class Layers(nn.Module):
           (carry, outputs stacked on a leading axis [layers], or a tuple like `per_layer`).
         """
         c = self.config
-        block = self.block
-        if c.remat:
-            policy = getattr(jax.checkpoint_policies, c.remat)
-            block = nn.remat(block, prevent_cse=not c.scan_layers, policy=policy)
+        block = rematerialized(self.block, c, prevent_cse=not c.scan_layers)
         indices = jnp.arange(c.layers, dtype=jnp.uint32)
         if isinstance(carry, tuple):
             carry = (tap(self, ENTERING, carry[0]), *carry[1:])
@@ -279,7 +284,11 @@ class Stack(nn.Module):
 
     config: TransformerConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        self.blocks = Layers(self.config, Block)
+        if self.config.norm == "pre":
+            self.final_norm = normalize(self.config)
+
     def __call__(
         self,
         x: jax.Array,
@@ -296,11 +305,13 @@ class Stack(nn.Module):
         scanned = self.config.scan_layers
         if scanned:
             cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
-        x, cache = Layers(self.config, Block, name="blocks")(
-            x, cache, positions, mask, seeds, start
-        )
+        x, cache = self.blocks(x, cache, positions, mask, seeds, start)
         if scanned:
             cache = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache)
         if self.config.norm == "pre":
-            x = tap(self, NORMED, normalize(self.config, "final_norm")(x))
+            x = tap(self, NORMED, self.normed(x))
         return x, cache
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """Applies the final norm of a 'pre' trunk; returns `x` of a 'post' trunk."""
+        return self.final_norm(x) if self.config.norm == "pre" else x

@@ -46,25 +46,39 @@ class CausalLM(Objective):
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         hidden = apply(self.network, params, *self.inputs(batch), seeds, method="hidden")
-        targets, segment_ids = jnp.roll(batch["tokens"], -1, axis=1), batch["segment_ids"]
-        # The last position and the last token of each document have no next token to predict.
-        following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
-        weights = (segment_ids == following) & (following > 0)
-        scored = hidden, targets, weights
+        return self.score(params, hidden, batch)
+
+    def predicted(self, batch: Batch, ahead: int = 1) -> jax.Array:
+        """Returns [batch, length] bool, whether to predict the token `ahead` positions later.
+
+        It must belong to the same document.
+        """
+        segment_ids = batch["segment_ids"]
+        following = jnp.pad(segment_ids[:, ahead:], ((0, 0), (0, ahead)))
+        return (segment_ids == following) & (following > 0)
+
+    def score(self, params: Any, hidden: jax.Array, batch: Batch, ahead: int = 1) -> Scored:
+        """Scores the tokens `ahead` positions later; if that is not 1, all names end with it.
+
+        hidden: [batch, length, hidden_size].
+        """
+        targets = jnp.roll(batch["tokens"], -ahead, axis=1)
+        scored = hidden, targets, self.predicted(batch, ahead)
+        suffix = "" if ahead == 1 else f"_{ahead}"
         if not 0 < self.loss_chunk < targets.shape[1]:
-            return self._score(params, *scored)
+            return self._score(params, suffix, *scored)
         chunks = jax.tree.map(lambda x: split_positions(x, self.loss_chunk), scored)
-        score = jax.checkpoint(lambda chunk: self._score(params, *chunk))
+        score = jax.checkpoint(lambda chunk: self._score(params, suffix, *chunk))
         return jax.tree.map(lambda sums: sums.sum(0), jax.lax.map(score, chunks))
 
     def _score(
-        self, params: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array
+        self, params: Any, suffix: str, hidden: jax.Array, targets: jax.Array, weights: jax.Array
     ) -> Scored:
         logits = apply(self.network, params, hidden, method="decode")
-        terms, metrics = token_scores("lm", logits, targets, weights, self.vocabulary)
+        terms, metrics = token_scores(f"lm{suffix}", logits, targets, weights, self.vocabulary)
         if self.z_loss:
             log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
-            terms["z_loss"] = weighted_sum(jnp.square(log_z), weights)
+            terms[f"z_loss{suffix}"] = weighted_sum(jnp.square(log_z), weights)
         return Scored(terms, metrics)
 
     def forward_flops(self, length: int) -> float | None:

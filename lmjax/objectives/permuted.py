@@ -90,6 +90,14 @@ class PermutedLM(Objective):
     def init_mems(self, batch_size: int) -> Any:
         return self.network.empty_mems(batch_size)
 
+    def order(self, key: jax.Array, is_target: jax.Array) -> jax.Array:
+        """Draws the place in the order of each position of a part, [size] int.
+
+        is_target: [size] bool.
+        """
+        size = is_target.shape[0]
+        return factorization_order(key, size, self.perm_size or size)
+
     def corrupt(self, key: jax.Array, example: Batch) -> Batch:
         """Adds `query_place`, `key_place`, `target_mapping`, `targets`, `target_weights`.
 
@@ -121,7 +129,7 @@ class PermutedLM(Objective):
                 alpha=self.alpha,
             )
             is_masked = forward(is_masked)
-            order = factorization_order(for_order, size, self.perm_size or size)
+            order = self.order(for_order, is_masked & ~functional[here])
             query_place, key_place = places(order, is_masked, functional[here])
             # All places of a part come after those of the previous part.
             query_places.append(query_place + begin + part)

@@ -325,7 +325,7 @@ def test_programs_open_a_strangers_run_where_a_flag_says_so(
 def test_what_another_run_names_is_not_what_a_config_names(
     run: tuple[pathlib.Path, Result], tmp_path: pathlib.Path
 ) -> None:
-    own = "tests.objectives.outside.PrefixLM"  # a user may name it in a config
+    own = "tests.objectives.outside.BlankedLM"  # a user may name it in a config
     copy = changed(run[0], tmp_path, "config.json", "objective.type", own)
     with pytest.raises(ConfigError, match=r"config\.init: .*'tests.* is not of lmjax"):
         adapted(adapting(copy, tmp_path))

@@ -15,7 +15,7 @@ from lmjax.training.loop import pretrain
 from lmjax.training.plan import make_plan
 from tests import runs
 from tests.data.outside import Windows
-from tests.objectives.outside import PrefixLM
+from tests.objectives.outside import BlankedLM
 
 READER = "tests.data.outside.Chapters"
 
@@ -95,7 +95,7 @@ def test_a_run_trains_on_both(book: pathlib.Path, tmp_path: pathlib.Path) -> Non
         "cache_dir": str(tmp_path / "cache"),
     }
     trunk = {"layers": 1, "hidden_size": 16, "heads": 2, "intermediate_size": 32, "norm": "pre"}
-    config.objective = {"type": f"{PrefixLM.__module__}.PrefixLM"}
+    config.objective = {"type": f"{BlankedLM.__module__}.BlankedLM"}
     config.model = {"trunk": trunk, "max_length": 16}
     config.training.update(steps=20, log_every=10, eval_every=20, checkpoint_every=10)
     assert make_plan(config).examples == Windows(16)

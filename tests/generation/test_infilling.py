@@ -1,6 +1,7 @@
 """Masks filled: in the order of confidence, in rounds, and by Gibbs sampling."""
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ from lmjax.convert.pretrained import Pretrained
 from lmjax.errors import ConfigError
 from lmjax.generation import infilling
 from lmjax.models.electra import ElectraConfig, ElectraDiscriminator
+from lmjax.models.xlnet import Xlnet, XlnetConfig
+from lmjax.objectives.base import apply
+from tests import tiny
 from tests.generation import models
 
 
@@ -107,14 +111,21 @@ def two_likeliest(row: np.ndarray, roles: dict[str, int]) -> dict[int, float]:
     return dict(zip(tokens.tolist(), (p / p.sum()).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_ancestral_sampling_draws_in_a_random_order(bert: Pretrained, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "at_once"),
+    [
+        ({"infill": "ancestral", "iterations": 1}, 1.0),
+        ({"infill": "ancestral", "iterations": 3}, 1 / 3),
+        ({"infill": "any_order"}, 0.0),
+    ],
+)
+def test_masks_are_drawn_in_a_random_order(
+    bert: Pretrained, how: dict[str, Any], at_once: float
+) -> None:
     """Of two masks: each first, or both at once in the share of the steps that coincide."""
     text = "q[MASK]r[MASK]"
-    settings: dict[str, Any] = {"infill": "ancestral", "temperature": 1.0, "top_k": 2}
-    made = lmjax.generate(
-        bert, text, iterations=steps, num_return_sequences=1200, seed=5, **settings
-    )
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": 2, **how}
+    made = lmjax.generate(bert, text, num_return_sequences=1200, seed=5, **settings)
     ids, at, roles = masked(bert, text)
     first, second = (two_likeliest(log_p(bert, ids)[place], roles) for place in at)
     expected: collections.Counter[tuple[int, int]] = collections.Counter()
@@ -123,20 +134,63 @@ def test_ancestral_sampling_draws_in_a_random_order(bert: Pretrained, steps: int
         given[at[0]] = a
         after = two_likeliest(log_p(bert, given)[at[1]], roles)
         for b, q in after.items():
-            expected[a, b] += p * q * (1 - 1 / steps) / 2
+            expected[a, b] += p * q * (1 - at_once) / 2
         for b, q in second.items():
-            expected[a, b] += p * q / steps
+            expected[a, b] += p * q * at_once
     for b, q in second.items():
         given = ids.copy()
         given[at[1]] = b
         for a, p in two_likeliest(log_p(bert, given)[at[0]], roles).items():
-            expected[a, b] += p * q * (1 - 1 / steps) / 2
+            expected[a, b] += p * q * (1 - at_once) / 2
     found = collections.Counter(tuple(one.token_ids.tolist()) for one in made)
     assert found.keys() <= expected.keys()
     likely = [pair for pair, p in expected.items() if p > 0.01]
     counts = np.array([found[pair] for pair in likely])
     p = np.array([expected[pair] for pair in likely])
     assert scipy.stats.chisquare(counts, p / p.sum() * counts.sum()).pvalue > 1e-3
+
+
+def test_xlnet_fills_groups_of_masks_in_a_random_order() -> None:
+    """Each from the tokens before its group, which alone are attended to."""
+    tokenizer = models.byte_tokenizer()
+    config = XlnetConfig(models.TRUNK, vocab_size=tokenizer.size)
+    model = models.pretrained(Xlnet(config), tokenizer)
+    (ids,), mask = tokenizer.encode_batch([TEXT], special_tokens=True), tokenizer.roles["mask"]
+    at = np.flatnonzero(ids == mask)
+
+    @jax.jit
+    def log_p(ids: jax.Array, known: jax.Array) -> jax.Array:
+        read = tiny.text_inputs(ids[None], known[None, None])
+        output, _ = apply(model.network, model.params, read, None, at[None])
+        logits = apply(model.network, model.params, output, method="decode")
+        return jax.nn.log_softmax(logits)[0]
+
+    def filled(groups: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        text, known, logs = ids.copy(), ids != mask, np.zeros(len(at))
+        text[at] = 7  # is not attended to
+        for group in groups:
+            rows = np.asarray(log_p(text, known))
+            for k in group:
+                text[at[k]] = best(rows[k], tokenizer.roles)
+                logs[k] = rows[k, text[at[k]]]
+            known[at[list(group)]] = True
+        return text[at], logs
+
+    expected = {}
+    for last in range(len(at)):
+        tokens, logs = filled([[k for k in range(len(at)) if k != last], [last]])
+        expected[tuple(tokens.tolist())] = logs
+    assert len(expected) > 2
+    settings: dict[str, Any] = {"infill": "any_order", "group_size": 3}
+    likeliest: dict[str, Any] = {"temperature": 1.0, "top_k": 1, "num_return_sequences": 12}
+    found = set()
+    for made in lmjax.generate(model, [TEXT], **settings, **likeliest):
+        found.add(tuple(made.token_ids.tolist()))
+        np.testing.assert_allclose(made.log_probs, expected[tuple(made.token_ids)], atol=1e-4)
+    assert len(found) > 2
+    # Without `infill`, the text is continued.
+    (made,) = lmjax.generate(model, [TEXT], max_new_tokens=3, ignore_eos=True)
+    assert made.follows and len(made.token_ids) == 3
 
 
 def test_a_row_is_filled_as_it_is_alone(bert: Pretrained) -> None:
@@ -176,5 +230,7 @@ def test_what_generates_nothing_is_refused_by_name(bert: Pretrained) -> None:
         lmjax.generate(bert, TEXT, num_beams=3)
     with pytest.raises(ConfigError, match="infill: applies to masked models, but Gpt"):
         lmjax.generate(models.gpt(), [[3, 4]], infill="mask_predict")
+    with pytest.raises(ConfigError, match="group_size: infill='gibbs' has no groups"):
+        lmjax.generate(bert, TEXT, infill="gibbs", temperature=1.0, group_size=2)
     with pytest.raises(ConfigError, match="max_new_tokens: a text of 66 tokens"):
         lmjax.generate(bert, "ab", max_new_tokens=62)

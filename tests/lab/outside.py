@@ -1,4 +1,4 @@
-"""Does it help to see a beginning whole? An ablation of an objective of one's own."""
+"""Does it help to read blanks? An ablation of an objective of one's own."""
 
 from ml_collections import ConfigDict
 
@@ -8,12 +8,12 @@ from configs.ablations.recipe import ablation
 def get_config(size: str = "tiny") -> ConfigDict:
     return ablation(
         size,
-        name="prefix",
-        question="Does it help to see a beginning whole?",
+        name="blanks",
+        question="Does it help to read blanks?",
         base="causal",
         objective="gpt",
         variants={
             "causal": ("each token from those before it", {}),
-            "prefix": ("up to half seen whole", {"objective": {"type": "my_package.PrefixLM"}}),
+            "blanks": ("a tenth of them hidden", {"objective": {"type": "my_package.BlankedLM"}}),
         },
     )

@@ -15,7 +15,7 @@ def config(folder: pathlib.Path) -> ConfigDict:
     """README's ablation on a trunk of one layer, with all measures and one from outside."""
     made = outside.get_config()
     made.seeds = 2
-    made.variants.prefix.changes.objective.type = "tests.objectives.outside.PrefixLM"
+    made.variants.blanks.changes.objective.type = "tests.objectives.outside.BlankedLM"
     made.budget = {"unit": "steps", "amount": 8.0}
     p = made.pretraining
     p.model.trunk.update(layers=1, hidden_size=16, intermediate_size=32, dropout=0.1)

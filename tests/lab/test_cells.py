@@ -57,7 +57,7 @@ def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> pathl
 def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
     found = results(whole)
     assert list(found) == [
-        f"cells/{name}/seed{seed}/result.json" for name in ("causal", "prefix") for seed in (0, 1)
+        f"cells/{name}/seed{seed}/result.json" for name in ("blanks", "causal") for seed in (0, 1)
     ]
     for result in found.values():
         measures = result["measures"]
@@ -70,13 +70,13 @@ def test_every_cell_is_trained_and_measured(whole: pathlib.Path) -> None:
         assert result["cost"]["tokens"] == 8 * 4 * 32
     losses = [result["measures"]["loss"] for result in found.values()]
     assert len(set(losses)) == 4
-    model = lmjax.load(whole / "cells" / "prefix" / "seed1", allow_modules=["tests"])
+    model = lmjax.load(whole / "cells" / "blanks" / "seed1", allow_modules=["tests"])
     sizes = sum(np.size(x) for x in jax.tree.leaves(model.params))
     norm = sum(np.abs(x).sum() for x in jax.tree.leaves(model.params))
-    assert found["cells/prefix/seed1/result.json"]["measures"]["norm"] == pytest.approx(norm, 1e-5)
-    assert found["cells/prefix/seed1/result.json"]["cost"]["parameters"] == sizes
+    assert found["cells/blanks/seed1/result.json"]["measures"]["norm"] == pytest.approx(norm, 1e-5)
+    assert found["cells/blanks/seed1/result.json"]["cost"]["parameters"] == sizes
     assert found["cells/causal/seed0/result.json"]["curve"]["flops"][-1] > 0
-    assert found["cells/prefix/seed0/result.json"]["curve"]["flops"] is None  # it does not say
+    assert found["cells/blanks/seed0/result.json"]["curve"]["flops"] is None  # it does not say
 
 
 def test_a_directory_of_an_earlier_version_resumes(
@@ -143,7 +143,7 @@ def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
     text = report(whole)["report.md"].decode()
     (head,) = (line for line in text.splitlines() if line.startswith("| variant |  |"))
     assert head.endswith("| norm ↓ |")
-    difference, _ = (line for line in text.splitlines() if line.startswith("| norm | prefix | "))
+    difference, _ = (line for line in text.splitlines() if line.startswith("| norm | blanks | "))
     assert difference.split(" | ")[2][0] in "+-"
     cells = {name: cell["measures"]["norm"] for name, cell in results(whole).items()}
     (line,) = (line for line in text.splitlines() if line.startswith("| norm | causal | "))
@@ -151,7 +151,7 @@ def test_a_measure_from_outside_is_in_the_report(whole: pathlib.Path) -> None:
 
 
 def test_a_variant_that_is_none_is_refused(config: ConfigDict, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="--only: 'bert' is not one of causal, prefix"):
+    with pytest.raises(ConfigError, match="--only: 'bert' is not one of causal, blanks"):
         run(config, tmp_path / "run", only=["bert"])
     assert not (tmp_path / "run").exists()
 

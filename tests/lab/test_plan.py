@@ -48,11 +48,11 @@ def test_shipped_configs_can_work(name: str, size: str, monkeypatch: pytest.Monk
 def test_a_config_is_read_whole(config: ConfigDict) -> None:
     ablation = read_ablation(config)
     assert ablation.seeds == (0, 1)
-    assert list(ablation.variants) == ["causal", "prefix"]
+    assert list(ablation.variants) == ["causal", "blanks"]
     assert list(ablation.measures) == ["blimp", "classification", "loss", "norm"]
-    prefix = ablation.variants["prefix"].config
-    assert prefix.objective.to_dict() == {"type": "tests.objectives.outside.PrefixLM"}
-    assert prefix.training == ablation.variants["causal"].config.training
+    blanks = ablation.variants["blanks"].config
+    assert blanks.objective.to_dict() == {"type": "tests.objectives.outside.BlankedLM"}
+    assert blanks.training == ablation.variants["causal"].config.training
     described = ablation.described("python")
     assert described["measures"][0] == {
         "name": "blimp", "description": "BLiMP", "direction": "higher", "percent": True,
@@ -80,12 +80,12 @@ def test_a_rule_sets_the_seeds(config: ConfigDict) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("base", "cause", r"config\.base: 'cause' is not one of the variants causal, prefix"),
+        ("base", "cause", r"config\.base: 'cause' is not one of the variants blanks, causal"),
         ("seeds", 0, r"config\.seeds: must be at least 1"),
         ("budget.amount", 0.0, r"config\.budget\.amount: must be positive"),
         ("budget.unit", "hours", r"config\.budget\.unit: 'hours' is not one of"),
-        ("variants.prefix.changes", {"training": {"stpes": 3}}, r"variants\.prefix, .*stpes"),
-        ("variants.prefix.changes", 3, r"variants\.prefix\.changes: expected a block"),
+        ("variants.blanks.changes", {"training": {"stpes": 3}}, r"variants\.blanks, .*stpes"),
+        ("variants.blanks.changes", 3, r"variants\.blanks\.changes: expected a block"),
         ("measures.loss.type", "lmjax.lab.budget.Budget", r"measures\.loss\.type: .* is no"),
         ("measures.norm.order", 3, r"config\.measures\.norm: order: must be 1 or 2, got 3"),
         ("measures.norm.odrer", 3, r"measures\.norm\.odrer: unknown field of Norm; did you mean"),

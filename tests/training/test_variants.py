@@ -46,10 +46,12 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "diffusion": ("diffusion.MaskedDiffusion", "bert.BertConfig", PACKED, MODERN),
     "causal and masked": ("causal_masked.CausalMaskedLM", "gpt.GptConfig", PACKED, LLAMA),
+    "prefix": ("prefix.PrefixLM", "llama.LlamaConfig", PACKED, LLAMA),
+    "several tokens": ("multi_token.MultiTokenLM", "llama.LlamaConfig", PACKED, LLAMA),
 }
 
 
-SLOW = ("pairs share rows", "causal and masked")  # the others cover most of them
+SLOW = ("pairs share rows", "causal and masked", "prefix")  # the others cover most of them
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> 
         assert lines[0][1].keys()  # at step 0
         tokens = [found["train/tokens"] for _, found in lines if "train/tokens" in found]
         assert min(tokens) > 0.85 * 5 * 4 * 32  # of the five steps of a line
-    if name == "Llama":
+    if name in ("Llama", "several tokens", "prefix"):
         (continued,) = opened.generate("abc", max_new_tokens=4)
         assert len(continued.token_ids) <= 4
         lmjax.save_huggingface(opened, tmp_path / "llama")
@@ -96,3 +98,20 @@ def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> 
             "abc [MASK] [MASK] abd", infill="ancestral", temperature=1.0, iterations=5
         )
         assert len(filled.token_ids) == 2
+
+
+def test_a_run_by_groups_learns_and_fills_in_any_order(tmp_path: pathlib.Path) -> None:
+    made = config(write_text(tmp_path / "text.txt"))
+    made["objective"] |= {
+        "type": "lmjax.objectives.permuted_groups.PermutedGroupsLM",
+        "group_size": 2,
+    }
+    made["training"] |= {"steps": 60, "eval_every": 60, "checkpoint_every": 60}
+    lines: list[dict[str, float]] = []
+    opened = lmjax.pretrain(
+        made, workdir=tmp_path / "run", on_metrics=lambda _, found: lines.append(found)
+    )
+    losses = [found["train/loss"] for found in lines if "train/loss" in found]
+    assert losses[-1] < 0.9 * losses[0]
+    (filled,) = opened.generate("abc [MASK] [MASK] abd", infill="any_order", group_size=2)
+    assert len(filled.token_ids) == 2

@@ -21,6 +21,14 @@ from lmjax.objectives.rtd import ReplacedTokenDetection
 
 SIZE, LENGTH, BATCH = 50, 16, 16
 NAMES = ("bert", "gpt", "xlnet", "electra")
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of ELECTRA: objective and model
+    "adversarial": (
+        {"generator_training": "adversarial"},
+        {"share_embeddings": "disentangled"},
+    ),
+    "all weights": ({}, {"share_embeddings": "all_weights", "generator_size": 1.0}),
+    "frozen": ({"generator_training": "frozen"}, {"share_embeddings": False}),
+}
 
 VOCABULARY = Vocabulary(
     size=SIZE,
@@ -50,7 +58,13 @@ def text_inputs(
 
 
 def objective(name: str, **settings: Any) -> Objective:
-    """One of NAMES, with dropout; `settings` change its fields."""
+    """One of NAMES or VARIANTS, with dropout; `settings` change its fields."""
+    if name in VARIANTS:
+        electra = objective("electra", **settings)
+        fields, model = VARIANTS[name]
+        return dataclasses.replace(
+            electra, **fields, model=dataclasses.replace(electra.model, **model)
+        )
     pre = dataclasses.replace(TRUNK, norm="pre")
     made: dict[str, Objective] = {
         "bert": MaskedLM(

@@ -27,6 +27,11 @@ from lmjax.training.step import (
 from tests import tiny
 
 OPTIMIZER = optax.adamw(3e-3)
+WITH_VARIANTS = [
+    *tiny.NAMES,
+    "adversarial",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("all weights", "frozen")),
+]
 
 
 def start(objective: Objective, name: str, seed: int = 0, ema: bool = False) -> TrainState:
@@ -68,7 +73,7 @@ def losses_on(
     return [float(loss) for loss in losses]
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", WITH_VARIANTS)
 def test_one_and_eight_devices_train_alike(name: str) -> None:
     alone = losses_on(name, MeshConfig(data=1), 20)
     assert len(set(alone)) == 20
@@ -100,7 +105,7 @@ def test_every_way_to_split_eight_devices_trains_alike(
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        *((name, "plain") for name in tiny.NAMES),
+        *((name, "plain") for name in (*tiny.NAMES, "adversarial")),
         *((name, "scanned in chunks") for name in ("gpt", "xlnet")),
         ("bert", "on a mesh"),
     ],
@@ -123,7 +128,7 @@ def test_eight_devices_and_accumulation_together_change_nothing() -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", WITH_VARIANTS)
 def test_loss_and_gradient_do_not_depend_on_accumulation(name: str) -> None:
     found = []
     for accumulation in (1, 4):

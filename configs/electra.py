@@ -102,8 +102,8 @@ SIZES = {
 }
 
 
-# One of two stages: what changes in the objective and in the model.
-STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+# The two stages: objective, model, and initial parameters.
+STAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "generator": (
         {
             "type": "lmjax.objectives.masked.MaskedLM",
@@ -112,10 +112,12 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "random_fraction": 0.0,
         },
         {"type": "lmjax.models.electra.ElectraConfig", "generator_size": 1.0},
+        "",
     ),
     "discriminator": (
         {"generator_training": "frozen"},
         {"generator_size": 1.0, "share_embeddings": False},
+        "runs/generator",
     ),
 }
 
@@ -124,9 +126,10 @@ def get_config(size: str = "small") -> ConfigDict:
     """Returns the config of a size, and of a stage after a comma; see SIZES and STAGES."""
     size, comma, stage = size.partition(",")
     s = SIZES[size_of(SIZES, size)]
-    objective, model = STAGES[size_of(STAGES, stage)] if comma else ({}, {})
+    objective, model, init = STAGES[size_of(STAGES, stage)] if comma else ({}, {}, "")
     return ConfigDict(
         {
+            "init": init,
             "objective": {
                 "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
                 "mask_rate": s.mask_rate,

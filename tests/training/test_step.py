@@ -29,8 +29,7 @@ from tests import tiny
 OPTIMIZER = optax.adamw(3e-3)
 WITH_VARIANTS = [
     *tiny.NAMES,
-    "adversarial",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("all weights", "frozen")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in tiny.VARIANTS),
 ]
 
 
@@ -105,7 +104,8 @@ def test_every_way_to_split_eight_devices_trains_alike(
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        *((name, "plain") for name in (*tiny.NAMES, "adversarial")),
+        *((name, "plain") for name in tiny.NAMES),
+        pytest.param("adversarial", "plain", marks=pytest.mark.slow),
         *((name, "scanned in chunks") for name in ("gpt", "xlnet")),
         ("bert", "on a mesh"),
     ],

@@ -251,7 +251,7 @@ class ElectraEncoder(Network):
 
     config: ElectraConfig
     trunk: TransformerConfig
-    shared: "TextEmbeddings | DisentangledEmbeddings | None" = None
+    shared: TextEmbeddings | DisentangledEmbeddings | None = None
 
     def setup(self) -> None:
         if self.shared is None:

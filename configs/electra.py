@@ -4,6 +4,14 @@ Reproduces Table 6 of the paper: small (14M; E = 128, generator 1/4, 128 tokens,
 steps, 5e-4), base (generator 1/3, 512 tokens, batch 256, 766k steps, 2e-4) and large
 (generator 1/4, mask 25%, batch 2048, 400k steps, 2e-4), AdamW without bias correction,
 warmup 10k multiplied by linear decay. tiny is for laptops and not from the paper.
+
+The two stages of §3.3 are two runs, in which both networks have the size of the discriminator: a
+masked LM, and a discriminator that starts as a copy of it and detects the samples of the original.
+
+  python -m experiments.pretrain --config=configs/electra.py:tiny,generator --workdir=runs/generator
+  python -m experiments.pretrain --config=configs/electra.py:tiny,discriminator \\
+      --config.init=runs/generator --workdir=runs/electra
+
 The default corpus is the embedded docstrings; set --config.data.corpus to use the paper's text
 (BERT's; for large, XLNet's).
 
@@ -15,6 +23,7 @@ Cost (python -m experiments.cost --config=configs/electra.py:SIZE; tokens includ
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -93,15 +102,39 @@ SIZES = {
 }
 
 
+# The two stages: objective, model, and initial parameters.
+STAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "generator": (
+        {
+            "type": "lmjax.objectives.masked.MaskedLM",
+            "sentence_prediction": False,
+            "mask_fraction": 0.85,
+            "random_fraction": 0.0,
+        },
+        {"type": "lmjax.models.electra.ElectraConfig", "generator_size": 1.0},
+        "",
+    ),
+    "discriminator": (
+        {"generator_training": "frozen"},
+        {"generator_size": 1.0, "share_embeddings": False},
+        "runs/generator",
+    ),
+}
+
+
 def get_config(size: str = "small") -> ConfigDict:
-    """Returns the config of a size; see SIZES."""
+    """Returns the config of a size, and of a stage after a comma; see SIZES and STAGES."""
+    size, comma, stage = size.partition(",")
     s = SIZES[size_of(SIZES, size)]
+    objective, model, init = STAGES[size_of(STAGES, stage)] if comma else ({}, {}, "")
     return ConfigDict(
         {
+            "init": init,
             "objective": {
                 "type": "lmjax.objectives.rtd.ReplacedTokenDetection",
                 "mask_rate": s.mask_rate,
                 "max_predictions": int((s.mask_rate + 0.005) * s.length),
+                **objective,
             },
             "model": {
                 "trunk": {
@@ -114,6 +147,7 @@ def get_config(size: str = "small") -> ConfigDict:
                 },
                 "embedding_size": s.embedding_size,
                 "generator_size": s.generator_size,
+                **model,
             },
             "data": {
                 "tokenizer": {"vocab_size": s.vocab_size},

@@ -27,7 +27,15 @@ from lmjax.objectives.rtd import ReplacedTokenDetection
 
 SIZE, LENGTH, BATCH = 50, 16, 16
 NAMES = ("bert", "gpt", "xlnet", "electra")
-MORE = ("diffusion", "causal_masked", "mixture", "prefix", "multi_token", "groups")
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of ELECTRA: objective and model
+    "adversarial": (
+        {"generator_training": "adversarial"},
+        {"share_embeddings": "disentangled"},
+    ),
+    "all weights": ({}, {"share_embeddings": "all_weights", "generator_size": 1.0}),
+    "frozen": ({"generator_training": "frozen"}, {"share_embeddings": False}),
+}
+MORE = ("diffusion", "causal_masked", "mixture", "prefix", "multi_token", "groups", *VARIANTS)
 
 VOCABULARY = Vocabulary(
     size=SIZE,
@@ -58,6 +66,12 @@ def text_inputs(
 
 def objective(name: str, **settings: Any) -> Objective:
     """One of NAMES or MORE, with dropout; `settings` change its fields."""
+    if name in VARIANTS:
+        electra = objective("electra", **settings)
+        fields, model = VARIANTS[name]
+        return dataclasses.replace(
+            electra, **fields, model=dataclasses.replace(electra.model, **model)
+        )
     pre = dataclasses.replace(TRUNK, norm="pre")
     gpt = GptConfig(pre, max_length=LENGTH, vocab_size=SIZE)
     xlnet = XlnetConfig(TRUNK, memory_length=8, vocab_size=SIZE)

@@ -20,7 +20,8 @@ from lmjax.convert.runs import load
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
 from lmjax.models.heads import Headed
-from lmjax.training.plan import PretrainConfig
+from lmjax.objectives.base import Objective
+from lmjax.training.plan import PretrainConfig, make_objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
 
     Raises:
       ConfigError: the checkpoint cannot be opened or has no tokenizer, or the config asks for
-        another tokenizer.
+        another tokenizer, or training cannot start from the checkpoint's network.
     """
     own = build(PretrainConfig, config, "config")
     pretrained = open_init(own.init)
@@ -73,7 +74,14 @@ def adapted(config: ml_collections.ConfigDict) -> tuple[ml_collections.ConfigDic
             **filled.data.get("tokenizer", {}),
             "path": str(pathlib.Path(own.init)),
         }
-    return filled, Given(pretrained.params, own.init)
+    objective = make_objective(own.objective, filled.model.to_dict(), filled.model.vocab_size)
+    params = pretrained.params
+    try:
+        if type(objective).network is not Objective.network:
+            params = objective.network.start_from(network, params)
+    except ConfigError as error:
+        raise ConfigError(f"config.init: '{own.init}': {error}") from error
+    return filled, Given(params, own.init)
 
 
 def initialization(

@@ -1,12 +1,13 @@
-"""ELECTRA (Clark et al. 2020): a small generator and a discriminator with shared embeddings."""
+"""ELECTRA (Clark et al. 2020): a generator and a discriminator that share parameters."""
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lmjax.configuration import Interval, OptionalSize, Size
 from lmjax.errors import ConfigError
@@ -45,8 +46,11 @@ from lmjax.nn.transformer import (
     gather_positions,
 )
 from lmjax.nn.trunk import TransformerConfig
+from lmjax.trees import map_named
 
 GENERATOR = 64  # salt that separates the generator's dropout from the discriminator's
+
+Sharing = bool | Literal["disentangled", "all_weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,9 @@ class ElectraConfig(ModelConfig):
       embedding_size: E, the embedding size of both networks; 0 = the hidden size.
       generator_size: the generator's width as a multiple of the discriminator's; both have the
         same depth.
-      share_embeddings: whether both networks use the same embedding tables (§3.2).
+      share_embeddings: True: both networks use the same embedding tables and norm (§3.2).
+        'all_weights': also the same encoder (§3.2). 'disentangled': see `DisentangledEmbeddings`.
+        False: each has its own.
       max_length, segment_types: rows of the position and segment tables.
       tie_embeddings: whether the generator decodes with the token table.
       vocab_size: rows of the token table; 0 = the tokenizer's size.
@@ -78,7 +84,7 @@ class ElectraConfig(ModelConfig):
 
     embedding_size: OptionalSize = 0
     generator_size: Annotated[float, Interval("(0, 1]")] = 0.25
-    share_embeddings: bool = True
+    share_embeddings: Sharing = True
     max_length: Size = 512
     segment_types: SegmentTypes = 2
     tie_embeddings: bool = True
@@ -92,6 +98,11 @@ class ElectraConfig(ModelConfig):
                 f"generator_size: {self.generator_size} times trunk.hidden_size="
                 f"{self.trunk.hidden_size} gives no valid generator; its {error}"
             ) from error
+        if self.share_embeddings == "all_weights" and self.generator_size != 1.0:
+            raise ConfigError(
+                "share_embeddings: 'all_weights' needs two networks of one size; set"
+                " generator_size to 1"
+            )
 
     @property
     def embedding_features(self) -> int:
@@ -121,6 +132,22 @@ class ElectraConfig(ModelConfig):
 
     def encoder(self) -> "ElectraEncoder":
         return ElectraEncoder(self, self.trunk)
+
+    def masked_lm(self, sentence_head: bool = False) -> "ElectraMaskedLM":
+        if sentence_head:
+            raise ConfigError(
+                "objective.sentence_prediction: ELECTRA has no sentence head; set it to False"
+            )
+        if self.generator_size != 1.0:
+            raise ConfigError(
+                "model.generator_size: a masked LM has the size of config.model.trunk; set it to 1"
+            )
+        return ElectraMaskedLM(self)
+
+    def forward_flops(self, length: int) -> float:
+        hidden, features = self.trunk.hidden_size, self.embedding_features
+        projection = 2 * length * features * hidden if features != hidden else 0
+        return self.trunk.forward_flops(length, length) + projection
 
     def sequence_head(self, task: Task, classes: int, dropout: float) -> SequenceHead:
         """Follows `transformers`, with a dense gelu layer; the authors' head has no such layer."""
@@ -180,8 +207,8 @@ def _check_generator_activation(trunk: TransformerConfig, where: str) -> None:
         )
 
 
-def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
-    """The embedding tables and norm that both networks share in pretraining."""
+def electra_embeddings(config: ElectraConfig, base: TextEmbeddings | None = None) -> TextEmbeddings:
+    """The embedding tables and norm of one network, or of both."""
     return TextEmbeddings(
         config.trunk,
         vocab_size=config.vocab_size,
@@ -189,7 +216,29 @@ def electra_embeddings(config: ElectraConfig) -> TextEmbeddings:
         max_length=config.max_length,
         segment_types=config.segment_types,
         norm=True,
+        base=base,
     )
+
+
+class DisentangledEmbeddings(nn.Module):
+    """Gradient-disentangled embedding sharing (He et al. 2021, "DeBERTaV3", §3.3, eq. 5).
+
+    The discriminator's tables are E_D = sg(E_G) + E_delta: the generator's, without gradient, and
+    residuals that start at zero and that the discriminator's loss trains. As in the authors' code
+    (apps/tasks/rtd_task.py), this holds for all tables, and the discriminator has its own norm.
+    """
+
+    config: ElectraConfig
+    base: TextEmbeddings  # the generator's
+
+    def setup(self) -> None:
+        self.embeddings = electra_embeddings(self.config, self.base)
+
+    def __call__(
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, seeds: Seeds | None
+    ) -> jax.Array:
+        """tokens, segments, positions: [batch, length] int -> [batch, length, E]."""
+        return self.embeddings(tokens, segments, positions, seeds)
 
 
 class ElectraEncoder(Network):
@@ -202,7 +251,7 @@ class ElectraEncoder(Network):
 
     config: ElectraConfig
     trunk: TransformerConfig
-    shared: TextEmbeddings | None = None
+    shared: TextEmbeddings | DisentangledEmbeddings | None = None
 
     def setup(self) -> None:
         if self.shared is None:
@@ -217,7 +266,7 @@ class ElectraEncoder(Network):
         self.stack = Stack(self.trunk)
 
     @property
-    def tables(self) -> TextEmbeddings:
+    def tables(self) -> Any:
         return self.embeddings if self.shared is None else self.shared
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
@@ -261,11 +310,16 @@ class ElectraGenerator(MaskedNetwork):
         self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
     ) -> jax.Array:
         """Returns masked-LM logits [batch, num_predict, vocab_size] at `target_positions`."""
-        hidden = self.encoder(inputs, seeds)
-        return self.decode(gather_positions(hidden, target_positions))
+        return self.decode(self.hidden(inputs, target_positions, seeds))
+
+    def hidden(
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
+    ) -> jax.Array:
+        """Returns the encoder's states at `target_positions`: [batch, num_predict, H]."""
+        return gather_positions(self.encoder(inputs, seeds), target_positions)
 
     def masked_logits(self, inputs: TextInputs, target_positions: jax.Array) -> jax.Array:
-        return self(inputs, target_positions)
+        return self.decode(self.hidden(inputs, target_positions))
 
     def whole(self, inputs: TextInputs) -> jax.Array:
         return self(inputs, every_position(inputs))
@@ -292,24 +346,41 @@ class ElectraGenerator(MaskedNetwork):
         return decoder.decode(self.transform(hidden)) + self.output_bias
 
 
+class ElectraMaskedLM(ElectraGenerator):
+    """A generator by itself, with the outputs that `ModelConfig.masked_lm` describes."""
+
+    def __call__(  # type: ignore[override]
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
+    ) -> tuple[jax.Array, None]:
+        return self.decode(self.hidden(inputs, target_positions, seeds)), None
+
+
 class ElectraDiscriminator(Network):
-    """Detects replaced tokens; its encoder is the one that is fine-tuned."""
+    """Detects replaced tokens; its encoder is the one that is fine-tuned.
+
+    Attributes:
+      shared: embeddings that belong to another module; None = the discriminator has its own.
+      shared_encoder: an encoder that belongs to another module; None = it has its own.
+    """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = ("discriminator",)
     frame: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("cls",), ("sep",))
 
     config: ElectraConfig
-    shared: TextEmbeddings | None = None
+    shared: TextEmbeddings | DisentangledEmbeddings | None = None
+    shared_encoder: ElectraEncoder | None = None
 
     def setup(self) -> None:
         c = self.config.trunk
-        self.encoder = ElectraEncoder(self.config, c, self.shared)
+        if self.shared_encoder is None:
+            self.encoder = ElectraEncoder(self.config, c, self.shared)
         self.dense = Dense(c.hidden_size, c.kernel_initializer(), dtype=c.compute_dtype)
         self.prediction = Dense(1, nn.initializers.glorot_uniform())
 
     def __call__(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Returns logits [batch, length] that tokens are replaced (positive = replaced)."""
-        hidden = self.encoder(inputs, seeds)
+        encoder = self.encoder if self.shared_encoder is None else self.shared_encoder
+        hidden = encoder(inputs, seeds)
         x = ACTIVATIONS[self.config.trunk.activation](self.dense(hidden))
         return self.prediction(x)[..., 0]
 
@@ -359,8 +430,12 @@ class _Generating(Network):
 class Electra(_Generating):
     """The generator and the discriminator, as pretrained together.
 
-    With `share_embeddings`, they share the token, position and segment tables and the embedding
-    norm (§3.2; `electra/embeddings` in the authors' code).
+    The parameters `embeddings` are the generator's: the token, position and segment tables and the
+    norm (`electra/embeddings` in the authors' code). `config.share_embeddings` says whether they
+    are the discriminator's too.
+
+    Attributes:
+      baseline: whether there is the learned baseline of an adversarial generator.
     """
 
     score_methods: ClassVar[tuple[ScoringMethod, ...]] = (
@@ -370,10 +445,30 @@ class Electra(_Generating):
     )
     fills_masks: ClassVar[bool] = True
 
+    baseline: bool = False
+
     def setup(self) -> None:
         super().setup()
-        shared = self.embeddings if self.config.share_embeddings else None
-        self.discriminator = ElectraDiscriminator(self.config, shared)
+        c, how = self.config, self.config.share_embeddings
+        if how == "disentangled":
+            self.delta = DisentangledEmbeddings(c, self.embeddings)
+        shared = self.delta if how == "disentangled" else self.embeddings if how else None
+        encoder = self.generator.encoder if how == "all_weights" else None
+        self.discriminator = ElectraDiscriminator(c, shared, encoder)
+        if self.baseline:
+            initializer = c.generator_trunk.kernel_initializer()
+            self.reward = Dense(1, initializer, use_bias=False)
+
+    def generate_with_baseline(
+        self, inputs: TextInputs, target_positions: jax.Array, seeds: Seeds | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the logits of `generate`, and w^T h_G [batch, num_predict].
+
+        h_G are the generator's hidden states. The latter passes no gradient to them.
+        """
+        seeds = None if seeds is None else seeds.fold(GENERATOR)
+        hidden = self.generator.hidden(inputs, target_positions, seeds)
+        return self.generator.decode(hidden), self.reward(jax.lax.stop_gradient(hidden))[..., 0]
 
     def discriminate(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
         """Returns logits [batch, length] that tokens are replaced (positive = replaced)."""
@@ -383,11 +478,39 @@ class Electra(_Generating):
         self, inputs: TextInputs, target_positions: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Applies both networks to the same tokens, so that `init` creates all parameters."""
+        if self.baseline and self.is_initializing():
+            self.generate_with_baseline(inputs, target_positions)
         return self.generate(inputs, target_positions), self.discriminate(inputs)
 
     @nn.nowrap
+    def start_from(self, network: Network, params: Any) -> Any:
+        """Starts from another `Electra`, or both networks from a generator (§3.3)."""
+        how = self.config.share_embeddings
+        if isinstance(network, Electra) and network.config.share_embeddings != how:
+            theirs = network.config.share_embeddings
+            raise ConfigError(f"its networks need config.model.share_embeddings={theirs}")
+        if not isinstance(network, ElectraGenerator):
+            return params
+        if self.config.generator_size != 1.0:
+            raise ConfigError(
+                "the discriminator starts as a copy of this generator; set"
+                " config.model.generator_size to 1"
+            )
+        encoder = dict(params["encoder"])
+        tables = encoder.pop("embeddings")
+        started = {"embeddings": tables, "generator": {**params, "encoder": encoder}}
+        if how == "all_weights":
+            return started
+        if how == "disentangled":
+            started["delta"] = {"embeddings": _map_tables(jnp.subtract, tables, tables)}
+        own = encoder if how else params["encoder"]
+        return {**started, "discriminator": {"encoder": own}}
+
+    @nn.nowrap
     def part(self, params: Any, name: str) -> tuple[Network, Any]:
-        config = dataclasses.replace(self.config, embedding_size=self.config.embedding_features)
+        config = dataclasses.replace(
+            self.config, embedding_size=self.config.embedding_features, share_embeddings=True
+        )
         if name == "discriminator":
             return ElectraDiscriminator(config), standalone(params, "discriminator")
         if name != "generator":
@@ -460,5 +583,13 @@ def standalone(
     params: Any, network: Literal["generator", "discriminator", "language_model"]
 ) -> Any:
     """Extracts the parameters of one network from those of `Electra` or `ElectraWithLM`."""
-    own = params[network]
-    return {**own, "encoder": {"embeddings": params["embeddings"], **own["encoder"]}}
+    own, embeddings = params[network], params["embeddings"]
+    if network == "discriminator" and "delta" in params:
+        embeddings = _map_tables(jnp.add, params["delta"]["embeddings"], embeddings)
+    encoder = own.get("encoder", params["generator"]["encoder"])  # all weights may be shared
+    return {**own, "encoder": {"embeddings": embeddings, **encoder}}
+
+
+def _map_tables(function: Callable[..., Any], own: Any, base: Any) -> Any:
+    """Maps function(own, base) over the tables of two embeddings; the norm is `own`'s."""
+    return map_named(lambda path, x, y: function(x, y) if path[-1] == "embedding" else x, own, base)

@@ -79,6 +79,18 @@ class Network(nn.Module):
         return self, params
 
     @nn.nowrap
+    def start_from(self, network: "Network", params: Any) -> Any:
+        """Returns the parameters of another network, named as in this one, to start training.
+
+        Parameters of a head may be missing.
+
+        Raises:
+          ConfigError: training cannot start from that network.
+        """
+        del network
+        return params
+
+    @nn.nowrap
     def published(self) -> Published | None:
         """Returns the corresponding format in `transformers`, or None if there is none."""
         return None

@@ -42,7 +42,7 @@ class Edit:
 def tap(module: nn.Module, name: str, x: jax.Array, collection: str = TAPS) -> jax.Array:
     """Names an activation of a module, and returns it, edited if it has an edit."""
     if module.has_variable(EDITS, name):
-        edit = module.get_variable(EDITS, name)
+        edit: Any = module.get_variable(EDITS, name)
         x = x * edit.scale + edit.offset
     if not module.is_initializing():
         module.sow(collection, name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)

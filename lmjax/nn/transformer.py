@@ -28,15 +28,24 @@ ENTERING, LEAVING, NORMED = "entering", "leaving", "normed"
 
 
 class Table(nn.Module):
-    """An embedding table [rows, features]; with tied weights it is also the decoder."""
+    """An embedding table [rows, features]; with tied weights it is also the decoder.
+
+    Attributes:
+      std: initial standard deviation; 0 = the trunk's initializer.
+      base: a table whose rows are added to those of this one, which starts at 0. No gradient flows
+        into the base.
+    """
 
     rows: int
     features: int
     config: TransformerConfig
-    std: float = 0.0  # 0 = the trunk's initializer
+    std: float = 0.0
+    base: "Table | None" = None
 
     def setup(self) -> None:
         own = nn.initializers.normal(self.std) if self.std else None
+        if self.base is not None:
+            own = nn.initializers.zeros
         initializer = own or self.config.initializer()
         self.embedding = self.param(
             "embedding", initializer, (self.rows, self.features), jnp.float32
@@ -44,10 +53,12 @@ class Table(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [...] -> [..., features]; ids outside the table give NaN."""
-        return embedding_lookup(gathered(self.embedding), ids)
+        rows = embedding_lookup(gathered(self.embedding), ids)
+        return rows if self.base is None else jax.lax.stop_gradient(self.base(ids)) + rows
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Returns the logits of all rows: [..., features] -> [..., rows], float32."""
+        assert self.base is None  # such a table only embeds
         if self.config.base_width:
             x = x * (self.config.base_width / self.features)
         return dense(x, gathered(self.embedding).T, self.config.compute_dtype)
@@ -62,6 +73,7 @@ class TextEmbeddings(nn.Module):
       segment_types: rows of the segment table; 0 = no table (GPT).
       norm: whether to apply layer normalization to the sum (BERT: yes, GPT: no).
       position_std: initial std of the position table (GPT-2: 0.01); 0 = the trunk's.
+      base: embeddings of another module, of the same sizes, whose tables are the `base` of these.
     """
 
     config: TransformerConfig
@@ -71,14 +83,20 @@ class TextEmbeddings(nn.Module):
     segment_types: int
     norm: bool
     position_std: float = 0.0
+    base: "TextEmbeddings | None" = None
 
     def setup(self) -> None:
         c = self.config
-        self.token = Table(self.vocab_size, self.features, c)
+
+        def table(name: str, rows: int, std: float = 0.0) -> Table:
+            base = None if self.base is None else getattr(self.base, name)
+            return Table(rows, self.features, c, std, base)
+
+        self.token = table("token", self.vocab_size)
         if c.positions == "learned":
-            self.position = Table(self.max_length, self.features, c, std=self.position_std)
+            self.position = table("position", self.max_length, self.position_std)
         if self.segment_types:
-            self.segment = Table(self.segment_types, self.features, c)
+            self.segment = table("segment", self.segment_types)
         if self.norm:
             self.embedding_norm = normalize(c)
 

@@ -120,6 +120,11 @@ class Objective:
         del key
         return example
 
+    def trainable(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at `path` is trained; the others never change."""
+        del path
+        return True
+
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
         """Scores a corrupted batch. `seeds` drives dropout; None disables it (evaluation)."""
         raise NotImplementedError

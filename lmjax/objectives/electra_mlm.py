@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.errors import ConfigError
 from lmjax.models.electra import ElectraWithLM
 from lmjax.nn.dropout import Seeds
 from lmjax.nn.layers import score_targets
@@ -30,6 +31,14 @@ class ReplaceMLM(Replacing):
     def weights(self) -> dict[str, float]:
         # The paper does not give the weight of the second network's loss; both are masked LMs.
         return {"mlm": self.generator_weight, "identity": 1.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.share_embeddings is not True:
+            raise ConfigError(
+                f"type: {type(self).__name__} shares the embeddings of its two networks; set"
+                " config.model.share_embeddings to True"
+            )
 
     @property
     def network(self) -> ElectraWithLM:

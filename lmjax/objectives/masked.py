@@ -124,7 +124,8 @@ class MaskedLM(WithMasks):
     def forward_flops(self, length: int) -> float | None:
         encoder, n = self.model.forward_flops(length), min(self.max_predictions, length)
         hidden = self.model.trunk.hidden_size
-        head = 2 * n * hidden * (hidden + self.model.vocab_size)
+        features = getattr(self.model, "embedding_features", hidden)
+        head = 2 * n * features * (hidden + self.model.vocab_size)
         pooler = 2 * hidden * (hidden + 2) if self.sentence_prediction else 0
         return None if encoder is None else encoder + head + pooler
 

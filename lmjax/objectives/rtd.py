@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from lmjax.configuration import Probability, Size, Weight
+from lmjax.errors import ConfigError
 from lmjax.models.electra import Electra, ElectraConfig
 from lmjax.models.network import TextInputs
 from lmjax.nn.dropout import Seeds
-from lmjax.nn.layers import sample_categorical
+from lmjax.nn.layers import sample_categorical, score_targets
 from lmjax.nn.masks import same_document
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Batch, Objective, Scored, Sum, apply, token_scores, weighted_sum
 from lmjax.objectives.masked import Masking, MaskRate, choose_targets, replace
+from lmjax.trees import map_named
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,6 +81,12 @@ class Replacing(Objective):
         """Returns the second network's inputs, and the generator's terms and metrics."""
         inputs, where = self.inputs(batch)
         logits = apply(self.network, params, inputs, where, seeds, method="generate")
+        return self.sampled(batch, inputs, logits)
+
+    def sampled(
+        self, batch: Batch, inputs: Any, logits: jax.Array
+    ) -> tuple[TextInputs, dict[str, Sum], dict[str, Sum]]:
+        """As `generated`, from the generator's `logits` [batch, num_predict, vocab_size]."""
         terms, metrics = token_scores(
             "mlm", logits, batch["targets"], batch["target_weights"], self.vocabulary
         )
@@ -116,26 +124,57 @@ class ReplacedTokenDetection(Replacing):
     Attributes:
       generator_weight, discriminator_weight: 1 and 50 in the paper.
       detects: score 'all' tokens, or only the 'chosen' ones ("ELECTRA 15%" of §3.4).
+      generator_training: 'likelihood' minimizes L_MLM. 'adversarial' maximizes the discriminator's
+        loss; see `adversarial_terms`. 'frozen' leaves the generator as it is, such as in the second
+        of two stages (§3.3). The last two report L_MLM and do not minimize it.
     """
 
     discriminator_weight: Weight = 50.0
     detects: Literal["all", "chosen"] = "all"
+    generator_training: Literal["likelihood", "adversarial", "frozen"] = "likelihood"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shared = self.model.share_embeddings
+        if self.generator_training == "frozen" and shared in (True, "all_weights"):
+            raise ConfigError(
+                "generator_training: the discriminator would train the parameters that it shares"
+                " with a frozen generator; set config.model.share_embeddings to False or"
+                " 'disentangled'"
+            )
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"mlm": self.generator_weight, "rtd": self.discriminator_weight}
+        generator, discriminator = self.generator_weight, self.discriminator_weight
+        return {"mlm": generator, "adversarial": generator, "rtd": discriminator}
 
     @property
     def network(self) -> Electra:
-        return Electra(self.model)
+        return Electra(self.model, baseline=self.generator_training == "adversarial")
+
+    def trainable(self, path: tuple[str, ...]) -> bool:
+        return self.generator_training != "frozen" or path[0] not in ("embeddings", "generator")
 
     def loss(self, params: Any, batch: Batch, mems: Any, seeds: Seeds | None) -> Scored:
-        read, terms, metrics = self.generated(params, batch, seeds)
+        if self.generator_training == "frozen":
+            params = map_named(self._stopped, params)
+        inputs, where = self.inputs(batch)
+        if self.generator_training == "adversarial":
+            method = "generate_with_baseline"
+            logits, baseline = apply(self.network, params, inputs, where, seeds, method=method)
+        else:
+            logits = apply(self.network, params, inputs, where, seeds, method="generate")
+        read, terms, metrics = self.sampled(batch, inputs, logits)
+        if self.generator_training != "likelihood":
+            terms, metrics = {}, metrics | terms
         replaced = read.tokens != batch["original"]
         detected = apply(self.network, params, read, seeds, method="discriminate")
         scored = batch["segment_ids"] > 0 if self.detects == "all" else chosen_positions(batch)
         binary = optax.sigmoid_binary_cross_entropy(detected, replaced.astype(jnp.float32))
         terms["rtd"] = weighted_sum(binary, scored)
+        if self.generator_training == "adversarial":
+            samples, rewards = (jnp.take_along_axis(x, where, 1) for x in (read.tokens, binary))
+            terms |= adversarial_terms(logits, samples, rewards, baseline, batch["target_weights"])
         flagged = detected > 0
         metrics |= {
             "rtd_accuracy": weighted_sum(flagged == replaced, scored),
@@ -147,6 +186,50 @@ class ReplacedTokenDetection(Replacing):
     def forward_flops(self, length: int) -> float:
         hidden = self.model.trunk.hidden_size
         return self.trunks_flops(length) + 2 * length * hidden * (hidden + 1)
+
+    def _stopped(self, path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        return leaf if self.trainable(path) else jax.lax.stop_gradient(leaf)
+
+
+def adversarial_terms(
+    logits: jax.Array,
+    samples: jax.Array,
+    rewards: jax.Array,
+    baseline: jax.Array,
+    weights: jax.Array,
+) -> dict[str, Sum]:
+    """Loss terms of a generator that maximizes the discriminator's loss (Clark et al. 2020, F).
+
+    No gradient flows through the samples x^_t, so the generator is trained by REINFORCE (Williams
+    1992). With R(x^_t) the discriminator's loss at a masked position t, D the probability of an
+    original token and h_G the generator's hidden states,
+
+      grad L_Disc ~ sum_t grad log p_G(x^_t) [R(x^_t) - b_t],
+      R(x^_t) = -log D(x^_t) if x^_t = x_t else -log(1 - D(x^_t)),  b_t = -log sigmoid(w^T h_G,t).
+
+    The paper assumes that D at t depends on no other sample, so each sample is credited with its
+    own reward alone. The baseline b is learned, "with cross-entropy loss to match the reward": here
+    that of sigmoid(w^T h_G) against exp(-R), with respect to w alone.
+
+    Args:
+      logits: [batch, n, vocab_size], the generator's.
+      samples: [batch, n] int, the samples of these logits.
+      rewards: [batch, n], R. No gradient flows into it.
+      baseline: [batch, n], w^T h_G.
+      weights: [batch, n], 1 in used slots.
+
+    Returns:
+      'adversarial', whose value is -R and whose gradient is that of REINFORCE, and 'baseline'.
+    """
+    rewards = jax.lax.stop_gradient(rewards)
+    advantages = rewards - jax.lax.stop_gradient(-jax.nn.log_sigmoid(baseline))
+    log_p = -score_targets(logits, samples)[0]
+    gains = rewards + advantages * (log_p - jax.lax.stop_gradient(log_p))
+    matched = optax.sigmoid_binary_cross_entropy(baseline, jnp.exp(-rewards))
+    return {
+        "adversarial": weighted_sum(-gains, weights),
+        "baseline": weighted_sum(matched, weights),
+    }
 
 
 def chosen_positions(batch: Batch) -> jax.Array:

@@ -20,6 +20,7 @@ from lmjax.objectives.base import Batch, Objective, Scored, Sum
 from lmjax.training.optimizers import OptimizerConfig, Schedule, ema_update, make_optimizer
 from lmjax.training.plan import TrainingConfig
 from lmjax.training.sharding import batch_sharding, replicated, shardings
+from lmjax.trees import map_named
 
 Metrics = dict[str, Any]
 MakeOptimizer = Callable[[OptimizerConfig, int, Any], tuple[optax.GradientTransformation, Schedule]]
@@ -162,6 +163,10 @@ def make_train_step(
             loss, scored, grads, tokens = accumulate(state, corrupted, seeds)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            # Weight decay would change parameters without a gradient.
+            updates = map_named(
+                lambda path, x: x if objective.trainable(path) else jnp.zeros_like(x), updates
+            )
             params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:

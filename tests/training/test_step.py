@@ -27,7 +27,7 @@ from lmjax.training.step import (
 from tests import tiny
 
 OPTIMIZER = optax.adamw(3e-3)
-# These share most of their programs with GPT and XLNet.
+# These share most of their programs with the others.
 MORE = [pytest.param(name, marks=pytest.mark.slow) for name in tiny.MORE]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from lmjax.models.gpt import GptConfig
 from lmjax.nn.masks import causal
 from lmjax.nn.taps import Edit, edited, read
 from tests import tiny
+from tests.generation import models
 
 TRUNK = dataclasses.replace(tiny.TRUNK, layers=2, norm="pre")
 TOKENS = np.random.default_rng(0).integers(6, tiny.SIZE, (3, 8))
@@ -190,3 +192,14 @@ def test_bert_reads_weights_of_masked_rows() -> None:
     weights = found["stack/blocks/layer_0/attention/weights"]
     assert float(jnp.abs(weights[..., 5:]).max()) == 0.0
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+
+
+def test_the_documented_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "activations.md").read_text()
+    code = page.partition("```python")[2].partition("```")[0]
+    assert 'lmjax.load("runs/quickstart/gpt")' in code
+    code = code.replace('lmjax.load("runs/quickstart/gpt")', "given")
+    exec(code, {"given": models.gpt(text=True)})
+    *paths, difference = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("encoder/stack/blocks/layer_1/attention/weights") for line in paths)
+    assert float(difference) > 1e-3

@@ -27,6 +27,8 @@ def get_config(smoothing: str = "modified_kneser_ney") -> ConfigDict:
         {
             "smoothing": size_of(SMOOTHINGS, smoothing),
             "order": 5,
+            # Tokens of a trained tokenizer are too frequent for Good-Turing's counts of 1-grams.
+            "discount_fallback": smoothing == "katz",
             "data": {"tokenizer": {"kind": "bpe", "vocab_size": 8_192, "lowercase": False}},
         }
     )

@@ -35,10 +35,12 @@ from lmjax.lab.measures import Measure
 from lmjax.lab.plan import AblationConfig, Published, Scaling, VariantConfig
 from lmjax.lab.search import SearchConfig
 from lmjax.models.family import ModelConfig
+from lmjax.models.ngram import NgramConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
 from lmjax.tasks.plan import FinetuneConfig, FinetuningConfig, MultitaskConfig, TaskConfig
+from lmjax.training.ngrams import NgramTraining
 from lmjax.training.optimizers import OptimizerConfig
 from lmjax.training.plan import PretrainConfig, PretrainingData, TrainingConfig
 from lmjax.training.sharding import MeshConfig
@@ -190,6 +192,7 @@ def configs() -> list[type]:
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
         *(PretrainConfig, PretrainingData, FinetuneConfig, TaskConfig, MultitaskConfig),
         *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig),
+        *(NgramConfig, NgramTraining),
     ]
     for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):

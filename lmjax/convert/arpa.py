@@ -214,9 +214,11 @@ def read_arpa(path: str | pathlib.Path, tokenizer: Tokenizer | None = None) -> P
     params = {}
     for n, order in enumerate(orders, 1):
         following = (order["starts"], orders[n]["p"] * nats) if n < len(orders) else None
-        weights = order["weights"] * nats if following else None
         params[f"order_{n}"] = order_parameters(
-            order["p"] * nats, order.get("tokens"), weights, following
+            order["p"] * nats,
+            order.get("tokens"),
+            order["weights"] * nats if following else None,
+            following,
         )
     config = NgramConfig(size, len(orders), int(token[begin]), int(token[end]))
     return opened(config, params, tokenizer)

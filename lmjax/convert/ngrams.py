@@ -65,7 +65,7 @@ def save_ngrams(
     target.mkdir(parents=True, exist_ok=True)
     model.tokenizer.save(target / _TOKENIZER)
     partial = target / f"{_ARRAYS}.partial"
-    safetensors.numpy.save_file(arrays, partial)
+    partial.write_bytes(safetensors.numpy.save(arrays))
     os.replace(partial, target / _ARRAYS)
     # Last, because a directory without it is not opened.
     write_json(target / _CONFIG, {"ngram": dataclasses.asdict(model.config), **(about or {})})

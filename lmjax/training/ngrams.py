@@ -7,7 +7,8 @@
   on the order and on the count of the context, in powers of two. EM estimates them on other text.
 'katz': back-off with Good-Turing discounts of counts up to 5 (Katz 1987).
 'stupid_backoff': relative frequencies, and 0.4 times the shorter context (Brants et al. 2007 §4).
-  Its scores are no probabilities.
+  Its scores are no probabilities. A token that never occurs backs off once more, to 0.4 times
+  the uniform probability.
 
 The vocabulary is closed: all tokens of a tokenizer but the one that begins a text. A token that
 never occurs gets what the empty context leaves for it. This is `lmplz --vocab_pad`, with as many

@@ -5,6 +5,8 @@ import gzip
 import math
 import pathlib
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -70,6 +72,41 @@ def test_kenlm_gives_the_same_scores(smoothing: Smoothing, tmp_path: pathlib.Pat
         for log10, *_ in theirs.full_scores(" ".join(map(TOKENIZER.token, text)))
     ]
     np.testing.assert_allclose(found, scores(model(smoothing)) / math.log(10), atol=1e-5)
+
+
+def test_lmplz_estimates_the_same_model(tmp_path: pathlib.Path) -> None:
+    """Of kenlm's `lmplz`, all n-grams with their probabilities and back-off weights."""
+    if shutil.which("lmplz") is None:
+        pytest.skip("kenlm's lmplz is not on the path")
+    listed = [text[text != 1] for text in texts(0, 80)]  # without <unk>, which lmplz refuses
+    found = estimate(join(listed), SIZE, (EOD, EOD), order=3, discount_fallback=True)
+    write_arpa(opened(found.config, found.params, TOKENIZER), tmp_path / "lm.arpa")
+    command = ["lmplz", "-o", "3", "--vocab_pad", str(SIZE), "--discount_fallback", "-S", "100M"]
+    done = subprocess.run(
+        [*command, "-T", str(tmp_path)],
+        input="".join(" ".join(map(TOKENIZER.token, text)) + "\n" for text in listed),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    mine, theirs = (
+        {words: [float(p), float(*weight or "0")] for p, words, *weight in map(split, lines)}
+        for lines in (
+            [line for line in text.splitlines() if "\t" in line]
+            for text in ((tmp_path / "lm.arpa").read_text(), done.stdout)
+        )
+    )
+    theirs["<s>"][0] = -99.0  # lmplz writes 0
+    assert len(theirs) > 300
+    for words, values in theirs.items():
+        np.testing.assert_allclose(mine.pop(words), values, atol=1e-5, err_msg=words)
+    # Tokens that do not occur have what <unk> has.
+    assert set(mine) == {"[PAD]", "[CLS]", "[SEP]", "[MASK]", "w23"}
+    np.testing.assert_allclose([*mine.values()], [theirs["<unk>"]] * 5, atol=1e-5)
+
+
+def split(line: str) -> list[str]:
+    return line.split("\t")
 
 
 @pytest.mark.parametrize("end", [EOD, 3])

@@ -61,7 +61,7 @@ def test_ngrams_prefer_the_order_that_they_have_read() -> None:
     ngrams = opened(found.config, found.params, MODEL.tokenizer)
     np.testing.assert_array_equal(by_ngrams(ngrams, PAIRS), [1.0, 0.0, 0.5])
     # The end of the sentence counts too: 7 follows 6 in all of them, and only then does one end.
-    (pair,) = [Pair("w6 w7", "w6 w7 w7")]
+    pair = Pair("w6 w7", "w6 w7 w7")
     assert by_ngrams(ngrams, [pair]) == judge(ngrams, [pair]) == 1
     prefix = Pair("w6 w7", "w6")
     assert by_ngrams(ngrams, [prefix]) == 1 and judge(ngrams, [prefix]) == 0

@@ -36,6 +36,7 @@ _KINDS = {
     "task": "lmjax.tasks.plan.FinetuneConfig",
     "template": "lmjax.evaluation.prompting.PromptingConfig",
     "objective": "lmjax.training.plan.PretrainConfig",
+    "smoothing": "lmjax.convert.ngrams.NgramTraining",
 }
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _overrides: dict[str, str] = {}  # parsed from the command line

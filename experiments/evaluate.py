@@ -52,7 +52,7 @@ METHOD = flags.DEFINE_list(
     "method",
     [],
     "Scoring methods, separated by commas: causal, pseudo, pseudo_within_word, left_to_right,"
-    " discriminator. Each model uses those that it supports.",
+    " discriminator, stupid_backoff. Each model uses those that it supports.",
 )
 PER_PARADIGM = flags.DEFINE_integer("per_paradigm", 0, "Pairs per paradigm; 0 = all.", 0)
 UNIGRAM = flags.DEFINE_string("unigram", "", "Corpus of the unigram baseline.")
@@ -101,8 +101,8 @@ def minimal_pairs() -> None:
             counts = _store(UNIGRAM.value, path, "--unigram").counts
             columns[f"unigram, tokens of {name}"] = unigram(model, pairs, counts)
         if TRIGRAM.value:
-            ngrams = _trigrams(_store(TRIGRAM.value, path, "--trigram"), model.tokenizer.size)
-            columns[f"trigram, tokens of {name}"] = by_ngrams(model.tokenizer, pairs, ngrams)
+            trigrams = _trigrams(_store(TRIGRAM.value, path, "--trigram"), model.tokenizer)
+            columns[f"trigram, tokens of {name}"] = by_ngrams(trigrams, pairs)
     tables = []
     files = len({pair.file for pair in pairs})
     for by in ("phenomenon", "paradigm"):
@@ -292,15 +292,20 @@ def _store(corpus: str, path: str, flag: str) -> Any:
     return prepare(source, ("train",))[1]["train"]
 
 
-def _trigrams(store: Any, vocab_size: int) -> Any:
-    from lmjax.models.ngram import NgramModel
+def _trigrams(store: Any, tokenizer: Any) -> Any:
+    from lmjax.convert.ngrams import opened
+    from lmjax.models.ngram_estimation import estimate
 
-    model = NgramModel.train(
-        store.tokens, store.sentence_offsets, vocab_size, discount_fallback=True
+    found = estimate(
+        (store.tokens, store.sentence_offsets),
+        tokenizer.size,
+        (tokenizer.roles["eod"],) * 2,
+        order=3,
+        discount_fallback=True,
     )
-    for order in model.fell_back:
+    for order in found.fell_back:
         print(f"{order}-grams: too few rare ones to estimate discounts; using 0.5, 1 and 1.5")
-    return model
+    return opened(found.config, found.params, tokenizer)
 
 
 def _listed(scores: Any) -> list[float] | None:

@@ -23,6 +23,7 @@ from lmjax.configuration import (
     opening,
     resolve,
 )
+from lmjax.convert.ngrams import NgramTraining
 from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
 from lmjax.data.rows import RowsConfig
 from lmjax.data.store import DataConfig
@@ -36,6 +37,7 @@ from lmjax.lab.plan import AblationConfig, Published, Scaling, VariantConfig
 from lmjax.lab.search import SearchConfig
 from lmjax.lab.sequential import Sequential
 from lmjax.models.family import ModelConfig
+from lmjax.models.ngram import NgramConfig
 from lmjax.nn.lora import LoraConfig
 from lmjax.nn.trunk import TransformerConfig
 from lmjax.objectives.base import Objective
@@ -191,6 +193,7 @@ def configs() -> list[type]:
         *(Template, GenerationConfig, SegmentPairs, ElectraPairs, SegmentStream, Packed),
         *(PretrainConfig, PretrainingData, FinetuneConfig, TaskConfig, MultitaskConfig),
         *(AblationConfig, VariantConfig, SearchConfig, PromptingConfig, Sequential),
+        *(NgramConfig, NgramTraining),
     ]
     for room in ("models", "objectives", "tasks"):
         for module in (pathlib.Path(lmjax.__path__[0]) / room).glob("*.py"):

@@ -23,7 +23,7 @@ def configs(folder: str, *without: str) -> list[str]:
     return [f"{folder}/{p.name}" for p in files if p.stem not in ("__init__", "recipe", *without)]
 
 
-PRETRAINING = configs("configs", "adapt", "prompting")
+PRETRAINING = configs("configs", "adapt", "prompting", "ngram")
 # A field that is named without a config is one of all configs of one of these programs.
 PROGRAMS = {
     "pretrain": PRETRAINING,
@@ -32,6 +32,7 @@ PROGRAMS = {
     "ablate": configs("configs/ablations"),
     "search": configs("configs/searches"),
     "evaluate": ["configs/prompting.py"],
+    "ngram": ["configs/ngram.py"],
 }
 DOCUMENTS = [
     ROOT / "README.md",

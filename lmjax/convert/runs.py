@@ -22,7 +22,9 @@ from lmjax.configuration import (
     opening,
     resolve_type,
 )
+from lmjax.convert.arpa import read_arpa
 from lmjax.convert.huggingface import abstract_params, load_huggingface, read_json, tokenizer_of
+from lmjax.convert.ngrams import load_ngrams
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError
@@ -68,7 +70,7 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
     See `lmjax.tasks.opened.load` for the directories that can be opened, which adds the task.
 
     Args:
-      path: the directory of a run or of a Hugging Face model.
+      path: the directory of a run or of a Hugging Face model, or an ARPA file.
       allow_modules: modules outside of lmjax that a run may import classes from. Importing a
         module executes code, so others are an error.
 
@@ -81,6 +83,8 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
         config needs an unsupported function or a module that is not allowed.
     """
     directory = pathlib.Path(path)
+    if directory.is_file():
+        return read_arpa(directory)
     with allowing(allow_modules), opening():
         if (directory / _NETWORK).exists() and not (directory / "config.json").exists():
             return _load_finetuned(directory, directory.parent)
@@ -94,6 +98,8 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Pretr
             return _load_finetuned(directory, None)
         if "objective" in values:
             return _load_run(directory, values)
+        if isinstance(values.get("ngram"), Mapping):
+            return load_ngrams(directory, values)
     return load_huggingface(directory)
 
 

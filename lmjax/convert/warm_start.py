@@ -116,6 +116,8 @@ def open_init(path: str) -> Pretrained:
         pretrained = load(path)
     except ConfigError as error:
         raise ConfigError(f"config.init: {error}") from error
+    if "order_1" in pretrained.params:
+        raise ConfigError(f"config.init: '{path}' is an n-gram model; give a neural network")
     if pretrained.tokenizer is None:
         raise ConfigError(f"config.init: '{path}' has no tokenizer.json; add the model's own")
     return pretrained

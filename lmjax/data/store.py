@@ -140,15 +140,16 @@ def prepare(
     Raises:
       ConfigError: the corpus is not available, or one of its splits is empty.
     """
-    corpora = {split: _open(config, split) for split in splits}
-    train = corpora.get("train") or _open(config, "train")
+    corpora = {split: open_split(config, split) for split in splits}
+    train = corpora.get("train") or open_split(config, "train")
     tokenizer = _tokenizer(config, train)
     return tokenizer, {
         split: _store(config, corpus, tokenizer, split) for split, corpus in corpora.items()
     }
 
 
-def _open(config: DataConfig, split: str) -> Corpus:
+def open_split(config: DataConfig, split: str) -> Corpus:
+    """Opens the documents of a split, 'train' or 'validation'."""
     options = {"text_feature": config.text_feature, "cache_dir": config.cache_dir}
     if split == "validation" and config.validation_corpus:
         where = "config.data.validation_corpus"

@@ -23,10 +23,8 @@ from lmjax.data.files import (
     name_of,
     read_lines,
 )
-from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import ConfigError, require_finite
-from lmjax.evaluation.scoring import Method, token_scores
-from lmjax.models.ngram import NgramModel
+from lmjax.evaluation.scoring import Method, Passage, passage_scores, token_scores
 
 _COLUMNS = {
     "good": ("good", "sentence_good"),
@@ -152,15 +150,13 @@ def unigram(model: Pretrained, pairs: Sequence[Pair], counts: np.ndarray) -> np.
     return judged(np.array([logs[ids].sum() for ids in model.tokenizer.encode_batch(texts)]))
 
 
-def by_ngrams(tokenizer: Tokenizer, pairs: Sequence[Pair], model: NgramModel) -> np.ndarray:
-    """As `judge`, with an n-gram model of the tokenizer's tokens and the end of the sentence."""
+def by_ngrams(model: Pretrained, pairs: Sequence[Pair]) -> np.ndarray:
+    """As `judge`, with an n-gram model that also scores the end of the sentence."""
+    assert model.tokenizer is not None
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
-    begin, end = [model.vocab_size], [model.vocab_size + 1]
-    ids = [np.concatenate([begin, i, end]) for i in tokenizer.encode_batch(texts)]
-    # Sentences can be concatenated: no counted n-gram crosses the end of a sentence.
-    logs = np.log(model.probabilities(np.concatenate(ids)))
-    parts = np.split(logs, np.cumsum([len(i) for i in ids])[:-1])
-    return judged(np.array([math.fsum(part[1:]) for part in parts]))
+    end = model.token_ids["eos_token_id"]
+    passages = [Passage(np.append(ids, end)) for ids in model.tokenizer.encode_batch(texts)]
+    return judged(np.array([scores.logs.sum() for scores in passage_scores(model, passages)]))
 
 
 def shares(

@@ -92,6 +92,11 @@ def perplexity(
       ConfigError: the model is not causal, `length` or `stride` is invalid, or a corpus is empty.
     """
     network = model.network
+    if "stupid_backoff" in network.score_methods:
+        raise ConfigError(
+            "--model: scores of stupid back-off are no probabilities, so they have no perplexity;"
+            " use another config.smoothing"
+        )
     if "causal" not in network.score_methods or model.tokenizer is None:
         raise ConfigError(
             f"--model: a {type(network).__name__} has no perplexity; use a GPT with its tokenizer"

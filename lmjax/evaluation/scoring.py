@@ -1,7 +1,7 @@
-"""Per-token scores of texts, by one of five methods.
+"""Per-token scores of texts, by one of six methods.
 
-`causal` (GPT): log p of each token given the preceding ones; the first token is conditioned on the
-token that begins a document.
+`causal` (GPT, n-grams): log p of each token given the preceding ones; the first token is
+conditioned on the token that begins a document.
 `pseudo` (BERT, ELECTRA's generator, XLNet): log p of each token given all others, one at a time
 (Salazar et al. 2020). The sum is not a log-probability of the text.
 `pseudo_within_word` (same families): also hides the later tokens of the same word, so that they do
@@ -9,6 +9,7 @@ not give the token away (Kauf & Ivanova 2023).
 `left_to_right` (XLNet): log p of each token given the preceding ones, in one pass of the query
 stream with the factorization order 1, 2, 3, ...
 `discriminator` (ELECTRA): log p that each token is original.
+`stupid_backoff` (n-grams): as `causal`, but scores of a position do not sum to one.
 """
 
 import functools

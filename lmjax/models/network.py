@@ -17,7 +17,9 @@ from lmjax.nn.dropout import Seeds
 from lmjax.nn.layers import score_targets
 from lmjax.nn.masks import Mask
 
-ScoringMethod = Literal["causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator"]
+ScoringMethod = Literal[
+    "causal", "pseudo", "pseudo_within_word", "left_to_right", "discriminator", "stupid_backoff"
+]
 Scores = tuple[jax.Array, jax.Array]  # log-probabilities, and whether no token is likelier
 
 

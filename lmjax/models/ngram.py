@@ -1,194 +1,217 @@
-"""An n-gram model with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999 §4.1.6).
+"""N-gram language models in back-off form, as a network.
 
-It follows kenlm's `lmplz` (Heafield et al. 2013) with one difference: the vocabulary is closed and
-consists of all tokens of a tokenizer. The lowest order therefore interpolates with
-1 / (tokens + 1), counting the end of a sentence, and there is no unknown word.
+log p(w | c) is stored for the n-grams c w that the model lists. For others it is
+b(c) + log p(w | c'), where c' is the context c without its first token, and b(c) is the back-off
+weight of c (Katz 1987). Interpolated smoothing has this form too, if the stored probabilities are
+the interpolated ones (Chen & Goodman 1998 §2.8). It is also the content of an ARPA file.
+
+`lmjax.models.ngram_estimation` estimates the parameters, and `lmjax.convert.ngrams` reads and
+writes them.
 """
 
 import dataclasses
-from typing import Self
+import math
+from typing import Annotated, Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lmjax.errors import ConfigError
+from lmjax.configuration import Interval, VocabSize, check_ranges
+from lmjax.models.network import CausalNetwork, Scores, ScoringMethod, TextInputs
+from lmjax.nn.dropout import Seeds
+from lmjax.nn.masks import padding
 
-# Discounts of n-grams seen once, twice and more often, used if the counts give none: kenlm's
-# `--discount_fallback`.
-FALLBACK = (0.5, 1.0, 1.5)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Order:
-    """The n-grams of one order. An n-gram is identified by its index in `keys`.
-
-    Attributes:
-      keys: int64 [n-grams], ascending: index of the first n - 1 tokens * base + last token.
-      discounted: float64 [n-grams], (a - D(a)) / sum of a over the context.
-      left: float64 [contexts], probability mass freed by the discounts (gamma); 1 for contexts
-        without continuation.
-    """
-
-    keys: np.ndarray
-    discounted: np.ndarray
-    left: np.ndarray
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Returns the index of each key, or -1 if it is missing."""
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, place, -1)
+Smoothing = Literal["modified_kneser_ney", "kneser_ney", "jelinek_mercer", "katz", "stupid_backoff"]
+STUPID = 0.4  # the back-off weight of Brants et al. (2007 §4)
+_UNSEEN, _BEFORE = -1, -2  # contexts that are not listed, and those that the text is too short for
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NgramModel:
-    """Probabilities of tokens given the previous order - 1 tokens of the sentence.
+@dataclasses.dataclass(frozen=True)
+class NgramConfig:
+    """The config of a network of n-grams.
 
     Attributes:
-      vocab_size: ids are 0 to vocab_size - 1; vocab_size marks the beginning of a sentence,
-        vocab_size + 1 its end.
-      discounts: D1, D2 and D3+ of each order, the lowest first.
-      fell_back: the orders, counted from 1, that use `FALLBACK`.
+      vocab_size: number of token ids.
+      order: n of the longest n-grams.
+      smoothing: 'arpa' if the model comes from an ARPA file.
+      begin_id, end_id: the tokens before and after a text; they may be the same.
     """
 
-    vocab_size: int
-    discounts: tuple[tuple[float, float, float], ...]
-    fell_back: tuple[int, ...]
-    _orders: tuple[_Order, ...] = dataclasses.field(repr=False)
+    vocab_size: VocabSize
+    order: Annotated[int, Interval("[1, 10]")]
+    begin_id: Annotated[int, Interval("[0, 2**24]")]
+    end_id: Annotated[int, Interval("[0, 2**24]")]
+    smoothing: Smoothing | Literal["arpa"] = "arpa"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def inputs(self, tokens: jax.Array, token_types: jax.Array, real: jax.Array) -> TextInputs:
+        """Builds inputs from whole texts [batch, length]; only tokens and `real` are read."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return TextInputs(tokens, token_types, positions, padding(real), real)
+
+
+class Ngram(CausalNetwork):
+    """A network whose parameters are the n-grams of each order.
+
+    An n-gram is identified by its index in its order. The parameters `order_1` to `order_N` are:
+      log_probs: float32 [n-grams], log p of the last token given the ones before it, in nats.
+      tokens: int32 [n-grams], the last token; absent in order 1, whose index is the token.
+      log_backoffs: float32 [n-grams], log b of the n-gram as a context.
+      starts: int32 [n-grams + 1]: the n-grams of the next order that begin with n-gram i are
+        those from starts[i] to starts[i + 1], sorted by their last token.
+      best: int32 [n-grams], index of the most probable of them, or -1 if there are none.
+    The highest order lacks the last three.
+    """
+
+    config: NgramConfig
 
     @property
-    def order(self) -> int:
-        return len(self._orders)
+    def score_methods(self) -> tuple[ScoringMethod, ...]:  # type: ignore[override]
+        """Scores of stupid back-off do not sum to one, so they are not called causal."""
+        stupid = self.config.smoothing == "stupid_backoff"
+        return ("stupid_backoff",) if stupid else ("causal",)
 
-    @classmethod
-    def train(
-        cls,
-        tokens: np.ndarray,
-        offsets: np.ndarray,
-        vocab_size: int,
-        order: int = 3,
-        discount_fallback: bool = False,
-    ) -> Self:
-        """Trains a model. Memory is about 80 bytes per token and order.
+    def hidden(self, inputs: TextInputs, seeds: Seeds | None = None) -> jax.Array:
+        """Returns the contexts of the next token: int32 [batch, length, max(1, order - 1)].
 
-        Args:
-          tokens: [tokens] int, the concatenated sentences.
-          offsets: [sentences + 1] int, start of each sentence and end of the last.
-          vocab_size: size of the tokenizer.
-          order: n of the longest n-grams.
-          discount_fallback: use `FALLBACK` for orders whose counts give no discounts.
-
-        Raises:
-          ConfigError: there is no sentence, order is below 1, or counts give no discounts.
+        Entry n - 1 is the index of the last n tokens, or negative.
         """
-        if order < 1:
-            raise ConfigError(f"order: must be at least 1, got {order}")
-        if len(offsets) < 2:
-            raise ConfigError("an n-gram model needs at least one sentence; give more text")
-        base = vocab_size + 2
-        padded, since = _padded(tokens, offsets, vocab_size)
-        places, contexts, keys, firsts = [np.zeros(len(padded), np.int64)], [], [], []
-        for n in range(1, order + 1):
-            # N-grams by their end position, where the sentence has enough preceding tokens.
-            here = np.flatnonzero(since >= n - 1)
-            before = places[-1][here - 1] if n > 1 else 0
-            found, first, inverse = np.unique(
-                before * base + padded[here], return_index=True, return_inverse=True
-            )
-            place = np.full(len(padded), -1, np.int64)
-            place[here] = inverse
-            places.append(place)
-            contexts.append(found // base)
-            keys.append(found)
-            firsts.append(here[first])
-            raw = np.bincount(inverse)
-        orders: list[_Order] = []
-        discounts: list[tuple[float, float, float]] = []
-        fell_back: list[int] = []
-        for n in range(1, order + 1):
-            adjusted = raw
-            if n < order:
-                # Number of distinct left neighbors. N-grams that begin a sentence have none and
-                # keep their raw counts.
-                adjusted = np.bincount(places[n][firsts[n]], minlength=len(keys[n - 1]))
-                begins = padded[firsts[n - 1] - n + 1] == vocab_size
-                counts = np.bincount(places[n][places[n] >= 0], minlength=len(keys[n - 1]))
-                adjusted = np.where(begins, counts, adjusted)
-            if n == 1:
-                adjusted = np.where(keys[0] == vocab_size, 0, adjusted)  # never predicted
-            chosen = _discounts(adjusted)
-            if chosen is None:
-                if not discount_fallback:
-                    raise ConfigError(
-                        f"order: counts of {n}-grams give no discounts (too little text, or too"
-                        " few rare tokens); set discount_fallback"
-                    )
-                chosen = FALLBACK
-                fell_back.append(n)
-            discounts.append(chosen)
-            size = len(keys[n - 2]) if n > 1 else 1
-            orders.append(_smoothed(keys[n - 1], contexts[n - 1], adjusted, chosen, size))
-        return cls(vocab_size, tuple(discounts), tuple(fell_back), tuple(orders))
+        del seeds
+        context = jnp.where(inputs.real, inputs.tokens, _BEFORE)
+        contexts = [context]
+        for n in range(2, self.config.order):
+            before = jnp.pad(context, ((0, 0), (1, 0)), constant_values=_BEFORE)[:, :-1]
+            found = self._find(n, before, inputs.tokens)
+            context = jnp.where(inputs.real, jnp.where(before < 0, before, found), _BEFORE)
+            contexts.append(context)
+        return jnp.stack(contexts, axis=-1)
 
-    def log_probabilities(self, sentence: np.ndarray) -> np.ndarray:
-        """Returns log p of each token and of the end of the sentence: [tokens + 1] float64."""
-        begin, end = self.vocab_size, self.vocab_size + 1
-        return np.log(self.probabilities(np.array([begin, *sentence, end]))[1:])
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        """Contexts [..., max(1, order - 1)] -> log p of every token [..., vocab_size]."""
+        return self.log_probs(hidden, jnp.arange(self.config.vocab_size))
 
-    def probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns p of each token of a text given the previous tokens: [tokens] float64.
+    def log_probs(self, contexts: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Returns log p in nats of `tokens` [..., k] after `contexts`: float32 [..., k]."""
+        found = self._order(1)["log_probs"][tokens]
+        for n in range(2, self.config.order + 1):
+            context = contexts[..., n - 2, None]
+            place = self._find(n, context, tokens)
+            listed = self._order(n)["log_probs"][jnp.maximum(place, 0)]
+            found = jnp.where(place >= 0, listed, self._backoff(n - 1, context) + found)
+        return found
 
-        Args:
-          tokens: [tokens] int, including markers of the beginning and end of the sentence.
+    def score(
+        self,
+        method: ScoringMethod,
+        inputs: TextInputs,
+        mask_id: int,
+        begin: jax.Array,
+        end: jax.Array,
+    ) -> Scores:
+        contexts, targets = self.hidden(inputs)[:, :-1], inputs.tokens[:, 1:]
+        logs, greedy = self._compared(contexts, targets)
+        return jnp.pad(logs, ((0, 0), (1, 0))), jnp.pad(greedy, ((0, 0), (1, 0)))
+
+    def _order(self, n: int) -> Any:
+        return self.variables["params"][f"order_{n}"]
+
+    def _find(self, n: int, context: jax.Array, token: jax.Array) -> jax.Array:
+        """Returns the index of the n-gram (context, token), or _UNSEEN, by binary search."""
+        tokens, starts = self._order(n)["tokens"], self._order(n - 1)["starts"]
+        context, token = jnp.broadcast_arrays(context, token)
+        known = jnp.maximum(context, 0)
+        last = starts[known + 1]
+
+        def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bounds
+            middle = (low + high) // 2
+            right = (low < high) & (tokens[jnp.minimum(middle, len(tokens) - 1)] < token)
+            return jnp.where(right, middle + 1, low), jnp.where(right, high, middle)
+
+        bounds = (starts[known], last)
+        place, _ = jax.lax.while_loop(lambda b: (b[0] < b[1]).any(), halve, bounds)
+        same = tokens[jnp.minimum(place, len(tokens) - 1)] == token
+        return jnp.where((context >= 0) & (place < last) & same, place, _UNSEEN)
+
+    def _backoff(self, n: int, context: jax.Array) -> jax.Array:
+        """Returns the log back-off weight of contexts of n tokens."""
+        listed = self._order(n)["log_backoffs"][jnp.maximum(context, 0)]
+        stupid = self.config.smoothing == "stupid_backoff"
+        unseen = jnp.where(context == _UNSEEN, math.log(STUPID) if stupid else 0.0, 0.0)
+        return jnp.where(context >= 0, listed, unseen)
+
+    def _compared(self, contexts: jax.Array, targets: jax.Array) -> Scores:
+        """Returns log p of `targets` [batch, length], and whether no token is likelier.
+
+        The most probable continuation is, in each order, the best listed one, or that of the
+        shorter context. This gives candidates, and a bound of the largest probability. The two
+        agree unless a model without interpolation lists a token with less than its back-off
+        probability. Only then are all tokens compared.
         """
-        base = self.vocab_size + 2
-        tokens = np.asarray(tokens, np.int64)
-        # p of the next lower order, and the index of the n-gram that ends at each position.
-        p = np.full(len(tokens), 1 / (self.vocab_size + 1))
-        before = np.zeros(len(tokens), np.int64)
-        for order in self._orders:
-            gram = order.find(before * base + tokens)
-            gram = np.where(before < 0, -1, gram)
-            known = before >= 0
-            own = np.where(gram >= 0, order.discounted[np.maximum(gram, 0)], 0.0)
-            left = np.where(known, order.left[np.maximum(before, 0)], 1.0)
-            p = own + left * p
-            before = np.concatenate([[-1], gram[:-1]])
-        return p
+        unigrams = self._order(1)["log_probs"]
+        first = jnp.argmax(unigrams)
+        bound = jnp.broadcast_to(unigrams[first], targets.shape)
+        candidates = [jnp.broadcast_to(first, targets.shape)]
+        for n in range(2, self.config.order + 1):
+            context = contexts[..., n - 2]
+            best = jnp.where(context >= 0, self._order(n - 1)["best"][jnp.maximum(context, 0)], -1)
+            place = jnp.maximum(best, 0)
+            listed = self._order(n)["log_probs"][place]
+            bound = self._backoff(n - 1, context) + bound
+            bound = jnp.where(best >= 0, jnp.maximum(bound, listed), bound)
+            candidates.append(jnp.where(best >= 0, self._order(n)["tokens"][place], first))
+        found = self.log_probs(contexts, jnp.stack([targets, *candidates], axis=-1))
+        logs, largest = found[..., 0], found[..., 1:].max(-1)
+        flat, each = contexts.reshape(-1, contexts.shape[-1]), logs.reshape(-1)
+        greedy = (largest <= logs).reshape(-1)
+        unsettled = greedy & (bound > logs).reshape(-1)
+
+        def settle(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            greedy, unsettled = state
+            at = jnp.argmax(unsettled)
+            most = self.decode(flat[at]).max()
+            return greedy.at[at].set(most <= each[at]), unsettled.at[at].set(False)
+
+        state = (greedy, unsettled)
+        greedy, _ = jax.lax.while_loop(lambda state: state[1].any(), settle, state)
+        return logs, greedy.reshape(logs.shape)
 
 
-def _padded(
-    tokens: np.ndarray, offsets: np.ndarray, vocab_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adds sentence markers; also returns the number of preceding tokens in the sentence."""
-    lengths = np.diff(offsets) + 2
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    padded = np.full(starts[-1], -1, np.int64)
-    padded[starts[:-1]] = vocab_size
-    padded[starts[1:] - 1] = vocab_size + 1
-    padded[padded < 0] = tokens[offsets[0] : offsets[-1]]
-    return padded, np.arange(len(padded)) - np.repeat(starts[:-1], lengths)
+def order_parameters(
+    log_probs: np.ndarray,
+    tokens: np.ndarray | None = None,
+    log_backoffs: np.ndarray | None = None,
+    following: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the parameters of one order, as `Ngram` documents them.
+
+    Args:
+      log_probs, log_backoffs: [n-grams] in nats; no back-off weights in the highest order.
+      tokens: [n-grams]; None in order 1.
+      following: `starts` [n-grams + 1], and the log-probabilities of the next order.
+    """
+    found = {"log_probs": log_probs.astype(np.float32)}
+    if tokens is not None:
+        found["tokens"] = tokens.astype(np.int32)
+    if log_backoffs is not None and following is not None:
+        starts, after = following
+        found["log_backoffs"] = log_backoffs.astype(np.float32)
+        found["starts"] = starts.astype(np.int32)
+        found["best"] = _largest(starts, after.astype(np.float32))
+    return found
 
 
-def _discounts(adjusted: np.ndarray) -> tuple[float, float, float] | None:
-    """Computes D1, D2, D3+ from the counts of counts 1 to 4; None if they are not valid."""
-    n1, n2, n3, n4 = (int(np.sum(adjusted == k)) for k in (1, 2, 3, 4))
-    if not (n1 and n2 and n3):
-        return None
-    y = n1 / (n1 + 2 * n2)
-    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    return found if all(0 <= d <= k for k, d in enumerate(found, start=1)) else None
-
-
-def _smoothed(
-    keys: np.ndarray,
-    contexts: np.ndarray,
-    adjusted: np.ndarray,
-    discounts: tuple[float, float, float],
-    size: int,
-) -> _Order:
-    """Computes the discounted probabilities. size: number of contexts."""
-    discount = np.array([0.0, *discounts])[np.minimum(adjusted, 3)]
-    totals = np.bincount(contexts, weights=adjusted, minlength=size)
-    taken = np.bincount(contexts, weights=discount, minlength=size)
-    left = np.divide(taken, totals, out=np.ones(size), where=totals > 0)
-    discounted = (adjusted - discount) / np.maximum(totals[contexts], 1)
-    return _Order(keys, discounted, left)
+def _largest(starts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the index of the largest of values[starts[i]:starts[i + 1]], or -1: int32."""
+    best = np.full(len(starts) - 1, -1, np.int32)
+    sizes = np.diff(starts)
+    filled = np.flatnonzero(sizes)
+    if len(filled):
+        largest = np.maximum.reduceat(values, starts[filled])
+        places = np.flatnonzero(values == np.repeat(largest, sizes[filled]))
+        groups = np.searchsorted(starts, places, side="right") - 1
+        best[groups[::-1]] = places[::-1]  # the first of equal ones
+    return best

@@ -244,6 +244,8 @@ def load(path: str | pathlib.Path, allow_modules: Collection[str] = ()) -> Opene
     """
     pretrained = runs.load(path, allow_modules)
     opened = Opened(**{f.name: getattr(pretrained, f.name) for f in fields(pretrained)})
+    if pathlib.Path(path).is_file():  # an ARPA file
+        return opened
     file = pathlib.Path(path) / _TASK
     file = file if file.exists() else file.with_name("config.json")
     values = read_json(file)

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from lmjax.convert.ngrams import opened
 from lmjax.errors import ConfigError
 from lmjax.evaluation.minimal_pairs import (
     Pair,
@@ -22,7 +23,7 @@ from lmjax.evaluation.minimal_pairs import (
 )
 from lmjax.evaluation.scoring import token_scores
 from lmjax.models.gpt import Gpt, GptConfig
-from lmjax.models.ngram import NgramModel
+from lmjax.models.ngram_estimation import estimate
 from tests.words import SIZE, random_model, trunk
 
 PAIRS = [
@@ -53,17 +54,17 @@ def test_frequencies_prefer_the_frequent_word() -> None:
 
 def test_ngrams_prefer_the_order_that_they_have_read() -> None:
     sentences = [np.array([6, 7]), np.array([9, 8]), np.array([10])] * 5
-    offsets = np.cumsum([0, *map(len, sentences)])
-    ngrams = NgramModel.train(np.concatenate(sentences), offsets, SIZE, discount_fallback=True)
+    texts = np.concatenate(sentences), np.cumsum([0, *map(len, sentences)])
     assert MODEL.tokenizer is not None
-    np.testing.assert_array_equal(by_ngrams(MODEL.tokenizer, PAIRS, ngrams), [1.0, 0.0, 0.5])
-    # Read one after the other, sentences know nothing of each other.
-    alone = [ngrams.log_probabilities(np.array(ids)).sum() for ids in ([8, 9], [9, 8])]
-    assert alone[0] < alone[1]
-    for pair in PAIRS:
-        ids = MODEL.tokenizer.encode_batch([pair.good, pair.bad])
-        sums = np.array([ngrams.log_probabilities(i).sum() for i in ids])
-        np.testing.assert_array_equal(by_ngrams(MODEL.tokenizer, [pair], ngrams), judged(sums))
+    eod = MODEL.tokenizer.roles["eod"]
+    found = estimate(texts, SIZE, (eod, eod), order=3, discount_fallback=True)
+    ngrams = opened(found.config, found.params, MODEL.tokenizer)
+    np.testing.assert_array_equal(by_ngrams(ngrams, PAIRS), [1.0, 0.0, 0.5])
+    # The end of the sentence counts too: 7 follows 6 in all of them, and only then does one end.
+    pair = Pair("w6 w7", "w6 w7 w7")
+    assert by_ngrams(ngrams, [pair]) == judge(ngrams, [pair]) == 1
+    prefix = Pair("w6 w7", "w6")
+    assert by_ngrams(ngrams, [prefix]) == 1 and judge(ngrams, [prefix]) == 0
 
 
 def test_shares_are_by_phenomenon_or_paradigm() -> None:

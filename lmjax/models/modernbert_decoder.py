@@ -44,7 +44,9 @@ class ModernBertDecoderConfig(GptConfig):
     @classmethod
     def read_published(cls, fields: Fields) -> Read:
         # In `transformers`, the window of a decoder includes the token itself.
-        return Read(read_model(cls, fields, fields.get("local_attention", int) // 2 - 1))
+        window = fields.get("local_attention", int) // 2
+        fields.require("sliding_window", (window,), "it must be half of 'local_attention'")
+        return Read(read_model(cls, fields, window - 1))
 
     def published_values(self) -> dict[str, Any]:
         return {

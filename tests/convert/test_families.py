@@ -63,6 +63,7 @@ NETWORKS: dict[str, Network] = {
         ("decoder", {"attention_bias": True}, "'attention_bias' is True: biases"),
         ("decoder", {"decoder_bias": False}, "'decoder_bias' is False"),
         ("decoder", {"local_attention": 2}, "'local_attention' is too small"),
+        ("decoder", {"sliding_window": 7}, "'sliding_window' is 7: it must be half"),
         ("decoder", {"layer_types": ["full_attention"] * 2}, "'layer_types' is"),
         ("decoder", {"layer_types": ["full_attention", "chunked", "full_attention"]}, "equal dist"),
         ("decoder", {"rope_scaling": {"factor": 2}}, "'rope_scaling' is .*extended positions"),

@@ -7,6 +7,9 @@ for laptops and not from the paper. The paper's text, 160 GB of five corpora, is
 default corpus is the embedded docstrings; set --config.data.corpus to use other text.
 
 Cost (python -m experiments.cost --config=configs/roberta.py:SIZE; tokens include padding):
+  tiny   1.49M parameters, 81.9M tokens, 3.0e+14 FLOPs
+  base   125M parameters, 2.1T tokens, 1.3e+21 FLOPs
+  large  355M parameters, 2.1T tokens, 4.2e+21 FLOPs
 """
 
 import dataclasses

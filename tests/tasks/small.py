@@ -64,9 +64,9 @@ def model(family: str, vocab_size: int = 0, **trunk: Any) -> Any:
 def config(task: dict[str, Any], data: dict[str, Any], family: str = "bert") -> ConfigDict:
     """A run from scratch on one device."""
     made = finetuning({"length": LENGTH, **task}, data, learning_rate=1e-2, epochs=2)
-    names = {"bert": "Bert", "gpt": "Gpt", "xlnet": "Xlnet", "electra": "Electra"}
+    names = {"distilbert": "DistilBert"}
     blocks: dict[str, Any] = {
-        "type": f"lmjax.models.{family}.{names[family]}Config",
+        "type": f"lmjax.models.{family}.{names.get(family, family.capitalize())}Config",
         "trunk": {
             "layers": 1,
             "hidden_size": 16,

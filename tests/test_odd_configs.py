@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import lmjax
-from configs import adapt, bert, electra, gpt, prompting, xlnet
+from configs import adapt, bert, electra, gpt, prompting, roberta, xlnet
 from configs.ablations import four_objectives, gpt_size
 from configs.ablations.recipe import held_out
 from configs.finetune import (
@@ -51,7 +51,13 @@ from tests import odd
 from tests.runs import write_text
 from tests.tasks import small
 
-FAMILIES: dict[str, Any] = {"bert": bert, "gpt": gpt, "xlnet": xlnet, "electra": electra}
+FAMILIES: dict[str, Any] = {
+    "bert": bert,
+    "roberta": roberta,
+    "gpt": gpt,
+    "xlnet": xlnet,
+    "electra": electra,
+}
 STEPS = 3
 
 

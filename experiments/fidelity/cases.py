@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-VOCABULARY = 40
-CAUSAL = ("gpt2", "llama", "qwen2", "qwen3")
-FAMILIES = ("bert", "xlnet", "electra", "modernbert", *CAUSAL)
+VOCABULARY, LENGTH = 40, 11
+CAUSAL = ("gpt2", "llama", "qwen2", "qwen3", "smollm3", "modernbertdecoder")
+FAMILIES = ("bert", "roberta", "distilbert", "xlnet", "electra", "modernbert", *CAUSAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
 
     @property
     def family(self) -> str:
-        return next(name for name in FAMILIES if self.network.lower().startswith(name))
+        return max((n for n in FAMILIES if self.network.lower().startswith(n)), key=len)
 
 
 _BERT = {
@@ -44,6 +44,21 @@ _BERT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "intermediate_size": 40,
+    "max_position_embeddings": 16,
+}
+_ROBERTA = {
+    **_BERT,
+    "type_vocab_size": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+_DISTILBERT = {
+    "vocab_size": VOCABULARY,
+    "dim": 24,
+    "n_layers": 2,
+    "n_heads": 3,
+    "hidden_dim": 40,
     "max_position_embeddings": 16,
 }
 _ELECTRA = {**_BERT, "embedding_size": 10}
@@ -89,6 +104,18 @@ def _bert(name: str, network: str, how: Mapping[str, Any] | None = None, **confi
     return Case(f"bert {name}", network, {**_BERT, **config}, **(how or {}))
 
 
+def _roberta(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
+    made = {"token_types": False, **(how or {})}
+    return Case(f"roberta {name}", network, {**_ROBERTA, **config}, **made)
+
+
+def _distilbert(
+    name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any
+) -> Case:
+    made = {**_DISTILBERT, **config}
+    return Case(f"distilbert {name}", network, made, token_types=False, **(how or {}))
+
+
 def _gpt2(name: str, network: str, how: Mapping[str, Any] | None = None, **config: Any) -> Case:
     return Case(f"gpt2 {name}", network, {**_GPT2, **config}, token_types=False, **(how or {}))
 
@@ -113,7 +140,12 @@ def _modernbert(
     every = made.pop("every", 3)
     kinds = ["full_attention", "sliding_attention"]
     made["layer_types"] = [kinds[i % every > 0] for i in range(made["num_hidden_layers"])]
-    return Case(f"modernbert {name}", network, made, token_types=False, **(how or {}))
+    family = "modernbertdecoder" if "Decoder" in network else "modernbert"
+    return Case(f"{family} {name}", network, made, token_types=False, **(how or {}))
+
+
+def _modern_activation(name: str) -> dict[str, Any]:
+    return {"hidden_activation": name, "classifier_activation": name}
 
 
 def _rope(kind: str, **values: float) -> dict[str, Any]:
@@ -126,6 +158,7 @@ _LABELS: dict[str, Any] = {
 }
 _TWO_STREAMS: dict[str, Any] = {"permuted": True, "padding": ""}
 _LM = "XLNetLMHeadModel"
+_SMOL = "SmolLM3ForCausalLM"
 
 CASES = (
     _bert("pretraining", "BertForPreTraining"),
@@ -146,6 +179,38 @@ CASES = (
     _bert("tokens", "BertForTokenClassification", **_LABELS),
     _bert("answers", "BertForQuestionAnswering"),
     _bert("choices", "BertForMultipleChoice"),
+    _roberta("lm", "RobertaForMaskedLM"),
+    _roberta("left padding", "RobertaForMaskedLM", {"padding": "left"}),
+    _roberta("no padding", "RobertaForMaskedLM", {"padding": ""}),
+    _roberta("two segment types", "RobertaForMaskedLM", {"token_types": True}, type_vocab_size=2),
+    _roberta("published padding id", "RobertaForMaskedLM", pad_token_id=1),
+    _roberta(
+        "no spare rows", "RobertaForMaskedLM", pad_token_id=1, max_position_embeddings=LENGTH + 2
+    ),
+    _roberta("untied", "RobertaForMaskedLM", tie_word_embeddings=False),
+    _roberta("one head", "RobertaForMaskedLM", num_attention_heads=1, num_hidden_layers=1),
+    _roberta("deep", "RobertaForMaskedLM", num_attention_heads=8, num_hidden_layers=4),
+    _roberta("large epsilon", "RobertaForMaskedLM", layer_norm_eps=1e-2),
+    _roberta("encoder", "RobertaModel"),
+    _roberta("relu", "RobertaModel", hidden_act="relu", intermediate_size=17),
+    _roberta("sequence", "RobertaForSequenceClassification", **_LABELS),
+    _roberta("tokens", "RobertaForTokenClassification", **_LABELS),
+    _roberta("answers", "RobertaForQuestionAnswering", {"padding": ""}),
+    _roberta("choices", "RobertaForMultipleChoice"),
+    _distilbert("lm", "DistilBertForMaskedLM"),
+    _distilbert("left padding", "DistilBertForMaskedLM", {"padding": "left"}),
+    _distilbert("no padding", "DistilBertForMaskedLM", {"padding": ""}),
+    _distilbert("gelu_new", "DistilBertForMaskedLM", activation="gelu_new"),
+    _distilbert("relu", "DistilBertForMaskedLM", activation="relu", hidden_dim=17),
+    _distilbert("untied", "DistilBertForMaskedLM", tie_word_embeddings=False),
+    _distilbert("sinusoids", "DistilBertForMaskedLM", sinusoidal_pos_embds=True),
+    _distilbert("one head", "DistilBertForMaskedLM", n_heads=1, n_layers=1),
+    _distilbert("deep", "DistilBertForMaskedLM", n_heads=8, n_layers=4),
+    _distilbert("encoder", "DistilBertModel"),
+    _distilbert("sequence", "DistilBertForSequenceClassification", **_LABELS),
+    _distilbert("tokens", "DistilBertForTokenClassification", **_LABELS),
+    _distilbert("answers", "DistilBertForQuestionAnswering"),
+    _distilbert("choices", "DistilBertForMultipleChoice"),
     _gpt2("lm", "GPT2LMHeadModel"),
     _gpt2("left padding", "GPT2LMHeadModel", {"padding": "left"}),
     _gpt2("no padding", "GPT2LMHeadModel", {"padding": ""}),
@@ -189,32 +254,34 @@ CASES = (
     _xlnet("tokens", "XLNetForTokenClassification", **_LABELS),
     _xlnet("answers", "XLNetForQuestionAnsweringSimple"),
     _xlnet("choices", "XLNetForMultipleChoice", {"padding": "left"}),
-    _modernbert("lm", "ModernBertForMaskedLM"),
-    _modernbert("left padding", "ModernBertForMaskedLM", {"padding": "left"}),
-    _modernbert("no padding", "ModernBertForMaskedLM", {"padding": ""}),
-    _modernbert(
-        "gelu_new",
-        "ModernBertForMaskedLM",
-        hidden_activation="gelu_new",
-        classifier_activation="gelu_new",
-    ),
-    _modernbert(
-        "silu", "ModernBertForMaskedLM", hidden_activation="silu", classifier_activation="silu"
-    ),
-    _modernbert("untied", "ModernBertForMaskedLM", tie_word_embeddings=False),
-    _modernbert("one head", "ModernBertForMaskedLM", num_attention_heads=1),
-    _modernbert("deep", "ModernBertForMaskedLM", num_attention_heads=6, num_hidden_layers=7),
-    _modernbert("global layers only", "ModernBertForMaskedLM", every=1),
-    _modernbert("every second layer global", "ModernBertForMaskedLM", every=2),
-    _modernbert("narrow window", "ModernBertForMaskedLM", local_attention=2),
-    _modernbert("wide window", "ModernBertForMaskedLM", local_attention=64),
-    _modernbert("large epsilon", "ModernBertForMaskedLM", norm_eps=1e-2),
-    _modernbert("norms with biases", "ModernBertForMaskedLM", norm_bias=True),
-    _modernbert("wide feed-forward", "ModernBertForMaskedLM", intermediate_size=61),
-    _modernbert("encoder", "ModernBertModel"),
     *(
         case
-        for prefix in ("Llama", "Qwen2", "Qwen3")
+        for prefix, lm, narrow in (
+            ("ModernBert", "ModernBertForMaskedLM", 2),
+            ("ModernBertDecoder", "ModernBertDecoderForCausalLM", 4),
+        )
+        for case in (
+            _modernbert("lm", lm),
+            _modernbert("left padding", lm, {"padding": "left"}),
+            _modernbert("no padding", lm, {"padding": ""}),
+            _modernbert("gelu_new", lm, **_modern_activation("gelu_new")),
+            _modernbert("silu", lm, **_modern_activation("silu")),
+            _modernbert("untied", lm, tie_word_embeddings=False),
+            _modernbert("one head", lm, num_attention_heads=1),
+            _modernbert("deep", lm, num_attention_heads=6, num_hidden_layers=7),
+            _modernbert("global layers only", lm, every=1),
+            _modernbert("every second layer global", lm, every=2),
+            _modernbert("narrow window", lm, local_attention=narrow),
+            _modernbert("wide window", lm, local_attention=64),
+            _modernbert("large epsilon", lm, norm_eps=1e-2),
+            _modernbert("norms with biases", lm, norm_bias=True),
+            _modernbert("wide feed-forward", lm, intermediate_size=61),
+            _modernbert("encoder", f"{prefix}Model"),
+        )
+    ),
+    *(
+        case
+        for prefix in ("Llama", "Qwen2", "Qwen3", "SmolLM3")
         for lm in (f"{prefix}ForCausalLM",)
         for case in (
             _llama("lm", lm),
@@ -251,6 +318,11 @@ CASES = (
         )
     ),
     _llama("biases", "LlamaForCausalLM", attention_bias=True, mlp_bias=True),
+    _llama("untied", _SMOL, no_rope_layer_interval=2, tie_word_embeddings=False),
+    _llama("half unrotated", _SMOL, {"padding": "left"}, no_rope_layer_interval=2),
+    _llama("listed layers", _SMOL, num_hidden_layers=3, no_rope_layers=[1, 0, 1, 0]),
+    _llama("none rotated", _SMOL, no_rope_layers=[0, 0], attention_bias=True, mlp_bias=True),
+    _llama("half linear", _SMOL, no_rope_layer_interval=2, **_rope("linear", factor=4.0)),
     _electra("discriminator", "ElectraForPreTraining"),
     _electra("E = H", "ElectraForPreTraining", embedding_size=24),
     _electra("left padding", "ElectraForPreTraining", {"padding": "left"}),

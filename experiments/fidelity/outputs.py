@@ -13,15 +13,22 @@ import torch
 import transformers
 
 import lmjax
-from experiments.fidelity.cases import CAUSAL, VOCABULARY, Case
+from experiments.fidelity.cases import CAUSAL, LENGTH, VOCABULARY, Case
 from lmjax.convert.huggingface import read_config
 from lmjax.convert.pretrained import Pretrained, hidden_states
 
-LENGTH = 11
 # A gradient is held against the largest of its tensor, or this share of the largest of all
 # where the tensor's own is but rounding (a key's bias changes no softmax).
 _GRADIENT_FLOOR = 1e-2
 _ARGUMENTS = ("bi_data", "reuse_len")
+_PREFIXES = {
+    "distilbert": "DistilBert",
+    "gpt2": "GPT2",
+    "modernbert": "ModernBert",
+    "modernbertdecoder": "ModernBertDecoder",
+    "smollm3": "SmolLM3",
+    "xlnet": "XLNet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +114,9 @@ def make_arrays(case: Case, seed: int) -> dict[str, np.ndarray]:
         short = slice(length - 3 - row, None) if case.padding == "right" else slice(0, 3 + row)
         real[row, short] = not case.padding
     tokens[~real] = 0
-    hidden = case.config.get("hidden_size") or case.config.get("n_embd") or case.config["d_model"]
-    layers = next(case.config[k] for k in ("num_hidden_layers", "n_layer") if k in case.config)
+    sizes, depths = ("hidden_size", "n_embd", "d_model", "dim"), ("num_hidden_layers", "n_layer")
+    hidden = next(case.config[k] for k in sizes if k in case.config)
+    layers = next(case.config[k] for k in (*depths, "n_layers") if k in case.config)
     # A random order of the real positions: i is blind to j unless j comes before it. The
     # first positions of the order are no targets, so that every target sees something.
     order = np.argsort(np.where(real, rng.random((batch, length)), 2.0), axis=1).argsort(axis=1)
@@ -184,7 +192,7 @@ def run_ours(
         return {"start_logits": output[..., 0], "end_logits": output[..., 1]}
     if case.network == "BertForPreTraining":
         return {"prediction_logits": output[0], "seq_relationship_logits": output[1]}
-    if case.network == "BertModel":
+    if case.network in ("BertModel", "RobertaModel"):
         return {"last_hidden_state": output[0], "pooler_output": output[1]}
     encoder = case.network == f"{_prefix(case)}Model"
     return {"last_hidden_state" if encoder else "logits": output}
@@ -309,8 +317,7 @@ def _gradient_difference(model: Pretrained, gradients: Any, theirs: Any) -> floa
 
 
 def _prefix(case: Case) -> str:
-    prefixes = {"gpt2": "GPT2", "xlnet": "XLNet", "modernbert": "ModernBert"}
-    return prefixes.get(case.family, case.family.capitalize())
+    return _PREFIXES.get(case.family, case.family.capitalize())
 
 
 def _without_arguments(config: pathlib.Path) -> None:

@@ -22,11 +22,15 @@ from experiments.fidelity.outputs import quiet
 from lmjax.convert.pretrained import Pretrained
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.models.bert import BertConfig
+from lmjax.models.distilbert import DistilBertConfig
 from lmjax.models.electra import ElectraConfig
 from lmjax.models.family import ModelConfig
 from lmjax.models.gpt import GptConfig
 from lmjax.models.llama import LlamaConfig, Qwen2Config, Qwen3Config
 from lmjax.models.modernbert import ModernBertConfig
+from lmjax.models.modernbert_decoder import ModernBertDecoderConfig
+from lmjax.models.roberta import RobertaConfig
+from lmjax.models.smollm3 import SmolLM3Config
 from lmjax.models.xlnet import XlnetConfig
 from lmjax.nn.trunk import RotaryConfig, TransformerConfig
 from lmjax.objectives.base import Objective, apply
@@ -64,7 +68,13 @@ _VOCABULARY = Vocabulary(
 )
 
 
-LLAMAS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+BERTS = {"roberta": RobertaConfig, "distilbert": DistilBertConfig}
+LLAMAS = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "smollm3": SmolLM3Config,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +105,16 @@ def make_objective(family: str) -> Objective:
     if family == "bert":
         bert = BertConfig(trunk, max_length=LENGTH, vocab_size=VOCABULARY)
         return MaskedLM(vocabulary=_VOCABULARY, model=bert, max_predictions=4)
+    if family in BERTS:
+        bert = BERTS[family](trunk, max_length=LENGTH, vocab_size=VOCABULARY)
+        return MaskedLM(
+            vocabulary=_VOCABULARY, model=bert, max_predictions=4, sentence_prediction=False
+        )
     if family == "gpt2":
         pre = dataclasses.replace(trunk, norm="pre", layer_norm_epsilon=1e-5)
         gpt = GptConfig(pre, max_length=LENGTH, vocab_size=VOCABULARY)
         return CausalLM(vocabulary=_VOCABULARY, model=gpt)
-    if family == "modernbert":
+    if family.startswith("modernbert"):
         modern = dataclasses.replace(
             trunk,
             layers=3,
@@ -114,6 +129,9 @@ def make_objective(family: str) -> Objective:
             biases="none",
             layer_norm_epsilon=1e-5,
         )
+        if family == "modernbertdecoder":
+            decoder = ModernBertDecoderConfig(modern, max_length=LENGTH, vocab_size=VOCABULARY)
+            return CausalLM(vocabulary=_VOCABULARY, model=decoder)
         modernbert = ModernBertConfig(modern, max_length=LENGTH, vocab_size=VOCABULARY)
         return MaskedLM(
             vocabulary=_VOCABULARY,
@@ -134,6 +152,7 @@ def make_objective(family: str) -> Objective:
             normalization="rms_norm",
             biases="query_key_value" if family == "qwen2" else "none",
             query_key_norm=family == "qwen3",
+            unrotated_every=2 if family == "smollm3" else 0,
             layer_norm_epsilon=1e-6,
         )
         llama = LLAMAS[family](modern, max_length=LENGTH, vocab_size=VOCABULARY)
@@ -263,7 +282,11 @@ class _Theirs:
         given = {"input_ids": batch["tokens"].long(), "attention_mask": real}
         if isinstance(self.objective, CausalLM):
             return model(**given, labels=given["input_ids"]).loss
-        if self.objective.model.published_token_types:
+        model_config = self.objective.model
+        if isinstance(model_config, RobertaConfig):
+            # transformers would not count positions of padding tokens that replace others.
+            given["position_ids"] = batch["positions"].long() + model_config.padding_id + 1
+        if model_config.published_token_types:
             given["token_type_ids"] = batch["token_types"].long()
         if isinstance(self.objective, PermutedLM):
             weights = batch["target_weights"] > 0

@@ -84,6 +84,7 @@ def save_huggingface(
     model: ModelConfig = network.config
     values = {"architectures": [published.architecture], **model.published_values()}
     values |= _head_values(network) | dict(pretrained.token_ids)
+    model.check_padding(values.get("pad_token_id"))
     if pretrained.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(pretrained.labels)}
         values["label2id"] = {label: i for i, label in enumerate(pretrained.labels)}
@@ -260,7 +261,11 @@ def _read_params(
     params: dict[str, jax.Array] = {}
     used: set[str] = set()
     published, model = network.published(), network.config
-    assert published is not None
+    if published is None:
+        raise ConfigError(
+            f"{directory}: 'architectures' in config.json names a class that {model.family()} does"
+            " not have"
+        )
 
     def short(name: str) -> str:
         return name.removeprefix(model.published_base)
@@ -332,7 +337,7 @@ def _head_values(network: Network) -> dict[str, Any]:
     if not isinstance(network, Headed):
         return {}
     head: Any = network.head
-    values = {"classifier_dropout": head.dropout, "summary_last_dropout": head.dropout}
+    values: dict[str, Any] = dict.fromkeys(network.config.published_dropouts, head.dropout)
     if network.task.endswith("classification"):
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.classes)}
         values["label2id"] = {f"LABEL_{i}": i for i in range(head.classes)}

@@ -152,7 +152,8 @@ class Pretrained:
                 " table (config.model.max_length); shorten the text"
             )
         tokens = _in_table("tokens", tokens, real, config.vocab_size)
-        types = _in_table("token_types", types, real, getattr(config, "segment_types", None))
+        kinds = getattr(config, "segment_types", 0) or None  # without a table, they are ignored
+        types = _in_table("token_types", types, real, kinds)
         return tokens.astype(np.int32), types.astype(np.int32), real.astype(bool)
 
 

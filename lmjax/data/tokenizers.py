@@ -396,5 +396,8 @@ def _from_gpt2(path: pathlib.Path) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(models.BPE(_whole(vocabulary), pairs))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(["<|endoftext|>"])
+    if "<mask>" in vocabulary:  # RoBERTa's token includes the space before it
+        inner.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
+    else:
+        inner.add_special_tokens(["<|endoftext|>"])
     return inner

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,6 +39,21 @@ from lmjax.nn.transformer import (
 from lmjax.nn.trunk import TransformerConfig
 
 
+class MaskedLmNames(NamedTuple):
+    """Names of the layers of a masked-LM head in `transformers`.
+
+    Attributes:
+      dense, norm: the layers before the decoder.
+      decoder: the output layer.
+      bias: a second name of the decoder's bias; '' if it has none.
+    """
+
+    dense: str
+    norm: str
+    decoder: str
+    bias: str
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig(ModelConfig):
     """BERT's settings.
@@ -49,6 +64,7 @@ class BertConfig(ModelConfig):
       segment_types: rows of the token type table.
       tie_embeddings: whether the masked-LM head decodes with the token table.
       vocab_size: rows of the token table; 0 = the tokenizer's size.
+      published_lm_layers: names of the masked-LM head's layers in `transformers`.
     """
 
     published_type: ClassVar[str] = "bert"
@@ -67,6 +83,12 @@ class BertConfig(ModelConfig):
         "sequence_classification": ("bert.pooler.dense", "classifier"),
         "multiple_choice": ("bert.pooler.dense", "classifier"),
     }
+    published_lm_layers: ClassVar[MaskedLmNames] = MaskedLmNames(
+        dense="cls.predictions.transform.dense",
+        norm="cls.predictions.transform.LayerNorm",
+        decoder="cls.predictions.decoder",
+        bias="cls.predictions.bias",
+    )
 
     max_length: Size = 512
     segment_types: SegmentTypes = 2
@@ -96,7 +118,7 @@ class BertConfig(ModelConfig):
 
     def published_values(self) -> dict[str, Any]:
         return {
-            "model_type": "bert",
+            "model_type": self.published_type,
             "position_embedding_type": "absolute",
             **bert_values(self),
         }
@@ -104,8 +126,9 @@ class BertConfig(ModelConfig):
     def published_network(
         self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
     ) -> Network:
-        pooled = any(re.match(r"(bert\.)?pooler\.", name) for name in names)
-        if any(name.startswith("cls.predictions.") for name in names):
+        base = re.escape(self.published_base)
+        pooled = any(re.match(rf"({base})?pooler\.", name) for name in names)
+        if f"{self.published_lm_layers.dense}.weight" in names:
             sentence = pooled and any(name.startswith("cls.seq_relationship.") for name in names)
             return BertForPreTraining(self, sentence_head=sentence)
         return BertWithPooler(self) if pooled else BertEncoder(self)
@@ -115,9 +138,32 @@ class BertConfig(ModelConfig):
             return 0.0
         return super().published_head_dropout(task, values, where)
 
+    def published_has(self, class_end: str) -> bool:
+        sentences = class_end in ("ForPreTraining", "ForNextSentencePrediction")
+        known = not sentences or "next_sentence" in self.published_heads
+        return known and super().published_has(class_end)
+
     def encoder_rules(self, ours: str, tied: tuple[str, ...] = ()) -> Rules:
-        yield from text_embeddings("bert.embeddings", f"{ours}embeddings", tied)
-        yield from bert_layers("bert.encoder", f"{ours}stack", self.trunk.layers)
+        base = self.published_base
+        yield from text_embeddings(f"{base}embeddings", f"{ours}embeddings", tied)
+        yield from bert_layers(f"{base}encoder", f"{ours}stack", self.trunk.layers)
+
+    def lm_rules(self) -> Rules:
+        """Rules of the encoder's and the masked-LM head's tensors."""
+        names, tied = self.published_lm_layers, self.tie_embeddings
+        also = (f"{names.decoder}.weight",) if tied else ()
+        yield from self.encoder_rules("encoder/", also)
+        yield from dense(names.dense, "transform/dense")
+        yield from norm(names.norm, "transform/norm")
+        if not tied:
+            yield table(names.decoder, "decoder")
+        bias = same(f"{names.decoder}.bias", "output_bias")
+        if names.bias and tied:
+            bias = same(names.bias, "output_bias", (bias.theirs,))
+        elif names.bias:
+            # Without tying, transformers stores two biases and adds the decoder's.
+            bias = dataclasses.replace(bias, copies=(names.bias,))
+        yield bias
 
 
 class BertEncoder(Network):
@@ -147,7 +193,8 @@ class BertEncoder(Network):
 
     @nn.nowrap
     def published(self) -> Published:
-        return Published("BertModel", self.config.encoder_rules(""), bare=True)
+        c = self.config
+        return Published(f"{c.published_prefix}Model", c.encoder_rules(""), bare=True)
 
 
 class BertPooler(nn.Module):
@@ -184,11 +231,13 @@ class BertWithPooler(Network):
 
     @nn.nowrap
     def published(self) -> Published:
-        def rules() -> Rules:
-            yield from self.config.encoder_rules("encoder/")
-            yield from dense("bert.pooler.dense", "pooler/dense")
+        c = self.config
 
-        return Published("BertModel", rules(), bare=True)
+        def rules() -> Rules:
+            yield from c.encoder_rules("encoder/")
+            yield from dense(f"{c.published_base}pooler.dense", "pooler/dense")
+
+        return Published(f"{c.published_prefix}Model", rules(), bare=True)
 
 
 class BertForPreTraining(MaskedNetwork):
@@ -238,23 +287,14 @@ class BertForPreTraining(MaskedNetwork):
 
     @nn.nowrap
     def published(self) -> Published | None:
-        architecture = "BertForPreTraining" if self.sentence_head else "BertForMaskedLM"
-        return Published(architecture, self._rules())
+        c, kind = self.config, "ForPreTraining" if self.sentence_head else "ForMaskedLM"
+        if not c.published_has(kind):
+            return None
+        return Published(f"{c.published_prefix}{kind}", self._rules())
 
     @nn.nowrap
     def _rules(self) -> Rules:
-        tied = self.config.tie_embeddings
-        also = ("cls.predictions.decoder.weight",) if tied else ()
-        yield from self.config.encoder_rules("encoder/", also)
-        yield from dense("cls.predictions.transform.dense", "transform/dense")
-        yield from norm("cls.predictions.transform.LayerNorm", "transform/norm")
-        if tied:
-            yield same("cls.predictions.bias", "output_bias", ("cls.predictions.decoder.bias",))
-        else:
-            # Without tying, transformers stores two biases and adds the decoder's.
-            yield table("cls.predictions.decoder", "decoder")
-            bias = same("cls.predictions.decoder.bias", "output_bias")
-            yield dataclasses.replace(bias, copies=("cls.predictions.bias",))
+        yield from self.config.lm_rules()
         if self.sentence_head:
-            yield from dense("bert.pooler.dense", "pooler/dense")
+            yield from dense(f"{self.config.published_base}pooler.dense", "pooler/dense")
             yield from dense("cls.seq_relationship", "sentence")

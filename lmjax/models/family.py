@@ -66,6 +66,7 @@ class ModelConfig:
       published_unused: pattern of tensors that a checkpoint may have and its class does not use.
       published_refused: unsupported classes of `transformers`, with a reason or remedy.
       published_heads: tensor names of the layers (transform, output) of a sequence head, by task.
+      published_dropouts: fields of config.json that hold a head's dropout rate.
       published_token_types: whether models of `transformers` take token types as input.
     """
 
@@ -78,6 +79,7 @@ class ModelConfig:
     published_unused: ClassVar[str] = ""
     published_refused: ClassVar[Mapping[str, str]] = {}
     published_heads: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    published_dropouts: ClassVar[tuple[str, ...]] = ("classifier_dropout", "summary_last_dropout")
     published_token_types: ClassVar[bool] = True
 
     trunk: TransformerConfig
@@ -163,6 +165,9 @@ class ModelConfig:
         return self.trunk.forward_flops(length, length)
 
     # Input format.
+
+    def check_padding(self, padding: int | None) -> None:
+        """Raises ConfigError if the model depends on another id of the padding token."""
 
     def inputs(self, tokens: jax.Array, token_types: jax.Array, real: jax.Array) -> TextInputs:
         """Builds inputs from whole texts [batch, length]; positions count from the first token."""

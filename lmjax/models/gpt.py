@@ -47,6 +47,7 @@ class GptConfig(ModelConfig):
       max_length: rows of the position table, the maximum sequence length.
       tie_embeddings: whether the output layer decodes with the token table.
       published_lm: class of the language model in `transformers`.
+      normalizes_embeddings: whether embeddings are normalized, as in BERT.
       position_std: initial std of the position table (GPT-2's code: 0.01); 0 = the trunk's.
       vocab_size: rows of the token table; 0 = the tokenizer's size.
     """
@@ -66,6 +67,7 @@ class GptConfig(ModelConfig):
         "sequence_classification": ("", "score")
     }
     published_token_types: ClassVar[bool] = False  # GPT-2 in transformers adds them to tokens
+    normalizes_embeddings: ClassVar[bool] = False
 
     max_length: Size = 1024
     position_std: Annotated[float, Interval("[0, 10]")] = 0.0
@@ -164,7 +166,7 @@ class GptConfig(ModelConfig):
         self, architecture: str, names: Collection[str], values: Mapping[str, Any], where: str
     ) -> Network:
         bare = architecture == f"{self.published_prefix}Model"
-        return GptEncoder(self) if bare else Gpt(self)
+        return self.encoder() if bare else self.causal_lm()
 
     def published_head_dropout(self, task: Task, values: Mapping[str, Any], where: str) -> float:
         return read_rate("classifier_dropout", 0.1, values, where)
@@ -188,6 +190,13 @@ class GptConfig(ModelConfig):
             yield from norm(f"{t}.ln_2", f"{o}/feed_forward_norm")
         yield from norm("transformer.ln_f", f"{ours}stack/final_norm")
 
+    def lm_rules(self) -> Rules:
+        """Rules of the language model's tensors."""
+        tied = self.tie_embeddings
+        yield from self.encoder_rules("encoder/", ("lm_head.weight",) if tied else ())
+        if not tied:
+            yield table("lm_head", "decoder")
+
 
 class GptEncoder(Network):
     """Embeddings and trunk: token ids [batch, length] -> [batch, length, hidden_size]."""
@@ -202,7 +211,7 @@ class GptEncoder(Network):
             features=c.trunk.hidden_size,
             max_length=c.max_length,
             segment_types=0,
-            norm=False,
+            norm=c.normalizes_embeddings,
             position_std=c.position_std,
         )
         self.stack = Stack(c.trunk)
@@ -272,11 +281,4 @@ class Gpt(CausalNetwork):
 
     @nn.nowrap
     def published(self) -> Published:
-        return Published(self.config.published_lm, self._rules())
-
-    @nn.nowrap
-    def _rules(self) -> Rules:
-        tied = self.config.tie_embeddings
-        yield from self.config.encoder_rules("encoder/", ("lm_head.weight",) if tied else ())
-        if not tied:
-            yield table("lm_head", "decoder")
+        return Published(self.config.published_lm, self.config.lm_rules())

@@ -21,7 +21,11 @@ from lmjax.nn.trunk import TransformerConfig
 
 BEFORE, AFTER = 48, 49  # dropout sites
 
-TRANSFORMS = {"tanh": jnp.tanh, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+TRANSFORMS = {
+    "tanh": jnp.tanh,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
 
 
 Token = Literal["first", "last", "last_real"]
@@ -40,7 +44,8 @@ class SequenceHead(nn.Module):
     """One token's hidden state -> (dense, activation ->) logits [batch, classes].
 
     BERT: first, tanh (its pooler); XLNet: last, tanh; ELECTRA: first, none, dropout before
-    (`transformers` adds a dense gelu layer); GPT: last_real, none (GPT-1 §3.3).
+    (`transformers` adds a dense gelu layer); DistilBERT: first, relu; GPT: last_real, none (GPT-1
+    §3.3).
 
     Attributes:
       token: the token to use: at the first or last position, or the last real token.
@@ -53,7 +58,7 @@ class SequenceHead(nn.Module):
     config: TransformerConfig
     classes: Classes
     token: Token
-    transform: Literal["", "tanh", "gelu"]
+    transform: Literal["", "tanh", "gelu", "relu"]
     dropout: Rate
     dropout_before: bool = False
     use_bias: bool = True

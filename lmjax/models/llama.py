@@ -1,4 +1,4 @@
-"""Llama-shaped decoders: Llama (Touvron et al. 2023), Qwen2 and Qwen3.
+"""Llama-shaped decoders: Llama (Touvron et al. 2023; also SmolLM and SmolLM2), Qwen2, Qwen3.
 
 They are GPT on a trunk with rotary positions, RMSNorm, a gated feed-forward layer, few or no
 biases, and optionally grouped queries. Qwen2 (Yang et al. 2024) has biases of queries, keys and
@@ -39,21 +39,26 @@ class LlamaConfig(GptConfig):
     published_lm: ClassVar[str] = "LlamaForCausalLM"
     published_unused: ClassVar[str] = r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     published_refused: ClassVar[Mapping[str, str]] = {}
-    # What `transformers` computes in this family.
+    # What `transformers` computes in this family, and its defaults.
     _normalizes_queries: ClassVar[bool] = False
+    _unrotates: ClassVar[bool] = False
+    _base: ClassVar[float] = 10_000.0
+    _ties: ClassVar[bool] = False
 
     @classmethod
     def read_published(cls, fields: Fields) -> Read:
-        fields.ignore("pretraining_tp")
+        for name in ("pretraining_tp", "is_llama_config", "rope_interleaved"):
+            fields.ignore(name)
         trunk = TransformerConfig(
-            layers=fields.get("num_hidden_layers", int),
+            layers=(layers := fields.get("num_hidden_layers", int)),
             hidden_size=fields.get("hidden_size", int),
             heads=(heads := fields.get("num_attention_heads", int)),
             intermediate_size=fields.get("intermediate_size", int),
             head_dim=fields.optional("head_dim") or 0,
             key_value_heads=fields.get("num_key_value_heads", int, heads),
             positions="rotary",
-            rotary=_read_rotary(fields),
+            rotary=_read_rotary(fields, cls._base),
+            unrotated_every=cls._read_unrotated(fields, layers),
             query_key_norm=cls._normalizes_queries,
             activation=fields.activation("hidden_act"),  # type: ignore[arg-type]
             gated=True,
@@ -70,10 +75,15 @@ class LlamaConfig(GptConfig):
             cls(
                 trunk,
                 max_length=fields.get("max_position_embeddings", int),
-                tie_embeddings=fields.get("tie_word_embeddings", bool, False),
+                tie_embeddings=fields.get("tie_word_embeddings", bool, cls._ties),
                 vocab_size=fields.get("vocab_size", int),
             )
         )
+
+    @classmethod
+    def _read_unrotated(cls, fields: Fields, layers: int) -> int:
+        """Reads which layers are not rotated; see `TransformerConfig.unrotated_every`."""
+        return 0
 
     @classmethod
     def _read_biases(cls, fields: Fields) -> Biases:
@@ -95,6 +105,7 @@ class LlamaConfig(GptConfig):
             "query_key_norm": self._normalizes_queries,
             "window": 0,
             "base_width": 0,
+            **({} if self._unrotates else {"unrotated_every": 0}),
         }
         check_trunk_fields(trunk, wanted, self.published_prefix)
         return {
@@ -164,7 +175,7 @@ class Qwen2Config(LlamaConfig):
 
     @classmethod
     def _read_biases(cls, fields: Fields) -> Biases:
-        _require_global(fields)
+        require_global(fields)
         return "query_key_value"
 
     def _bias_values(self) -> dict[str, Any]:
@@ -183,7 +194,7 @@ class Qwen3Config(LlamaConfig):
 
     @classmethod
     def _read_biases(cls, fields: Fields) -> Biases:
-        _require_global(fields)
+        require_global(fields)
         fields.require("attention_bias", (False,), "biases of attention alone are not supported")
         return "none"
 
@@ -192,7 +203,7 @@ class Qwen3Config(LlamaConfig):
         return {"use_sliding_window": False, "attention_bias": False}
 
 
-def _require_global(fields: Fields) -> None:
+def require_global(fields: Fields) -> None:
     fields.require("use_sliding_window", (False,), "sliding windows are not supported")
     for name in ("sliding_window", "max_window_layers", "layer_types"):
         fields.ignore(name)
@@ -203,8 +214,8 @@ _YARN: Mapping[str, Any] = {"beta_fast": 32, "beta_slow": 1, "mscale": None, "ms
 _LLAMA3: Mapping[str, Any] = {"low_freq_factor": 1, "high_freq_factor": 4}
 
 
-def _read_rotary(fields: Fields) -> RotaryConfig:
-    theta = fields.get("rope_theta", float, 10_000.0)
+def _read_rotary(fields: Fields, base: float) -> RotaryConfig:
+    theta = fields.get("rope_theta", float, base)
     values = fields.block("rope_parameters") or fields.block("rope_scaling")
     kind = values.get("rope_type", values.get("type", "default"))
     known: Mapping[str, Mapping[str, Any]] = {

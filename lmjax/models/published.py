@@ -76,10 +76,10 @@ class Fields:
             raise ConfigError(f"{self._where}: '{name}' is {value}; expected a number >= 0")
         return value
 
-    def optional(self, name: str) -> int | None:
-        """Returns an integer field that may be missing or null."""
+    def optional(self, name: str, default: int | None = None) -> int | None:
+        """Returns an integer field that may be null; `default` replaces a missing field."""
         self._read.add(name)
-        value = self._values.get(name)
+        value = self._values.get(name, default)
         whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
         if value is not None and not whole:
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected int or null")
@@ -93,10 +93,11 @@ class Fields:
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected an object")
         return value
 
-    def sequence(self, name: str) -> Sequence[Any]:
-        """Returns a field that is a list."""
+    def sequence(self, name: str, default: Sequence[Any]) -> list[Any]:
+        """Returns a field that is a list; `default` replaces a missing or null field."""
         self._read.add(name)
         value = self._values.get(name)
+        value = list(default) if value is None else value
         if not isinstance(value, list):
             raise ConfigError(f"{self._where}: '{name}' is {value!r}; expected a list")
         return value

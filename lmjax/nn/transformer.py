@@ -219,6 +219,9 @@ class Block(nn.Module):
         feed_forward_norm = normalize(c, "feed_forward_norm")
         written = None
         is_local: jax.Array | bool = c.window > 0
+        if c.unrotated_every:  # a rotation by the angles of position 0 changes nothing
+            rotated = (layer + 1) % c.unrotated_every > 0
+            positions = jnp.where(rotated, positions, 0)
         if c.window:
             if c.global_every:
                 is_local = layer % c.global_every > 0

@@ -58,6 +58,9 @@ class TransformerConfig:
       positions: 'learned' adds a table of positions to the embeddings, 'sinusoidal' fixed
         sinusoids (Vaswani et al. section 3.5), and 'rotary' rotates queries and keys.
       rotary: settings of rotary positions.
+      unrotated_every: layers unrotated_every - 1, 2 unrotated_every - 1, ... do not rotate, so that
+        they read no positions (Yang et al. 2025, "Rope to Nope and Back Again"; SmolLM3); 0 = all
+        layers rotate.
       window: in local layers, queries attend to keys at most this many positions away; 0 = all
         layers are global.
       global_every: layers 0, global_every, 2 global_every, ... stay global; 0 = none does.
@@ -108,6 +111,7 @@ class TransformerConfig:
     key_value_heads: OptionalSize = 0
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     rotary: RotaryConfig = dataclasses.field(default_factory=RotaryConfig)
+    unrotated_every: NonNegativeInt = 0
     window: OptionalSize = 0
     global_every: NonNegativeInt = 0
     query_key_norm: bool = False
@@ -153,6 +157,11 @@ class TransformerConfig:
             raise ConfigError(
                 f"positions: rotary positions rotate pairs of features, but a head has"
                 f" {self.head_size}; set an even head_dim"
+            )
+        if self.unrotated_every and (self.positions != "rotary" or self.rotary.extension == "yarn"):
+            raise ConfigError(
+                "unrotated_every: only layers of positions='rotary' rotate, and 'yarn' would scale"
+                " the scores of all of them; set it to 0"
             )
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ConfigError("positions: sinusoids need an even hidden_size")

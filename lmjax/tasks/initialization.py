@@ -96,6 +96,7 @@ def start_random(model: ModelConfig, tokenizer: TokenizerConfig, texts: Iterable
             f"config.model.vocab_size: {model.vocab_size} rows are too few for the tokenizer's"
             f" {made.size} tokens; raise it, or set it to 0 to use the tokenizer's size"
         )
+    model.check_padding(made.roles["pad"])
     return Start(dataclasses.replace(model, vocab_size=model.vocab_size or made.size), made)
 
 

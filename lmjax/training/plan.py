@@ -304,6 +304,7 @@ class Plan:
                 f"config.model.vocab_size: {self.vocab_size} rows are too few for the"
                 f" tokenizer's {vocabulary.size} tokens; raise it, or 0 takes the tokenizer's"
             )
+        model.check_padding(vocabulary.pad)
         size = self.vocab_size or vocabulary.size
         model = dataclasses.replace(model, vocab_size=size)
         return dataclasses.replace(objective, model=model, vocabulary=vocabulary)

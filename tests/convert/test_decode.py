@@ -24,6 +24,7 @@ MODERN: dict[str, Any] = {
     "positions": "rotary",
     "rotary": RotaryConfig(base=50.0, local_base=20.0),
     "key_value_heads": 2,
+    "unrotated_every": 3,
     "window": 3,
     "global_every": 2,
     "query_key_norm": True,

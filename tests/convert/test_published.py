@@ -14,6 +14,8 @@ from experiments.fidelity.training import train
 # What the others cover too. Qwen2 and Qwen3 are Llama but for the parts named here.
 SLOW = {
     "bert": ("no segments", "untied pretraining", "one head", "four segment types", "choices"),
+    "roberta": ("no padding", "no spare rows", "one head", "deep", "large epsilon", "tokens"),
+    "distilbert": ("no padding", "gelu_new", "sinusoids", "one head", "deep", "tokens"),
     "gpt2": ("no padding", "relu", "one head", "large epsilon"),
     "xlnet": (
         "left padding",
@@ -31,7 +33,8 @@ SLOW = {
     "modernbert": ("no padding", "silu", "one head", "wide feed-forward", "large epsilon"),
     "llama": ("no padding", "tied", "gelu", "deep", "large epsilon", "large base"),
 }
-SLOW["qwen2"] = SLOW["qwen3"] = (
+SLOW["modernbertdecoder"] = (*SLOW["modernbert"], "gelu_new", "deep", "wide window")
+SLOW["qwen2"] = SLOW["qwen3"] = SLOW["smollm3"] = (
     *SLOW["llama"],
     "left padding",
     "one key-value head",

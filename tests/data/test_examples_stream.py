@@ -1,4 +1,4 @@
-"""Packed and SegmentStream: the concatenated corpus comes back, whole and in step."""
+"""Packed, FullSentences, SegmentStream: the concatenated corpus comes back, whole and in step."""
 
 import random
 import types
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.configuration import build
-from lmjax.data.examples import Packed, SegmentStream
+from lmjax.data.examples import FullSentences, Packed, SegmentStream
 from lmjax.data.examples.concatenated import Concatenation, stream_length
 from lmjax.data.examples.stream import split_a_and_b
 from lmjax.errors import ConfigError
@@ -110,6 +110,36 @@ def test_packed_rows_lose_only_the_tail(across, store, length):
                 assert np.array_equal(row["positions"][inside], np.arange(inside.sum()))
                 if d > 1:
                     assert row["tokens"][inside][0] == EOD
+
+
+def full_sentences(store, order, room):
+    """The text of each row, one sentence at a time; one longer than a row is cut into rows."""
+    rows, row = [], []
+    for d in order:
+        for s in range(store.document_offsets[d], store.document_offsets[d + 1]):
+            text = store.tokens[store.sentence_offsets[s] : store.sentence_offsets[s + 1]].tolist()
+            for piece in (text[i : i + room] for i in range(0, len(text), room)):
+                if len(row) + len(piece) > room:
+                    rows, row = [*rows, row], []
+                row = row + piece
+        row = [*row, SEP]
+    return [text[:-1] if text[-1] == SEP else text for text in [*rows, row]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(store=corpora, room=st.integers(1, 25), spare=st.integers(0, 1))
+def test_full_sentences_fill_rows_in_order(store, room, spare):
+    source = FullSentences(room + 2).source(store, VOCABULARY, seed=3, split="train", rows=1)
+    stream = Concatenation(store, SEP, eod_first=False, seed=3, split="train", epoch=0)
+    expected = full_sentences(store, stream.order, room)
+    assert len(source) == len(expected)
+    for n, text in enumerate(expected):
+        row = source[n + spare * len(expected)]
+        assert all(x.dtype == np.int32 and x.shape == (room + 2,) for x in row.values())
+        real = row["segment_ids"] == 1
+        assert row["tokens"][real].tolist() == [CLS, *text, SEP]
+        assert not row["tokens"][~real].any() and not row["token_types"].any()
+        assert np.array_equal(row["positions"], np.arange(room + 2))
 
 
 def test_epochs_and_seeds_reorder_documents():

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from lmjax.data.examples import ElectraPairs, Packed, SegmentPairs, SegmentStream
+from lmjax.data.examples import ElectraPairs, FullSentences, Packed, SegmentPairs, SegmentStream
 from lmjax.data.examples.stand_in import stand_in_row
 from lmjax.data.loader import Loader
 from lmjax.errors import ConfigError
@@ -16,6 +16,7 @@ FORMS = [
     SegmentPairs(32, duplicates=2),
     SegmentPairs(32, "none", duplicates=1),
     ElectraPairs(32),
+    FullSentences(32),
     Packed(32),
     SegmentStream(32, 16, bidirectional=True),
 ]

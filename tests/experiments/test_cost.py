@@ -10,7 +10,7 @@ from experiments.cost import summary
 LINE = re.compile(r"^  (\S+) +(\S+ parameters, \S+ tokens, \S+ FLOPs)$", re.MULTILINE)
 CONFIGS = {
     name: importlib.import_module(f"configs.{name}")
-    for name in ("bert", "gpt", "xlnet", "electra", "diffusion")
+    for name in ("bert", "roberta", "gpt", "xlnet", "electra", "diffusion")
 }
 COSTS = [
     (name, size, cost)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import bert, electra, gpt, xlnet
+from configs import bert, electra, gpt, roberta, xlnet
 from lmjax.objectives.base import Objective
 from lmjax.training.plan import make_objective
 
@@ -51,6 +51,13 @@ def test_bert(size: str, encoder: int) -> None:
     assert count(params["encoder"]) + count(params["pooler"]) == encoder
     if size == "base":
         assert count(params) == 110_106_428
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("base", 124_697_433), ("large", 355_412_057)])
+def test_roberta(size: str, parameters: int) -> None:
+    params, objective = shapes(roberta, size, 50_265)
+    unread = 2 * objective.model.trunk.hidden_size  # rows of padding in the published table
+    assert count(params) + unread == parameters
 
 
 @pytest.mark.parametrize(

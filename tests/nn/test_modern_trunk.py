@@ -69,6 +69,21 @@ def test_scores_depend_on_distances_alone() -> None:
     assert np.abs(here - apart).max() > 1e-2
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_layers_that_do_not_rotate_read_no_positions(scan_layers: bool) -> None:
+    rotated = trunk(**MODERN, scan_layers=scan_layers)
+    params = params_of(rotated)
+    none, second = (dataclasses.replace(rotated, unrotated_every=n) for n in (1, 2))
+    here, there = (hidden(none, params, X, places, EVERYTHING) for places in (PLACES, 2 * PLACES))
+    np.testing.assert_array_equal(here, there)
+    whole, half = (hidden(c, params, X, PLACES, EVERYTHING) for c in (rotated, second))
+    gaps = [np.abs(x - y).max() for x, y in ((here, half), (half, whole), (here, whole))]
+    assert min(gaps) > 1e-2
+    for fields in ({"positions": "learned"}, {"rotary": RotaryConfig(100.0, 0.0, "yarn", 2.0, 8)}):
+        with pytest.raises(ConfigError, match="unrotated_every: only layers of positions='rotary'"):
+            dataclasses.replace(second, **fields)
+
+
 def test_rotation_is_that_of_complex_numbers() -> None:
     frequencies, _ = rotary_frequencies(RotaryConfig(base=100.0), 100.0, 4)
     np.testing.assert_allclose(frequencies, [1.0, 0.1])

@@ -14,8 +14,10 @@ from lmjax.data.tokenizer_training import train_tokenizer
 from lmjax.data.tokenizers import Tokenizer, TokenizerConfig
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.models.bert import BertConfig
+from lmjax.models.distilbert import DistilBertConfig
 from lmjax.models.electra import ElectraConfig
 from lmjax.models.gpt import GptConfig
+from lmjax.models.roberta import RobertaConfig
 from lmjax.models.xlnet import XlnetConfig
 from lmjax.nn.trunk import TransformerConfig
 
@@ -49,8 +51,9 @@ def vocabulary(made: Tokenizer) -> Vocabulary:
 def model(family: str, vocab_size: int = 0, **trunk: Any) -> Any:
     """A family's config on the small trunk."""
     own = dataclasses.replace(TRUNK, norm="pre" if family == "gpt" else "post", **trunk)
-    if family == "bert":
-        return BertConfig(own, max_length=64, vocab_size=vocab_size)
+    berts = {"bert": BertConfig, "roberta": RobertaConfig, "distilbert": DistilBertConfig}
+    if family in berts:
+        return berts[family](own, max_length=64, vocab_size=vocab_size)
     if family == "gpt":
         return GptConfig(own, max_length=64, vocab_size=vocab_size)
     if family == "xlnet":
@@ -61,9 +64,9 @@ def model(family: str, vocab_size: int = 0, **trunk: Any) -> Any:
 def config(task: dict[str, Any], data: dict[str, Any], family: str = "bert") -> ConfigDict:
     """A run from scratch on one device."""
     made = finetuning({"length": LENGTH, **task}, data, learning_rate=1e-2, epochs=2)
-    names = {"bert": "Bert", "gpt": "Gpt", "xlnet": "Xlnet", "electra": "Electra"}
+    names = {"distilbert": "DistilBert"}
     blocks: dict[str, Any] = {
-        "type": f"lmjax.models.{family}.{names[family]}Config",
+        "type": f"lmjax.models.{family}.{names.get(family, family.capitalize())}Config",
         "trunk": {
             "layers": 1,
             "hidden_size": 16,

@@ -44,6 +44,25 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         PACKED,
         {**MODERN, "first_norm": False, "norm_bias": False},
     ),
+    "RoBERTa": (
+        "masked.MaskedLM",
+        "roberta.RobertaConfig",
+        {"type": "lmjax.data.examples.FullSentences"},
+        {"activation": "gelu"},
+    ),
+    "DistilBERT": ("masked.MaskedLM", "distilbert.DistilBertConfig", PAIRS, {}),
+    "Ettin's decoder": (
+        "causal.CausalLM",
+        "modernbert_decoder.ModernBertDecoderConfig",
+        PACKED,
+        {**MODERN, "first_norm": False, "norm_bias": False},
+    ),
+    "SmolLM3": (
+        "causal.CausalLM",
+        "smollm3.SmolLM3Config",
+        PACKED,
+        {**LLAMA, "layers": 2, "unrotated_every": 2},
+    ),
     "diffusion": ("diffusion.MaskedDiffusion", "bert.BertConfig", PACKED, MODERN),
     "causal and masked": ("causal_masked.CausalMaskedLM", "gpt.GptConfig", PACKED, LLAMA),
     "prefix": ("prefix.PrefixLM", "llama.LlamaConfig", PACKED, LLAMA),
@@ -51,7 +70,12 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-SLOW = ("pairs share rows", "causal and masked", "prefix")  # the others cover most of them
+# The others cover most of them.
+SLOW = ("pairs share rows", "causal and masked", "prefix", "DistilBERT", "SmolLM3")
+SAVED = (
+    *("Llama", "ModernBERT", "RoBERTa", "DistilBERT", "Ettin's decoder", "SmolLM3"),
+    *("several tokens", "prefix"),
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +85,7 @@ def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> 
     objective, model, examples, trunk = RUNS[name]
     made = config(write_text(tmp_path / "text.txt"))
     made["objective"] = {"type": f"lmjax.objectives.{objective}"}
-    if name == "ModernBERT":
+    if name.endswith("BERT") or name == "RoBERTa":
         made["objective"]["sentence_prediction"] = False
     made["model"] = {
         "type": f"lmjax.models.{model}",
@@ -86,11 +110,12 @@ def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> 
         assert lines[0][1].keys()  # at step 0
         tokens = [found["train/tokens"] for _, found in lines if "train/tokens" in found]
         assert min(tokens) > 0.85 * 5 * 4 * 32  # of the five steps of a line
-    if name in ("Llama", "several tokens", "prefix"):
+    if objective in ("causal.CausalLM", "multi_token.MultiTokenLM", "prefix.PrefixLM"):
         (continued,) = opened.generate("abc", max_new_tokens=4)
         assert len(continued.token_ids) <= 4
-        lmjax.save_huggingface(opened, tmp_path / "llama")
-        again = lmjax.load(tmp_path / "llama")
+    if name in SAVED:
+        lmjax.save_huggingface(opened, tmp_path / "saved")
+        again = lmjax.load(tmp_path / "saved")
         (first,), (second,) = (lmjax.token_scores(m, ["abc abd."]) for m in (opened, again))
         np.testing.assert_allclose(first, second, atol=1e-5)
     if name == "diffusion":

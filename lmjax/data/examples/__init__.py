@@ -5,6 +5,7 @@ Each class is a frozen dataclass whose fields are the fields of `config.data.exa
 """
 
 from lmjax.data.examples.electra import ElectraPairs
+from lmjax.data.examples.full_sentences import FullSentences
 from lmjax.data.examples.packed import Packed
 from lmjax.data.examples.pairs import SegmentPairs
 from lmjax.data.examples.source import Examples, Source
@@ -13,6 +14,7 @@ from lmjax.data.examples.stream import SegmentStream
 __all__ = [
     "ElectraPairs",
     "Examples",
+    "FullSentences",
     "Packed",
     "SegmentPairs",
     "SegmentStream",

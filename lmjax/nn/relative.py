@@ -108,7 +108,7 @@ class RelativeAttention(nn.Module):
         same_segment: Mask,
         target_mapping: jax.Array | None,
         seeds: Seeds | None,
-        stream: str,
+        stream: str = "",
     ) -> jax.Array:
         """Attention of one stream. x: [batch, queries, hidden_size] -> the same shape.
 

@@ -396,10 +396,11 @@ def _phase(
     """Builds and checks a phase. own: the config with the changes of the phase."""
     examples, training, optimizer = own.data.examples, own.training, own.optimizer
     if optimizer.warmup_steps > schedule[1]:
+        whole = schedule == (0, training.steps)
+        steps = "config.training.steps=" if whole else "the steps of the phase, "
         raise ConfigError(
-            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed the {schedule[1]}"
-            " steps of the schedule, config.training.steps or those of the phase; shorten the"
-            " warmup"
+            f"config.optimizer.warmup_steps: {optimizer.warmup_steps} exceed {steps}{schedule[1]};"
+            " shorten the warmup"
         )
     size = _wanted_vocab_size(own) or own.data.tokenizer.vocab_size
     objective = make_objective(own.objective, own.model, size)

@@ -68,7 +68,7 @@ def test_every_family_has_a_dozen_models(family: str) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("xlnet", "electra") else [])
+        pytest.param(name, marks=[] if name in ("bert", "gpt2", "llama") else [pytest.mark.slow])
         for name in FAMILIES
     ],
 )

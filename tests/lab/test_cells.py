@@ -167,7 +167,7 @@ def test_another_ablations_directory_is_refused(config: ConfigDict, whole: pathl
 def looking(config: ConfigDict) -> ConfigDict:
     """A rule for known numbers: `sure` differs at the first look, `late` at the second."""
     values = config.to_dict()
-    del values["seeds"], values["variants"]["prefix"]
+    del values["seeds"], values["variants"]["blanks"]
     values["budget"] = {"unit": "steps", "amount": 2.0}
     for name in ("sure", "late"):
         values["variants"][name] = {"description": name, "changes": {}}

@@ -352,6 +352,7 @@ def test_the_configs_of_the_stages_can_work(stage: str) -> None:
 RTD = {"type": "lmjax.objectives.rtd.ReplacedTokenDetection"}
 
 
+@pytest.mark.slow
 def test_two_stages(tmp_path: pathlib.Path) -> None:
     text = write_text(tmp_path / "text.txt")
     masked = {

@@ -71,7 +71,10 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 
 
 # The others cover most of them.
-SLOW = ("pairs share rows", "causal and masked", "prefix", "DistilBERT", "SmolLM3")
+SLOW = (
+    *("pairs share rows", "pairs share rows, ELECTRA", "causal and masked", "prefix"),
+    *("DistilBERT", "SmolLM3"),
+)
 SAVED = (
     *("Llama", "ModernBERT", "RoBERTa", "DistilBERT", "Ettin's decoder", "SmolLM3"),
     *("several tokens", "prefix"),

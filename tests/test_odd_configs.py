@@ -90,7 +90,10 @@ def some(mutated: Iterator[odd.Mutation], every: int) -> Iterator[odd.Mutation]:
     return itertools.islice(mutated, 0, None, every)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] if f == "roberta" else []) for f in FAMILIES],
+)
 def test_pretraining(family: str, text: pathlib.Path) -> None:
     config = pretraining(family, text)
     make_plan(ConfigDict(config))

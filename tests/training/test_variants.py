@@ -73,7 +73,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 # The others cover most of them.
 SLOW = (
     *("pairs share rows", "pairs share rows, ELECTRA", "causal and masked", "prefix"),
-    *("DistilBERT", "SmolLM3"),
+    *("DistilBERT", "SmolLM3", "Ettin's decoder", "several tokens"),
 )
 SAVED = (
     *("Llama", "ModernBERT", "RoBERTa", "DistilBERT", "Ettin's decoder", "SmolLM3"),
@@ -128,6 +128,7 @@ def test_a_run_learns_and_its_model_opens(name: str, tmp_path: pathlib.Path) -> 
         assert len(filled.token_ids) == 2
 
 
+@pytest.mark.slow
 def test_a_run_by_groups_learns_and_fills_in_any_order(tmp_path: pathlib.Path) -> None:
     made = config(write_text(tmp_path / "text.txt"))
     made["objective"] |= {
